@@ -1,0 +1,237 @@
+/**
+ * What consumers and gateways say to each other over HTTP, version 1. Both sides validate with these schemas.
+ *
+ *   GET  /v1/provider                      who the provider is, and how it may be paid
+ *   GET  /v1/offers                        what it rents out now
+ *   POST /v1/quotes                        a signed quote, bound to one consumer and one lease
+ *   POST /v1/leases                        here is my escrow: make the node     (repeatable)
+ *   POST /v1/leases/{leaseId}/token        an Access signature → a bearer token for this lease, minutes long
+ *   GET  /v1/leases/{leaseId}              the allocation                        (bearer, as all below)
+ *   POST /v1/leases/{leaseId}/vouchers     stored before it is acknowledged
+ *   POST /v1/leases/{leaseId}/release      serve no longer: tears the tenant down, answers with a signed Release
+ *   *    /v1/leases/{leaseId}/kube/…       the narrow proxy to the provider's Kubernetes API, see below
+ *
+ * The proxy knows one namespace, the tenant's, which the caller does not name:
+ *   kube/pods, kube/configmaps, kube/secrets            GET (list, watch=true), POST
+ *   kube/{pods,configmaps,secrets}/NAME                 GET, PUT (whole object, admitted anew), DELETE
+ *   kube/pods/NAME/{log,exec,attach,portforward}        GET, or an upgrade carried through unread
+ *   kube/events                                         GET (list, watch=true)
+ *   kube/node                                           GET: the real node's status, reduced to this lease
+ *
+ * Numbers of base units travel as decimal strings. Errors are problem documents (RFC 9457).
+ */
+import { z } from 'zod';
+import { gpuModelNames } from './models.ts';
+import { capacityType, offerPrice } from './offer.ts';
+import { address, baseUnits, hex32, time } from './schema.ts';
+
+/** Bytes of JSON that either side accepts in one body. A pod with its largest legal annotations fits. */
+export const maxBodyBytes = 1_572_864;
+
+export const problem = z.object({
+  type: z.string().max(256).describe('about:blank, or gpulease:<reason>.'),
+  title: z.string().max(256),
+  status: z.int().min(400).max(599),
+  detail: z.string().max(2048).optional(),
+  /** A reason that callers act on; see `gatewayReasons`. */
+  reason: z.string().max(64).optional(),
+  errors: z
+    .array(
+      z.object({ field: z.string().max(256), given: z.string().max(256).optional(), message: z.string().max(512) }),
+    )
+    .max(32)
+    .optional(),
+});
+export type Problem = z.infer<typeof problem>;
+
+/** Refusals that a consumer's operator tells apart. All else is read by its HTTP status. */
+export const gatewayReasons = {
+  CapacityExhausted: 'the GPUs are not free now',
+  OfferNotFound: 'no offer of that name',
+  RailNotAccepted: 'not paid in that token, chain or contract',
+  TermNotAccepted: 'shorter or longer than the offer allows',
+  QuoteExpired: 'the quote ran out before its escrow was seen',
+  EscrowNotFound: 'no such escrow on chain yet',
+  EscrowMismatch: 'the escrow does not match the quote',
+  EscrowClosed: 'the escrow is closing or closed',
+  LeaseEnded: 'this lease was served and has ended',
+  LeaseNotFound: 'no allocation for this lease',
+  Unauthorized: 'the signature or token does not open this lease',
+  VoucherRefused: 'the voucher does not verify, or counts more seconds than passed',
+  PodRefused: 'the pod asks for what tenants may not have',
+  Held: 'the provider takes no new leases now',
+} as const;
+export type GatewayReason = keyof typeof gatewayReasons;
+
+const railInfo = z.object({
+  chainId: z.int().min(1),
+  escrow: address('LeaseEscrow contract.'),
+  token: address('Token contract.'),
+  assetSymbol: z.string().min(1).max(12),
+  decimals: z.int().min(0).max(36),
+});
+
+export const providerInfo = z.object({
+  address: address('Signs the quotes.'),
+  networkId: hex32('Network that the quotes are made for.'),
+  name: z.string().max(63),
+  version: z.string().max(64),
+  rails: z.array(railInfo).min(1).max(8),
+  /** The gateway's clock, so that a consumer sees skew before it signs. */
+  now: time('Clock of the gateway.'),
+});
+export type ProviderInfo = z.infer<typeof providerInfo>;
+
+const resources = z.object({
+  cpu: z.string().max(32),
+  memory: z.string().max(32),
+  ephemeralStorage: z.string().max(32),
+});
+export type Resources = z.infer<typeof resources>;
+
+export const offerInfo = z.object({
+  name: z.string().min(1).max(63),
+  model: z.enum(gpuModelNames),
+  interconnect: z.enum(['PCIe', 'NVLink']),
+  capacityType,
+  prices: z.array(offerPrice).min(1).max(4),
+  minDurationSeconds: z.int32().min(60),
+  maxDurationSeconds: z.int32().min(60),
+  product: z.string().max(63),
+  memoryMiB: z.int32().min(0),
+  region: z.string().max(63).optional(),
+  zone: z.string().max(63).optional(),
+  total: z.int32().min(0),
+  available: z.int32().min(0),
+  largestAvailable: z.int32().min(0),
+  resourcesPerGpu: resources,
+  labels: z.record(z.string().max(317), z.string().max(63)),
+});
+export type OfferInfo = z.infer<typeof offerInfo>;
+
+export const offerList = z.object({
+  offers: z.array(offerInfo).max(200),
+  observedAt: time('When the nodes were last looked at.'),
+});
+export type OfferList = z.infer<typeof offerList>;
+
+/** What the provider promises to serve. Its canonical JSON hash is the quote's `specHash`. */
+export const promisedNode = z.object({
+  offerName: z.string().min(1).max(63),
+  model: z.enum(gpuModelNames),
+  gpus: z.int32().min(1).max(16),
+  resources,
+});
+export type PromisedNode = z.infer<typeof promisedNode>;
+
+export const quoteRequest = z.object({
+  offerName: z.string().min(1).max(63),
+  consumer: address('Account that will open the escrow.'),
+  leaseRef: hex32('keccak256(abi.encode(clusterUID, leaseUID, attempt)).'),
+  chainId: z.int().min(1),
+  escrow: address('LeaseEscrow contract.'),
+  token: address('Token to pay with.'),
+  gpus: z.int32().min(1).max(16),
+  maxSeconds: z.int32().min(60).max(2592000),
+  startTimeoutSeconds: z.int32().min(30).max(86400),
+  /** Least resources of the node, Kubernetes quantities. Default: the offer's share for these GPUs. */
+  requests: resources.partial().optional(),
+});
+export type QuoteRequest = z.infer<typeof quoteRequest>;
+
+/** `Quote` of api/messages.ts as JSON: bigints are decimal strings. */
+export const quoteJson = z.object({
+  networkId: hex32('Network.'),
+  provider: address('Signer.'),
+  payee: address('Who may withdraw.'),
+  consumer: address('Who may open.'),
+  leaseRef: hex32('Lease and attempt.'),
+  token: address('Token.'),
+  pricePerGpuHour: baseUnits('Price, fee included.'),
+  gpus: z.int32().min(1).max(16),
+  minSeconds: z.int32().min(0),
+  maxSeconds: z.int32().min(1),
+  startTimeoutSeconds: z.int32().min(0),
+  graceSeconds: z.int32().min(1),
+  capacityType: z.int().min(0).max(1),
+  specHash: hex32('Hash of the promised node.'),
+  saltCommit: hex32('Commitment for the choice of checkers, or zero.'),
+  referrer: address('Or the zero address.'),
+  referrerBps: z.int().min(0).max(10000),
+  expiresAt: z.int().min(0),
+  nonce: z
+    .string()
+    .max(78)
+    .regex(/^[0-9]+$/),
+});
+export type QuoteJson = z.infer<typeof quoteJson>;
+
+const signature = z
+  .string()
+  .min(4)
+  .max(2050)
+  .regex(/^0x([0-9a-fA-F]{2})+$/);
+
+export const signedQuote = z.object({
+  chainId: z.int().min(1),
+  escrow: address('LeaseEscrow contract.'),
+  quote: quoteJson,
+  signature,
+  node: promisedNode,
+});
+export type SignedQuote = z.infer<typeof signedQuote>;
+
+/** POST /v1/leases: asks for the allocation of an escrow that is on chain. */
+export const leaseRequest = signedQuote;
+
+export const accessRequest = z.object({
+  provider: address('Provider that is spoken to.'),
+  audienceUrl: z.string().max(2048),
+  nonce: hex32('Random, used once.'),
+  expiresAt: z.int().min(0),
+  signature,
+});
+export type AccessRequest = z.infer<typeof accessRequest>;
+
+export const accessToken = z.object({ token: z.string().min(1).max(2048), expiresAt: z.int().min(0) });
+export type AccessToken = z.infer<typeof accessToken>;
+
+/**
+ * What the provider set aside for one lease.
+ * Provisioning: the tenant is being made. Serving: pods may run. Suspended: unpaid beyond grace, pods were ended; vouchers
+ * no longer help. Ended: released, closed or expired; nothing is left but the record.
+ */
+export const allocationInfo = z.object({
+  leaseId: hex32('Id of the escrow.'),
+  state: z.enum(['Provisioning', 'Serving', 'Suspended', 'Ended']),
+  reason: z.string().max(64).optional(),
+  message: z.string().max(1024).optional(),
+  gpus: z.int32().min(0),
+  resources,
+  /** Largest number of pods the tenant may have. */
+  pods: z.int32().min(0),
+  nodeLabels: z.record(z.string().max(317), z.string().max(63)),
+  nodeInfo: z.record(z.string().max(64), z.string().max(256)),
+  /** The real node answers its own control plane. */
+  nodeReady: z.boolean(),
+  nodeMessage: z.string().max(1024).optional(),
+  /** Highest voucher stored here. */
+  vouchedSeconds: z.int32().min(0),
+  graceSeconds: z.int32().min(0),
+  servingSince: time('When the allocation became Serving.').optional(),
+});
+export type AllocationInfo = z.infer<typeof allocationInfo>;
+
+export const voucherRequest = z.object({ servedSeconds: z.int32().min(0), last: z.boolean(), signature });
+export type VoucherRequest = z.infer<typeof voucherRequest>;
+export const voucherReceipt = z.object({ servedSeconds: z.int32().min(0) });
+export type VoucherReceipt = z.infer<typeof voucherReceipt>;
+
+/** The answer to POST …/release, once nothing of the tenant runs; before that the answer is 202 with `state: Ending`. */
+export const releaseReceipt = z.object({
+  state: z.enum(['Ending', 'Ended']),
+  servedSeconds: z.int32().min(0).optional(),
+  /** Provider's signature over Release{leaseId, servedSeconds}. */
+  signature: signature.optional(),
+});
+export type ReleaseReceipt = z.infer<typeof releaseReceipt>;

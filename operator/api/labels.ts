@@ -1,0 +1,64 @@
+/** Every label, annotation, taint and finalizer of ours, and what it means. Nothing else spells them out. */
+
+export const group = 'gpulease.dev';
+export const version = 'v1alpha1';
+export const apiVersion = `${group}/${version}`;
+
+export const labels = {
+  /** On a virtual node, and on what is made for a lease: the name of the GpuLease. */
+  lease: `${group}/lease`,
+  /** UID of the GpuLease: tells a lease from an older one of the same name. */
+  leaseUid: `${group}/lease-uid`,
+  leaseNamespace: `${group}/lease-namespace`,
+  /** On chain id of the lease, without 0x, cut to 63 characters. On provider-side objects. */
+  leaseId: `${group}/lease-id`,
+  provider: `${group}/provider`,
+  offer: `${group}/offer`,
+  capacityType: `${group}/capacity-type`,
+  /** On a real node of a provider: rent this node's GPUs out. Also the key of the taint that the gateway puts there. */
+  offered: `${group}/offered`,
+  /** On a tenant's namespace, and everything in it. */
+  tenant: `${group}/tenant`,
+  managedBy: 'app.kubernetes.io/managed-by',
+} as const;
+
+export const managedBy = 'gpulease';
+
+export const annotations = {
+  /** On a carried pod at the provider: namespace, name and UID of the consumer's pod. */
+  podNamespace: `${group}/pod-namespace`,
+  podName: `${group}/pod-name`,
+  podUid: `${group}/pod-uid`,
+} as const;
+
+export const finalizers = {
+  /** On a GpuLease: money or hardware may still be held for it. */
+  lease: `${group}/release`,
+  /** On a virtual Node: its lease has not ended. */
+  node: `${group}/node`,
+  /** On a GpuProvider: leases of it have not ended. */
+  provider: `${group}/provider`,
+} as const;
+
+export const taints = {
+  /** On virtual nodes: value is the lease's name. */
+  lease: labels.lease,
+  /** The custom of virtual nodes: tooling knows it. Value: gpulease. */
+  virtualNode: 'virtual-kubelet.io/provider',
+  offered: labels.offered,
+} as const;
+
+export const gpuResource = 'nvidia.com/gpu';
+
+/**
+ * Labels of the provider's real node that the virtual node carries. Everything else stays behind, so that a provider
+ * cannot attract pods by pretending to be, say, a control plane or somebody's dedicated pool.
+ */
+export const carriedNodeLabelPrefixes = ['nvidia.com/'] as const;
+export const carriedNodeLabels = [
+  'topology.kubernetes.io/region',
+  'topology.kubernetes.io/zone',
+  'kubernetes.io/arch',
+  'kubernetes.io/os',
+  'node.kubernetes.io/instance-type',
+] as const;

@@ -1,0 +1,68 @@
+/**
+ * Writes what is generated from sources of truth: `crds/` from the Zod schemas, contract ABIs from Solidity, the
+ * reference from the registries. `--verify` writes nothing, and fails when a committed file differs from its source.
+ */
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { dump } from 'js-yaml';
+import { customResourceDefinition } from '../api/crd.ts';
+import { kinds } from '../api/kinds.ts';
+import { group } from '../api/labels.ts';
+import { generateContracts } from '../contracts/generate.ts';
+import { reference } from './reference.ts';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
+
+/** Path from the repository's root → content. */
+async function everything(): Promise<Map<string, string>> {
+  const files = new Map<string, string>();
+  for (const kind of kinds) {
+    const header = '# Generated from operator/api by `npm run generate`. Do not edit.\n';
+    const yaml = dump(customResourceDefinition(kind), { lineWidth: 120, noRefs: true });
+    files.set(`crds/${group}_${kind.plural}.yaml`, header + yaml);
+  }
+  for (const [path, content] of await generateContracts()) files.set(path, content);
+  files.set('operator/REFERENCE.md', reference());
+  return files;
+}
+
+/** Files in wholly generated folders that nothing generates any more. */
+async function leftovers(files: ReadonlyMap<string, string>): Promise<string[]> {
+  const present = (await readdir(join(root, 'crds'))).map((name) => `crds/${name}`);
+  return present.filter((path) => !files.has(path));
+}
+
+const { values } = parseArgs({ options: { verify: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } } });
+if (values.help) {
+  console.log(
+    'Usage: npm run generate            write all generated files\n       npm run verify              fail if a committed generated file is stale',
+  );
+  process.exit(0);
+}
+const files = await everything();
+const stale: string[] = [];
+for (const [path, content] of files) {
+  const present = await readFile(join(root, path), 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return undefined;
+    throw error;
+  });
+  if (present === content) continue;
+  stale.push(path);
+  if (values.verify) continue;
+  await mkdir(dirname(join(root, path)), { recursive: true });
+  await writeFile(join(root, path), content);
+}
+const extra = await leftovers(files);
+if (values.verify && stale.length + extra.length > 0) {
+  console.error(
+    `Stale generated files: ${[...stale, ...extra].join(', ')}\nRun \`npm run generate\`${extra.length ? ' and delete those that nothing generates' : ''}, and commit the result.`,
+  );
+  process.exit(1);
+}
+console.log(
+  values.verify
+    ? `${files.size} generated files are up to date`
+    : `${files.size} files, ${stale.length} written${stale.length ? `: ${stale.join(', ')}` : ''}`,
+);

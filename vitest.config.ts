@@ -14,6 +14,7 @@ export default defineConfig({
       {
         test: {
           name: 'integration',
+          globalSetup: ['test/support/clusters.ts'],
           include: ['test/conformance/**/*.test.ts', 'test/integration/**/*.test.ts'],
           fileParallelism: false,
           testTimeout: 120_000,

@@ -1,0 +1,303 @@
+/**
+ * Where the programs of a local cluster come from: `KUBEBUILDER_ASSETS`, PATH, our cache, or the Go toolchain, in that order.
+ *
+ * Versions are pinned by the go.mod files beside this one and checked by their go.sum; a built program is kept outside the
+ * work tree, in a folder named after the versions and the platform, so that a clone or a clean-up costs nothing.
+ *
+ * Invariant: a folder in the cache is complete. Programs are built in a folder beside it and moved in by one rename.
+ */
+import { execFile, spawn } from 'node:child_process';
+import { accessSync, constants, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { delimiter, join } from 'node:path';
+import { promisify } from 'node:util';
+import { takeLock } from '../lock.ts';
+import type { Report } from '../processes.ts';
+
+export const KUBERNETES_VERSION = '1.36.3';
+/** The version Kubernetes itself is released with (kubeadm's DefaultEtcdVersion). */
+export const ETCD_VERSION = '3.6.8';
+export const KWOK_VERSION = '0.8.0';
+
+/** plane: what a control plane needs. node: also the kubelet. hollow: also kwok. */
+export type Need = 'plane' | 'node' | 'hollow';
+
+export type Tool =
+  | 'etcd'
+  | 'kube-apiserver'
+  | 'kube-controller-manager'
+  | 'kube-scheduler'
+  | 'kubectl'
+  | 'kubelet'
+  | 'kwok';
+
+/** Absolute paths; those that were not asked for may be missing. */
+export interface ToolPaths {
+  readonly etcd: string;
+  readonly 'kube-apiserver': string;
+  readonly 'kube-controller-manager': string;
+  readonly 'kube-scheduler': string;
+  readonly kubectl: string;
+  readonly kubelet?: string;
+  readonly kwok?: string;
+}
+
+export interface ToolsOptions {
+  readonly need: readonly Need[];
+  readonly report: Report;
+  readonly env?: Readonly<Record<string, string | undefined>>;
+}
+
+const PLANE: readonly Tool[] = ['etcd', 'kube-apiserver', 'kube-controller-manager', 'kube-scheduler', 'kubectl'];
+
+interface Build {
+  readonly what: string;
+  readonly module: string;
+  readonly tools: Readonly<Partial<Record<Tool, string>>>;
+  readonly cacheKey: string;
+  readonly ldflags: string;
+  readonly about: string;
+}
+
+const platform = `${process.platform}-${process.arch}`;
+
+function ldflags(version: string, ...packages: string[]): string {
+  const [major, minor] = version.split('.');
+  const stamp = (p: string) => `-X ${p}.gitVersion=v${version} -X ${p}.gitMajor=${major} -X ${p}.gitMinor=${minor}`;
+  return ['-s -w', ...packages.map(stamp)].join(' ');
+}
+
+const kubernetes = (name: Tool): Partial<Record<Tool, string>> => ({ [name]: `k8s.io/kubernetes/cmd/${name}` });
+const kubernetesFlags = ldflags(KUBERNETES_VERSION, 'k8s.io/component-base/version', 'k8s.io/client-go/pkg/version');
+
+// The kubelet is apart, so that a test that wants only a control plane does not wait for it.
+const BUILDS: readonly Build[] = [
+  {
+    what: `etcd v${ETCD_VERSION}`,
+    module: 'kubernetes',
+    tools: { etcd: 'go.etcd.io/etcd/server/v3' },
+    cacheKey: `etcd-v${ETCD_VERSION}-${platform}`,
+    ldflags: '-s -w',
+    about: 'about 1 min on 2 cores',
+  },
+  {
+    what: `Kubernetes v${KUBERNETES_VERSION} programs`,
+    module: 'kubernetes',
+    tools: Object.assign(
+      {},
+      ...(['kube-apiserver', 'kube-controller-manager', 'kube-scheduler', 'kubectl'] as const).map(kubernetes),
+    ) as Partial<Record<Tool, string>>,
+    cacheKey: `kubernetes-v${KUBERNETES_VERSION}-${platform}`,
+    ldflags: kubernetesFlags,
+    about: 'about 6 min on 2 cores',
+  },
+  {
+    what: `kubelet v${KUBERNETES_VERSION}`,
+    module: 'kubernetes',
+    tools: kubernetes('kubelet'),
+    cacheKey: `kubelet-v${KUBERNETES_VERSION}-${platform}`,
+    ldflags: kubernetesFlags,
+    about: 'about 1 min on 2 cores',
+  },
+  {
+    what: `kwok v${KWOK_VERSION}`,
+    module: 'kwok',
+    tools: { kwok: 'sigs.k8s.io/kwok/cmd/kwok' },
+    cacheKey: `kwok-v${KWOK_VERSION}-${platform}`,
+    ldflags: `-s -w -X sigs.k8s.io/kwok/pkg/consts.Version=v${KWOK_VERSION}`,
+    about: 'about 1 min on 2 cores',
+  },
+];
+
+/** Finds or builds what is needed. Only the last way takes time, and it says so. */
+export async function ensureTools(
+  { need, report, env = process.env }: ToolsOptions,
+  signal?: AbortSignal,
+): Promise<ToolPaths> {
+  const wanted = new Set<Tool>(PLANE);
+  if (need.includes('node')) wanted.add('kubelet');
+  if (need.includes('hollow')) wanted.add('kwok');
+  const cache = cacheFolder(env);
+  const paths: Partial<Record<Tool, string>> = {};
+  for (const tool of wanted) {
+    const found = await findInstalled(tool, env);
+    if (found) paths[tool] = found;
+  }
+  const missingOf = (build: Build) => (Object.keys(build.tools) as Tool[]).filter((t) => wanted.has(t) && !paths[t]);
+  const folderOf = (build: Build) => join(cache, build.cacheKey);
+  const toBuild = BUILDS.filter((build) => missingOf(build).length > 0 && !existsSync(folderOf(build)));
+  if (toBuild.length > 0) await checkGo(toBuild.flatMap(missingOf), env);
+  for (const build of toBuild) await buildInto(folderOf(build), build, report, env, signal);
+  for (const build of BUILDS) {
+    for (const tool of missingOf(build)) paths[tool] = join(folderOf(build), tool);
+  }
+  return paths as ToolPaths;
+}
+
+/** `${GPULEASE_CACHE}`, or the user's cache folder. */
+export function cacheFolder(env: Readonly<Record<string, string | undefined>> = process.env): string {
+  return join(env.GPULEASE_CACHE || env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'gpulease', 'tools');
+}
+
+async function findInstalled(
+  tool: Tool,
+  env: Readonly<Record<string, string | undefined>>,
+): Promise<string | undefined> {
+  const folders = [env.KUBEBUILDER_ASSETS, ...(env.PATH ?? '').split(delimiter)].filter((f): f is string => !!f);
+  for (const folder of folders) {
+    const path = join(folder, tool);
+    if (isProgram(path) && (await hasRightVersion(tool, path))) return path;
+  }
+  return undefined;
+}
+
+/** Same minor version of Kubernetes, same minor of etcd, exactly ours of kwok, whose stages we carry. */
+async function hasRightVersion(tool: Tool, path: string): Promise<boolean> {
+  const args = tool === 'kubectl' ? ['version', '--client', '--output=json'] : ['--version'];
+  const wanted =
+    tool === 'etcd'
+      ? minorOf(ETCD_VERSION)
+      : tool === 'kwok'
+        ? new RegExp(`\\bv?${quoteDots(KWOK_VERSION)}\\b`)
+        : minorOf(KUBERNETES_VERSION);
+  try {
+    const { stdout } = await promisify(execFile)(path, args, { timeout: 10_000, maxBuffer: 1 << 20 });
+    return wanted.test(stdout);
+  } catch {
+    return false; // for another machine, or too old to know the flag: as good as absent
+  }
+}
+
+function minorOf(version: string): RegExp {
+  return new RegExp(`\\bv?${quoteDots(version.split('.').slice(0, 2).join('.'))}\\.\\d+`);
+}
+
+function quoteDots(text: string): string {
+  return text.replaceAll('.', '\\.');
+}
+
+function isProgram(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK);
+    return statSync(path).isFile();
+  } catch {
+    return false;
+  }
+}
+
+async function buildInto(
+  folder: string,
+  build: Build,
+  report: Report,
+  env: Readonly<Record<string, string | undefined>>,
+  signal?: AbortSignal,
+): Promise<void> {
+  const moduleFolder = join(import.meta.dirname, build.module);
+  mkdirSync(cacheFolder(env), { recursive: true });
+  const onWait = () => report(`waiting for another process that is building ${build.what}`);
+  const unlock = await takeLock(`${folder}.lock`, { onWait }, signal);
+  try {
+    if (existsSync(folder)) return; // the other one built it
+    const temporary = `${folder}.tmp-${process.pid}`;
+    rmSync(temporary, { recursive: true, force: true });
+    mkdirSync(temporary);
+    try {
+      const packages = Object.values(build.tools);
+      const [only] = Object.keys(build.tools);
+      const output = packages.length === 1 ? join(temporary, only ?? '') : `${temporary}/`;
+      await go(
+        ['build', '-o', output, '-ldflags', build.ldflags, ...packages],
+        { build, moduleFolder, report, env },
+        signal,
+      );
+      moveInto(temporary, folder);
+    } finally {
+      rmSync(temporary, { recursive: true, force: true });
+    }
+  } finally {
+    unlock();
+  }
+}
+
+function moveInto(temporary: string, folder: string): void {
+  try {
+    renameSync(temporary, folder);
+  } catch (error) {
+    // Two builders, when both found the lock of a third that had died: the first to finish is as good.
+    if (!existsSync(folder)) throw error;
+  }
+}
+
+async function checkGo(tools: readonly Tool[], env: Readonly<Record<string, string | undefined>>): Promise<void> {
+  const goMod = readFileSync(join(import.meta.dirname, 'kubernetes', 'go.mod'), 'utf8');
+  const [, major = '1', minor = '0'] = /^go (\d+)\.(\d+)/m.exec(goMod) ?? [];
+  const fix =
+    `install Go ${major}.${minor} or newer (https://go.dev/dl/), or set KUBEBUILDER_ASSETS to a folder with these programs ` +
+    `(Kubernetes ${KUBERNETES_VERSION}, etcd ${ETCD_VERSION}, kwok ${KWOK_VERSION})`;
+  let version: string;
+  try {
+    // Outside the module: inside, Go would try to fetch the toolchain that go.mod names, and fail with another message.
+    ({ stdout: version } = await promisify(execFile)('go', ['env', 'GOVERSION'], {
+      cwd: '/',
+      env: { ...env } as NodeJS.ProcessEnv,
+    }));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    throw new Error(`${tools.join(', ')} must be built, and there is no Go on PATH: ${fix}`);
+  }
+  const have = /go(\d+)\.(\d+)/.exec(version);
+  // Since 1.21 Go fetches a newer toolchain by itself, unless it was told not to.
+  const { stdout: toolchain } = await promisify(execFile)('go', ['env', 'GOTOOLCHAIN'], {
+    cwd: '/',
+    env: { ...env } as NodeJS.ProcessEnv,
+  });
+  const old = !have || Number(have[1]) < Number(major) || (have[1] === major && Number(have[2]) < Number(minor));
+  if (old && (Number(have?.[2] ?? 0) < 21 || toolchain.trim() === 'local')) {
+    throw new Error(`building ${tools.join(', ')} needs Go ${major}.${minor}, here is ${version.trim()}: ${fix}`);
+  }
+}
+
+async function go(
+  args: readonly string[],
+  {
+    build,
+    moduleFolder,
+    report,
+    env,
+  }: { build: Build; moduleFolder: string; report: Report; env: Readonly<Record<string, string | undefined>> },
+  signal?: AbortSignal,
+): Promise<void> {
+  const started = Date.now();
+  const say = () =>
+    report(
+      `building ${build.what} with go (once per machine, ${build.about}) … ${Math.round((Date.now() - started) / 1000)} s`,
+    );
+  say();
+  const ticker = setInterval(say, 5000);
+  try {
+    // readonly: what is built is what go.sum says. No cgo: the programs run whatever the C library is.
+    const child = spawn('go', args, {
+      cwd: moduleFolder,
+      env: {
+        ...env,
+        CGO_ENABLED: '0',
+        GOFLAGS: '-mod=readonly -buildvcs=false -trimpath',
+        GOWORK: 'off',
+      } as NodeJS.ProcessEnv,
+      stdio: ['ignore', 'ignore', 'pipe'],
+      signal,
+    });
+    let tail = '';
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      tail = (tail + text).slice(-4000);
+    });
+    const code = await new Promise<number | null>((resolve, reject) => {
+      child.once('error', reject);
+      child.once('close', resolve);
+    });
+    if (code !== 0) throw new Error(`building ${build.what} failed (go exit code ${code}):\n${tail.trim()}`);
+    report(`built ${build.what} in ${Math.round((Date.now() - started) / 1000)} s`);
+  } finally {
+    clearInterval(ticker);
+  }
+}

@@ -1,0 +1,540 @@
+/**
+ * The only writer of one account's transactions.
+ *
+ *   submit:  seen before? → would the chain refuse? → nonce → sign → STORE → broadcast
+ *   tick:    what is mined, safe, dropped, stuck, missing → rebroadcast the same bytes, replace by fee, fill a gap
+ *
+ * Invariant: no transaction is broadcast that is not stored. A crash at any point leaves either nothing, or bytes that the
+ * next tick broadcasts again; the chain takes a nonce once, so the effect happens once.
+ *
+ * An intent's key names its effect ("open/<leaseRef>"). Submitting it again gives the entry that is there. Final entries
+ * are kept for a while and then pruned, so an effect must also be refused by its contract when it comes twice, or its key
+ * be asked for only while the chain shows that the effect is missing.
+ */
+import { Transaction } from 'ethers';
+import type { Address, Hex, Hex32 } from '../../api/messages.ts';
+import type { ChainKey } from './key.ts';
+import { decodeRefusal, type Refusal } from './refusal.ts';
+import { ChainUnavailable, type Rpc, RpcError } from './rpc.ts';
+import type { Store } from './store.ts';
+
+/**
+ * stored: signed and kept, perhaps never sent. broadcast: a node took it. mined, reverted: in a block at the head; final
+ * once `receipt.safe`. lost: another transaction used the nonce, so this one can never be mined; the key may be submitted
+ * again.
+ */
+export type OutboxState = 'stored' | 'broadcast' | 'mined' | 'reverted' | 'lost';
+
+export interface Receipt {
+  readonly hash: Hex32;
+  readonly blockNumber: number;
+  readonly blockHash: Hex32;
+  readonly gasUsed: bigint;
+  readonly effectiveGasPrice: bigint;
+  readonly status: 0 | 1;
+  /** At or below the chain's safe head: no reorganisation takes it back. */
+  readonly safe: boolean;
+}
+
+export interface OutboxEntry {
+  readonly key: string;
+  readonly state: OutboxState;
+  readonly nonce: number;
+  readonly to: Address;
+  /** The newest transaction, and all that were signed for this nonce, oldest first. */
+  readonly hash: Hex32;
+  readonly hashes: readonly Hex32[];
+  /** Unix seconds. */
+  readonly submittedAt: number;
+  readonly sentAt?: number;
+  readonly receipt?: Receipt;
+  /** What the node said to the last broadcast, when it was no. */
+  readonly lastError?: string;
+}
+
+export interface Intent {
+  readonly key: string;
+  readonly to: Address;
+  readonly data: Hex;
+  readonly gasLimit?: bigint;
+}
+
+export type Submitted =
+  | { readonly outcome: 'accepted'; readonly entry: OutboxEntry }
+  /** Nothing was signed. */
+  | { readonly outcome: 'refused'; readonly refusal: Refusal };
+
+export interface Outbox {
+  readonly address: Address;
+  submit(intent: Intent, signal?: AbortSignal): Promise<Submitted>;
+  /** Looks after all that is not final. Call it every few seconds; it asks the chain nothing when all is. */
+  tick(signal?: AbortSignal): Promise<void>;
+  state(key: string, signal?: AbortSignal): Promise<OutboxEntry | undefined>;
+  entries(signal?: AbortSignal): Promise<readonly OutboxEntry[]>;
+  /** Drops a final entry. Throws for any other: its transaction may still be mined. */
+  forget(key: string, signal?: AbortSignal): Promise<void>;
+}
+
+export interface OutboxPolicy {
+  /** Never pay more for a unit of gas, in wei. */
+  readonly maxFeePerGasCap: bigint;
+  /** Replace what heads the queue and was not mined for so long. */
+  readonly bumpAfterSeconds: number;
+  readonly maxReplacements: number;
+  /** Fill a missing nonce before ours when nobody did for so long. */
+  readonly gapAfterSeconds: number;
+  readonly maxUnfinished: number;
+  /** Of signed bytes in hexadecimal, all together: the store is a Secret, which holds a mebibyte. */
+  readonly maxStoredCharacters: number;
+  readonly keepFinal: number;
+}
+
+export const defaultOutboxPolicy: OutboxPolicy = {
+  maxFeePerGasCap: 500_000_000_000n,
+  bumpAfterSeconds: 30,
+  maxReplacements: 10,
+  gapAfterSeconds: 30,
+  maxUnfinished: 64,
+  maxStoredCharacters: 600_000,
+  keepFinal: 100,
+};
+
+/** Points at which a test stops the world. */
+export interface OutboxFaults {
+  beforeBroadcast?(entry: OutboxEntry): Promise<void> | void;
+  afterBroadcast?(entry: OutboxEntry): Promise<void> | void;
+}
+
+export interface OutboxOptions {
+  readonly rpc: Rpc;
+  readonly key: ChainKey;
+  readonly store: Store<OutboxRecord>;
+  readonly now: () => Date;
+  readonly policy?: Partial<OutboxPolicy>;
+  readonly faults?: OutboxFaults;
+}
+
+/** Plain JSON. */
+export interface OutboxRecord {
+  readonly chainId: number;
+  readonly address: Address;
+  readonly entries: readonly StoredEntry[];
+}
+
+export interface StoredEntry {
+  readonly key: string;
+  readonly state: OutboxState;
+  readonly nonce: number;
+  readonly to: Address;
+  readonly hashes: readonly Hex32[];
+  /** The newest signed bytes; gone once final. */
+  readonly raw?: Hex;
+  readonly submittedAt: number;
+  readonly sentAt?: number;
+  readonly receipt?: Omit<Receipt, 'gasUsed' | 'effectiveGasPrice'> & { gasUsed: string; effectiveGasPrice: string };
+  readonly lastError?: string;
+}
+
+/** Too much is under way. Try later. */
+export class OutboxFull extends Error {
+  override readonly name = 'OutboxFull';
+  readonly terminal = false;
+}
+
+/** The stored transactions are another account's or another chain's. */
+export class OutboxMismatch extends Error {
+  override readonly name = 'OutboxMismatch';
+  readonly terminal = true;
+}
+
+interface RawReceipt {
+  readonly transactionHash: Hex32;
+  readonly blockNumber: Hex;
+  readonly blockHash: Hex32;
+  readonly gasUsed: Hex;
+  readonly effectiveGasPrice: Hex;
+  readonly status: Hex;
+}
+
+interface Fees {
+  readonly maxFeePerGas: bigint;
+  readonly maxPriorityFeePerGas: bigint;
+}
+
+/** Nodes refuse to replace a transaction for less than +10 %; this is a little more. */
+const bumpNumerator = 1125n;
+const bumpDenominator = 1000n;
+const gasOfTransfer = 21_000n;
+const gasReserve = 40_000n;
+
+export function createOutbox(options: OutboxOptions): Outbox {
+  const { rpc, key, store, faults } = options;
+  const policy = { ...defaultOutboxPolicy, ...options.policy };
+  const from = key.address;
+  const nowSeconds = () => Math.floor(options.now().getTime() / 1000);
+  const exclusive = mutex();
+  let held: { record: OutboxRecord; version: string } | undefined;
+
+  async function load(signal?: AbortSignal): Promise<OutboxRecord> {
+    if (!held) {
+      const { value, version } = await store.load(signal);
+      const record = value ?? { chainId: rpc.chainId, address: from, entries: [] };
+      if (record.chainId !== rpc.chainId || record.address.toLowerCase() !== from.toLowerCase()) {
+        throw new OutboxMismatch(
+          `the stored transactions are of ${record.address} on chain ${record.chainId}, configured are ${from} and ${rpc.chainId}: keep one store for each`,
+        );
+      }
+      held = { record, version };
+    }
+    return held.record;
+  }
+
+  async function save(entries: readonly StoredEntry[], signal?: AbortSignal): Promise<void> {
+    const { record, version } = held!;
+    const next = { ...record, entries: prune(entries, policy.keepFinal) };
+    try {
+      held = { record: next, version: await store.save(next, version, signal) };
+    } catch (error) {
+      // Written by another, or not known whether it was written: what is in memory can no longer be trusted.
+      held = undefined;
+      throw error;
+    }
+  }
+
+  async function put(entry: StoredEntry, signal?: AbortSignal): Promise<void> {
+    const others = (await load(signal)).entries.filter((other) => other.key !== entry.key);
+    await save([...others, entry], signal);
+  }
+
+  /** Sends the stored bytes. A node that says no, or nothing, leaves them for the next tick. */
+  async function broadcast(entry: StoredEntry, signal?: AbortSignal): Promise<StoredEntry> {
+    await faults?.beforeBroadcast?.(shown(entry));
+    let sent: StoredEntry;
+    try {
+      await rpc.call<Hex>('eth_sendRawTransaction', [entry.raw!], signal);
+      sent = sentNow(entry, nowSeconds());
+    } catch (error) {
+      if (error instanceof RpcError && isKnownAlready(error)) sent = sentNow(entry, nowSeconds());
+      else sent = { ...entry, lastError: messageOf(error) };
+    }
+    await faults?.afterBroadcast?.(shown(sent));
+    return sent;
+  }
+
+  async function count(block: 'latest' | 'pending' | 'safe', signal?: AbortSignal): Promise<number> {
+    return Number(await rpc.call<Hex>('eth_getTransactionCount', [from, block], signal));
+  }
+
+  async function currentFees(signal?: AbortSignal): Promise<Fees> {
+    const block = await rpc.call<{ baseFeePerGas?: Hex } | null>('eth_getBlockByNumber', ['latest', false], signal);
+    if (!block?.baseFeePerGas) throw new ChainUnavailable(`chain ${rpc.chainId} names no base fee: EIP-1559 is needed`);
+    let priority = 1_000_000_000n;
+    try {
+      priority = BigInt(await rpc.call<Hex>('eth_maxPriorityFeePerGas', [], signal));
+    } catch (error) {
+      // Not every node suggests a tip; a gwei is then what most accept.
+      if (!(error instanceof RpcError)) throw error;
+    }
+    // Twice the base fee stays valid through six full blocks.
+    return capped({ maxFeePerGas: BigInt(block.baseFeePerGas) * 2n + priority, maxPriorityFeePerGas: priority });
+  }
+
+  function capped(fees: Fees): Fees {
+    const maxFeePerGas = least(fees.maxFeePerGas, policy.maxFeePerGasCap);
+    return { maxFeePerGas, maxPriorityFeePerGas: least(fees.maxPriorityFeePerGas, maxFeePerGas) };
+  }
+
+  async function sign(call: { to: Address; data: Hex }, nonce: number, gasLimit: bigint, fees: Fees) {
+    const raw = await key.signTransaction({
+      type: 2,
+      chainId: rpc.chainId,
+      nonce,
+      gasLimit,
+      value: 0n,
+      ...call,
+      ...fees,
+    });
+    return { raw, hash: Transaction.from(raw).hash as Hex32 };
+  }
+
+  async function submit(intent: Intent, signal?: AbortSignal): Promise<Submitted> {
+    const { entries } = await load(signal);
+    const known = entries.find((entry) => entry.key === intent.key);
+    if (known && known.state !== 'lost') return { outcome: 'accepted', entry: shown(known) };
+    refuseWhenFull(entries);
+
+    const call = { to: intent.to, data: intent.data };
+    let gasLimit: bigint;
+    try {
+      await rpc.contractCall({ ...call, from }, 'latest', signal);
+      const estimate =
+        intent.gasLimit ?? BigInt(await rpc.call<Hex>('eth_estimateGas', [{ ...call, from }, 'latest'], signal));
+      // Others may come first and make ours dearer, by up to two storage slots that are empty then. What is not used
+      // costs nothing.
+      gasLimit = intent.gasLimit ?? (estimate * 13n) / 10n + gasReserve;
+    } catch (error) {
+      const refusal = decodeRefusal(error) ?? outOfGas(error, from);
+      if (!refusal) throw error;
+      return { outcome: 'refused', refusal };
+    }
+
+    const fees = await currentFees(signal);
+    const balance = BigInt(await rpc.call<Hex>('eth_getBalance', [from, 'latest'], signal));
+    if (balance < gasLimit * fees.maxFeePerGas) {
+      return { outcome: 'refused', refusal: payerOutOfGas(from, balance, gasLimit * fees.maxFeePerGas) };
+    }
+
+    const own = entries.map((entry) => entry.nonce + 1);
+    const nonce = Math.max(await count('pending', signal), ...own);
+    const { raw, hash } = await sign(call, nonce, gasLimit, fees);
+    const entry: StoredEntry = {
+      key: intent.key,
+      state: 'stored',
+      nonce,
+      to: intent.to,
+      hashes: [hash],
+      raw,
+      submittedAt: nowSeconds(),
+    };
+    // Only a lost entry can be replaced here, and it is final.
+    await put(entry, signal);
+    const sent = await broadcast(entry, signal);
+    await put(sent, signal);
+    return { outcome: 'accepted', entry: shown(sent) };
+  }
+
+  function refuseWhenFull(entries: readonly StoredEntry[]): void {
+    const unfinished = entries.filter((entry) => !isFinal(entry));
+    const characters = unfinished.reduce((sum, entry) => sum + (entry.raw?.length ?? 0), 0);
+    if (unfinished.length >= policy.maxUnfinished || characters >= policy.maxStoredCharacters) {
+      throw new OutboxFull(`${unfinished.length} transactions of ${from} are not final yet: wait until some are`);
+    }
+  }
+
+  async function tick(signal?: AbortSignal): Promise<void> {
+    const { entries } = await load(signal);
+    if (entries.every(isFinal)) return;
+    const latest = await count('latest', signal);
+    const safe = await safeHead(signal);
+
+    for (const entry of entries.filter((one) => !isFinal(one)).sort((one, other) => one.nonce - other.nonce)) {
+      let next = await observe(entry, latest, safe, signal);
+      if (next.receipt === undefined && next.state !== 'lost' && next.nonce >= latest)
+        next = await push(next, latest, signal);
+      if (JSON.stringify(next) !== JSON.stringify(entry)) await put(next, signal);
+    }
+    await fillGaps(latest, signal);
+  }
+
+  /** What the chain says of an entry. A transaction that a reorganisation took back counts as broadcast again. */
+  async function observe(
+    entry: StoredEntry,
+    latest: number,
+    safe: SafeHead,
+    signal?: AbortSignal,
+  ): Promise<StoredEntry> {
+    if (entry.nonce >= latest && !entry.receipt) return entry;
+    for (const hash of entry.hashes.toReversed()) {
+      const receipt = await rpc.call<RawReceipt | null>('eth_getTransactionReceipt', [hash], signal);
+      if (receipt) return mined(entry, receipt, safe.number);
+    }
+    const { receipt: _, ...unmined } = entry;
+    // Not ours, and no reorganisation brings ours back: the nonce is gone. Short of that, nothing is known yet.
+    if (safe.nonce > entry.nonce) return { ...unmined, state: 'lost', raw: undefined };
+    return entry.receipt ? { ...unmined, state: 'broadcast' } : entry;
+  }
+
+  /** Brings a transaction that is not mined on its way: the same bytes if no node has them, more fee if it waits too long. */
+  async function push(entry: StoredEntry, latest: number, signal?: AbortSignal): Promise<StoredEntry> {
+    const inPool = entry.state !== 'stored' && (await isInPool(entry, signal));
+    const waited = nowSeconds() - (entry.sentAt ?? entry.submittedAt);
+    // A node that keeps dropping it wants more fee too, but the same bytes get several chances first.
+    const dear = waited >= policy.bumpAfterSeconds * (inPool ? 1 : 3) || wantsMoreFee(entry);
+    const heads = entry.nonce === latest;
+    if (
+      !heads ||
+      !dear ||
+      (entry.state === 'stored' && !wantsMoreFee(entry)) ||
+      entry.hashes.length > policy.maxReplacements
+    ) {
+      return inPool ? entry : broadcast(entry, signal);
+    }
+
+    const old = Transaction.from(entry.raw!);
+    const current = await currentFees(signal);
+    const fees = capped({
+      maxFeePerGas: most(bumped(old.maxFeePerGas!), current.maxFeePerGas),
+      maxPriorityFeePerGas: most(bumped(old.maxPriorityFeePerGas!), current.maxPriorityFeePerGas),
+    });
+    const enough =
+      fees.maxFeePerGas >= bumped(old.maxFeePerGas!) && fees.maxPriorityFeePerGas >= bumped(old.maxPriorityFeePerGas!);
+    if (!enough)
+      return { ...entry, lastError: `not mined at the highest fee allowed, ${policy.maxFeePerGasCap} wei a gas` };
+
+    const call = { to: old.to as Address, data: old.data as Hex };
+    const { raw, hash } = await sign(call, entry.nonce, old.gasLimit, fees);
+    const replaced: StoredEntry = { ...entry, state: 'stored', hashes: [...entry.hashes, hash], raw };
+    await put(replaced, signal);
+    return broadcast(replaced, signal);
+  }
+
+  async function isInPool(entry: StoredEntry, signal?: AbortSignal): Promise<boolean> {
+    return (await rpc.call<object | null>('eth_getTransactionByHash', [entry.hashes.at(-1)], signal)) !== null;
+  }
+
+  /** A nonce before ours that nobody will use blocks all of ours: an empty transfer to ourselves uses it. */
+  async function fillGaps(latest: number, signal?: AbortSignal): Promise<void> {
+    const waiting = (await load(signal)).entries.filter((entry) => !isFinal(entry) && entry.nonce >= latest);
+    if (waiting.length === 0) return;
+    const oldest = Math.min(...waiting.map((entry) => entry.sentAt ?? entry.submittedAt));
+    if (nowSeconds() - oldest < policy.gapAfterSeconds) return;
+    const ours = new Set(waiting.map((entry) => entry.nonce));
+    const first = Math.min(...ours);
+    if (first === latest || (await count('pending', signal)) > latest) return;
+
+    const fees = await currentFees(signal);
+    for (let nonce = latest; nonce < Math.min(first, latest + policy.maxUnfinished); nonce++) {
+      const { raw, hash } = await sign({ to: from, data: '0x' }, nonce, gasOfTransfer, fees);
+      const entry: StoredEntry = {
+        key: `gap/${nonce}`,
+        state: 'stored',
+        nonce,
+        to: from,
+        hashes: [hash],
+        raw,
+        submittedAt: nowSeconds(),
+      };
+      await put(entry, signal);
+      await put(await broadcast(entry, signal), signal);
+    }
+  }
+
+  async function safeHead(signal?: AbortSignal): Promise<SafeHead> {
+    const block = await rpc.call<{ number: Hex } | null>('eth_getBlockByNumber', ['safe', false], signal);
+    return block === null
+      ? { number: -1, nonce: -1 }
+      : { number: Number(block.number), nonce: await count('safe', signal) };
+  }
+
+  return {
+    address: from,
+    submit: (intent, signal) => exclusive(() => submit(intent, signal)),
+    tick: (signal) => exclusive(() => tick(signal)),
+    state: (name, signal) =>
+      exclusive(async () => {
+        const entry = (await load(signal)).entries.find((one) => one.key === name);
+        return entry && shown(entry);
+      }),
+    entries: (signal) => exclusive(async () => (await load(signal)).entries.map(shown)),
+    forget: (name, signal) =>
+      exclusive(async () => {
+        const { entries } = await load(signal);
+        const entry = entries.find((one) => one.key === name);
+        if (!entry) return;
+        if (!isFinal(entry)) throw new Error(`transaction ${name} is not final: it may still be mined`);
+        await save(
+          entries.filter((one) => one !== entry),
+          signal,
+        );
+      }),
+  };
+}
+
+interface SafeHead {
+  readonly number: number;
+  /** Transactions of ours up to the safe head. */
+  readonly nonce: number;
+}
+
+const isFinal = (entry: StoredEntry): boolean => entry.state === 'lost' || entry.receipt?.safe === true;
+
+function mined(entry: StoredEntry, receipt: RawReceipt, safeNumber: number): StoredEntry {
+  const blockNumber = Number(receipt.blockNumber);
+  const safe = blockNumber <= safeNumber;
+  if (entry.receipt?.blockHash === receipt.blockHash && entry.receipt.safe === safe) return entry;
+  const status = Number(receipt.status) === 1 ? 1 : 0;
+  return {
+    ...entry,
+    state: status === 1 ? 'mined' : 'reverted',
+    raw: safe ? undefined : entry.raw,
+    lastError: undefined,
+    receipt: {
+      hash: receipt.transactionHash,
+      blockNumber,
+      blockHash: receipt.blockHash,
+      gasUsed: BigInt(receipt.gasUsed).toString(),
+      effectiveGasPrice: BigInt(receipt.effectiveGasPrice).toString(),
+      status,
+      safe,
+    },
+  };
+}
+
+/** Keeps all that is not final, and the newest of what is. */
+function prune(entries: readonly StoredEntry[], keepFinal: number): readonly StoredEntry[] {
+  const byNonce = [...entries].sort((one, other) => one.nonce - other.nonce);
+  const surplus = byNonce.filter(isFinal).length - keepFinal;
+  if (surplus <= 0) return byNonce;
+  const dropped = new Set(byNonce.filter(isFinal).slice(0, surplus));
+  return byNonce.filter((entry) => !dropped.has(entry));
+}
+
+function sentNow(entry: StoredEntry, now: number): StoredEntry {
+  // Sending the same bytes again does not make them younger: how long they wait decides on their replacement.
+  const sentAt = entry.state === 'stored' ? now : (entry.sentAt ?? now);
+  return { ...entry, state: 'broadcast', sentAt, lastError: undefined };
+}
+
+function shown(entry: StoredEntry): OutboxEntry {
+  const { raw: _, receipt, ...rest } = entry;
+  return {
+    ...rest,
+    hash: entry.hashes.at(-1)!,
+    ...(receipt && {
+      receipt: { ...receipt, gasUsed: BigInt(receipt.gasUsed), effectiveGasPrice: BigInt(receipt.effectiveGasPrice) },
+    }),
+  };
+}
+
+/** "Nonce too low" too: then this or another transaction was mined, and its receipt will tell which. */
+function isKnownAlready(error: RpcError): boolean {
+  return /already known|known transaction|already imported|already exists|nonce too low/i.test(error.message);
+}
+
+function wantsMoreFee(entry: StoredEntry): boolean {
+  return /underpriced|fee too low|less than block base fee/i.test(entry.lastError ?? '');
+}
+
+function outOfGas(error: unknown, account: Address): Refusal | undefined {
+  if (!(error instanceof RpcError) || !/insufficient funds|gas required exceeds allowance/i.test(error.message))
+    return undefined;
+  return payerOutOfGas(account);
+}
+
+function payerOutOfGas(account: Address, balance?: bigint, needed?: bigint): Refusal {
+  const figures = balance === undefined ? '' : ` (has ${balance} wei, needs up to ${needed})`;
+  return {
+    name: 'PayerOutOfGas',
+    terminal: false,
+    message: `${account} cannot pay for gas${figures}: send it some of the chain's own currency`,
+    args: { account },
+  };
+}
+
+function messageOf(error: unknown): string {
+  return (error instanceof Error ? error.message : String(error)).slice(0, 300);
+}
+
+const bumped = (fee: bigint): bigint => (fee * bumpNumerator + bumpDenominator - 1n) / bumpDenominator;
+const most = (one: bigint, other: bigint): bigint => (one > other ? one : other);
+const least = (one: bigint, other: bigint): bigint => (one < other ? one : other);
+
+/** Runs one task at a time, in the order they came. */
+function mutex(): <T>(task: () => Promise<T>) => Promise<T> {
+  let last: Promise<unknown> = Promise.resolve();
+  return (task) => {
+    const mine = last.then(task, task);
+    last = mine.catch(() => undefined);
+    return mine;
+  };
+}

@@ -62,7 +62,10 @@ export interface ListOptions {
   readonly namespace?: string;
   readonly labelSelector?: string;
   readonly fieldSelector?: string;
+  /** Objects a page; all pages are read. */
   readonly limit?: number;
+  /** Applied to each object as its page arrives, so that a long list is never held whole. */
+  readonly trim?: (object: KubeObject) => KubeObject;
 }
 
 export interface RawRequest {
@@ -71,6 +74,7 @@ export interface RawRequest {
   readonly path: string;
   readonly headers?: Record<string, string | string[]>;
   readonly body?: string | Buffer;
+  /** Until the headers of the answer, 30 by default. 0 waits for ever: a followed log may have nothing to say yet. */
   readonly timeoutSeconds?: number;
 }
 

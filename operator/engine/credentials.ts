@@ -1,0 +1,235 @@
+/**
+ * Who we are to an API server, and the connections to it. client-node reads kubeconfigs, runs credential plugins and
+ * re-reads token files; the connections are ours, because its HTTP hides the raw streams and upgrades that we need.
+ *
+ * Invariant: a request made with somebody else's token carries nothing of ours. Such requests have agents of their own,
+ * made without a client certificate, so that neither a pooled connection nor a resumed TLS session can lend them ours.
+ */
+import { createHash } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import http from 'node:http';
+import https from 'node:https';
+import { dirname, resolve } from 'node:path';
+import { KubeConfig, loadYaml } from '@kubernetes/client-node';
+import { UnknownOutcomeError } from './errors.ts';
+
+/** `calls` are short and share few connections; `streams` live long, and each has its own. */
+export type ConnectionKind = 'calls' | 'streams';
+
+export interface Access {
+  readonly headers: Readonly<Record<string, string>>;
+  readonly agent: http.Agent;
+}
+
+export interface Credentials {
+  readonly server: URL;
+  /** As ourselves. */
+  own(kind: ConnectionKind): Promise<Access>;
+  /** As the bearer of this token, and nothing else. */
+  bearer(token: string, kind: ConnectionKind): Access;
+  /** The server did not know us: read the credentials again before the next request. */
+  forget(): void;
+}
+
+interface TlsMaterial {
+  ca?: Buffer | string;
+  cert?: Buffer | string;
+  key?: Buffer | string;
+  servername?: string;
+  rejectUnauthorized?: boolean;
+}
+
+/** Files with certificates and tokens are looked at again after this time, as client-go does. */
+const refreshSeconds = 60;
+
+/** `kubeconfig`: `in-cluster`, the text of a kubeconfig, or the path of one. */
+export function readCredentials(kubeconfig: string): Credentials {
+  let config = load(kubeconfig);
+  const current = config.getCurrentCluster();
+  if (!current) throw new Error('the kubeconfig names no current cluster: set current-context');
+  const server = new URL(current.server);
+  if (server.protocol !== 'https:' && server.protocol !== 'http:')
+    throw new Error(`the kubeconfig's server must be an http(s) URL, not ${server.protocol}`);
+  if (server.protocol === 'http:' && !current.skipTLSVerify)
+    throw new Error('the kubeconfig has an http server: set insecure-skip-tls-verify to say that this is meant');
+
+  let own: { access: Record<ConnectionKind, Access>; fingerprint: string; readAt: number } | undefined;
+  let reading: Promise<Record<ConnectionKind, Access>> | undefined;
+  const bare = agentsFor(server, withoutUser(config), {
+    ca: bufferOf(current.caFile, current.caData),
+    servername: current.tlsServerName,
+    rejectUnauthorized: current.skipTLSVerify ? false : undefined,
+  });
+
+  async function read(): Promise<Record<ConnectionKind, Access>> {
+    const options: https.RequestOptions & { ca?: Buffer; servername?: string } = { headers: {} };
+    try {
+      await config.applyToHTTPSOptions(options);
+    } catch (error) {
+      throw new UnknownOutcomeError(`the credentials for ${server.host} could not be read: ${why(error)}`, {
+        neverSent: true,
+      });
+    }
+    const headers = { ...(options.headers as Record<string, string>) };
+    if (options.auth) headers.Authorization = `Basic ${Buffer.from(options.auth).toString('base64')}`;
+    if (headers.Authorization) headers.Authorization = headers.Authorization.trim();
+    const material: TlsMaterial = {
+      ca: options.ca,
+      cert: options.cert as Buffer | undefined,
+      key: options.key as Buffer | undefined,
+      servername: options.servername,
+      rejectUnauthorized: options.rejectUnauthorized,
+    };
+    const fingerprint = fingerprintOf(material);
+    // A new certificate needs new connections. The old ones finish what they carry, and idle out.
+    const agents =
+      own?.fingerprint === fingerprint
+        ? { calls: own.access.calls.agent, streams: own.access.streams.agent }
+        : agentsFor(server, config, material);
+    own = {
+      access: { calls: { headers, agent: agents.calls }, streams: { headers, agent: agents.streams } },
+      fingerprint,
+      readAt: performance.now(),
+    };
+    return own.access;
+  }
+
+  return {
+    server,
+    async own(kind) {
+      if (own && performance.now() - own.readAt < refreshSeconds * 1000) return own.access[kind];
+      reading ??= read().finally(() => {
+        reading = undefined;
+      });
+      return (await reading)[kind];
+    },
+    bearer(token, kind) {
+      // An empty token must not become "no token given": that would be a request as ourselves.
+      if (!/^[\x21-\x7e]+$/.test(token)) throw new TypeError('not a bearer token');
+      return { headers: { Authorization: `Bearer ${token}` }, agent: bare[kind] };
+    },
+    forget() {
+      own = undefined;
+      // A rewritten kubeconfig is read again, but never moves us to another server.
+      const fresh = tryLoad(kubeconfig);
+      if (fresh?.getCurrentCluster()?.server === current.server) config = fresh;
+    },
+  };
+}
+
+function tryLoad(kubeconfig: string): KubeConfig | undefined {
+  try {
+    return load(kubeconfig);
+  } catch {
+    return undefined; // half-written just now: what we have stays in use until the next refusal
+  }
+}
+
+function load(kubeconfig: string): KubeConfig {
+  const config = new KubeConfig();
+  if (kubeconfig === 'in-cluster') {
+    if (!process.env.KUBERNETES_SERVICE_HOST)
+      throw new Error('not in a cluster: KUBERNETES_SERVICE_HOST is not set; give a kubeconfig');
+    config.loadFromCluster();
+    return config;
+  }
+  const isText = kubeconfig.includes('\n') || kubeconfig.trimStart().startsWith('{');
+  try {
+    if (isText) config.loadFromString(kubeconfig);
+    else config.loadFromFile(kubeconfig);
+    followTokenFile(config, isText ? undefined : kubeconfig, isText ? kubeconfig : undefined);
+  } catch (error) {
+    throw new Error(`the kubeconfig${isText ? '' : ` ${kubeconfig}`} could not be read: ${why(error)}`);
+  }
+  return config;
+}
+
+/** client-node knows `tokenFile` only in its in-cluster form; a kubeconfig may name one too, and it rotates. */
+function followTokenFile(config: KubeConfig, path?: string, text?: string): void {
+  const user = config.getCurrentUser();
+  if (!user || user.token) return;
+  const document = text ?? (path ? readText(path) : '');
+  const parsed = loadYaml<{ users?: { name: string; user?: { tokenFile?: string } }[] }>(document);
+  const tokenFile = parsed?.users?.find((u) => u.name === user.name)?.user?.tokenFile;
+  if (!tokenFile) return;
+  const users = config.users.map((u) =>
+    u.name === user.name
+      ? {
+          ...u,
+          authProvider: {
+            name: 'tokenFile',
+            config: { tokenFile: path ? resolve(dirname(path), tokenFile) : tokenFile },
+          },
+        }
+      : u,
+  );
+  config.loadFromOptions({
+    clusters: config.clusters,
+    users,
+    contexts: config.contexts,
+    currentContext: config.currentContext,
+  });
+}
+
+function withoutUser(config: KubeConfig): KubeConfig {
+  const bare = new KubeConfig();
+  const cluster = config.getCurrentCluster();
+  if (cluster) bare.loadFromClusterAndUser(cluster, { name: 'nobody' });
+  return bare;
+}
+
+function agentsFor(server: URL, config: KubeConfig, material: TlsMaterial): Record<ConnectionKind, http.Agent> {
+  const proxy = config.getCurrentCluster()?.proxyUrl;
+  if (proxy) {
+    const agent = proxyAgent(config, material);
+    return { calls: agent, streams: agent };
+  }
+  // Idle connections go before the server drops its end (90 s), so that a write never meets a closing one.
+  const shared = { keepAlive: true, keepAliveMsecs: 15_000, noDelay: true, timeout: 30_000 };
+  const tls = Object.fromEntries(Object.entries(material).filter(([, value]) => value !== undefined));
+  const make = (options: http.AgentOptions): http.Agent =>
+    server.protocol === 'https:' ? new https.Agent({ ...options, ...tls }) : new http.Agent(options);
+  return {
+    calls: make({ ...shared, maxSockets: 64, maxFreeSockets: 16 }),
+    streams: make({ ...shared, maxSockets: Number.POSITIVE_INFINITY, maxFreeSockets: 4 }),
+  };
+}
+
+/** client-node makes agents for HTTP and SOCKS proxies, and keeps the first; a fresh copy makes a fresh one. */
+function proxyAgent(config: KubeConfig, material: TlsMaterial): http.Agent {
+  const copy = new KubeConfig();
+  copy.loadFromOptions({
+    clusters: config.clusters,
+    users: config.users,
+    contexts: config.contexts,
+    currentContext: config.currentContext,
+  });
+  const create = (copy as unknown as { createAgent(cluster: unknown, options: https.AgentOptions): http.Agent })
+    .createAgent;
+  return create.call(copy, copy.getCurrentCluster(), {
+    ...Object.fromEntries(Object.entries(material).filter(([, value]) => value !== undefined)),
+    keepAlive: true,
+  });
+}
+
+function fingerprintOf(material: TlsMaterial): string {
+  const hash = createHash('sha256');
+  for (const part of [material.ca, material.cert, material.key, material.servername]) {
+    hash.update(part ?? '').update('\0');
+  }
+  return hash.update(String(material.rejectUnauthorized)).digest('hex');
+}
+
+const readText = (file: string): string => readFileSync(file, 'utf8');
+
+function bufferOf(file?: string, data?: string): Buffer | undefined {
+  if (file) return Buffer.from(readText(file));
+  return data ? Buffer.from(data, 'base64') : undefined;
+}
+
+/** Parsers quote what they could not parse, and that may be a token: their words are not repeated. */
+function why(error: unknown): string {
+  if (error instanceof SyntaxError || (error instanceof Error && error.name === 'YAMLException'))
+    return 'not the JSON or YAML it should be';
+  return error instanceof Error ? error.message.slice(0, 300) : 'unknown error';
+}

@@ -1,0 +1,141 @@
+/**
+ * One HTTP exchange with an API server. Every way in which an answer can fail to arrive becomes an UnknownOutcomeError
+ * here, so that nobody above has to know socket errors.
+ */
+import http, { type IncomingMessage } from 'node:http';
+import https from 'node:https';
+import type { Duplex } from 'node:stream';
+import type { Access } from './credentials.ts';
+import { UnknownOutcomeError } from './errors.ts';
+
+export interface Outgoing {
+  readonly method: string;
+  /** Absolute, with query. */
+  readonly path: string;
+  readonly headers?: Readonly<Record<string, string | string[]>>;
+  readonly body?: string | Buffer;
+  /** Until the headers of the answer; 0 waits as long as the caller's signal lets it. */
+  readonly timeoutSeconds: number;
+}
+
+export type Answer = { response: IncomingMessage; socket?: undefined } | Upgraded;
+export interface Upgraded {
+  readonly response: IncomingMessage;
+  readonly socket: Duplex;
+  readonly head: Buffer;
+}
+
+/** Sends, and resolves with the headers of the answer. The signal also ends the answer's body. */
+export function send(server: URL, access: Access, outgoing: Outgoing, signal?: AbortSignal): Promise<Answer> {
+  const { method, timeoutSeconds } = outgoing;
+  const what = `${method} ${pathOnly(outgoing.path)}`;
+  return new Promise<Answer>((resolve, reject) => {
+    if (signal?.aborted) return reject(signal.reason);
+    let reachedServer = false;
+    let timer: NodeJS.Timeout | undefined;
+    const secure = server.protocol === 'https:';
+    const request = (secure ? https : http).request({
+      host: server.hostname.replace(/^\[|\]$/g, ''),
+      port: server.port || (secure ? 443 : 80),
+      method,
+      path: server.pathname.replace(/\/$/, '') + outgoing.path,
+      headers: { ...outgoing.headers, ...access.headers },
+      agent: access.agent,
+    });
+
+    const onAbort = () => request.destroy(asError(signal?.reason));
+    signal?.addEventListener('abort', onAbort, { once: true });
+    const answered = (response: IncomingMessage) => {
+      clearTimeout(timer);
+      // From here on, errors of the request are errors of the body, and its reader hears of them.
+      request.on('error', () => response.destroy());
+      response.once('close', () => signal?.removeEventListener('abort', onAbort));
+    };
+    const fail = (error: unknown) => {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', onAbort);
+      if (signal?.aborted) return reject(signal.reason);
+      reject(
+        error instanceof UnknownOutcomeError
+          ? error
+          : new UnknownOutcomeError(`${what} at ${server.host}: ${wordsOf(error)}`, {
+              neverSent: !reachedServer,
+              cause: error,
+            }),
+      );
+    };
+
+    request.once('socket', (socket) => {
+      if (!socket.connecting) reachedServer = true;
+      socket.once(secure ? 'secureConnect' : 'connect', () => {
+        reachedServer = true;
+      });
+    });
+    request.once('error', fail);
+    request.once('response', (response) => {
+      answered(response);
+      resolve({ response });
+    });
+    request.once('upgrade', (response, socket, head) => {
+      answered(response);
+      signal?.addEventListener('abort', () => socket.destroy(), { once: true });
+      // A reset before the caller listens would end the process; 'close' tells the caller all the same.
+      socket.on('error', () => socket.destroy());
+      (socket as NodeJS.Socket & Duplex & { setNoDelay?(on: boolean): void }).setNoDelay?.(true);
+      resolve({ response, socket, head });
+    });
+    if (timeoutSeconds > 0) {
+      timer = setTimeout(() => {
+        request.destroy(
+          new UnknownOutcomeError(`${what} at ${server.host}: no answer within ${timeoutSeconds} s`, {
+            neverSent: !reachedServer,
+          }),
+        );
+      }, timeoutSeconds * 1000);
+    }
+    request.end(outgoing.body);
+  });
+}
+
+/** Reads a body to its end, at most `maxBytes` of it. */
+export async function readBody(
+  response: IncomingMessage,
+  what: string,
+  limits: { maxBytes: number; timeoutSeconds: number },
+): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  let failure: UnknownOutcomeError | undefined;
+  const timer = setTimeout(() => {
+    failure = new UnknownOutcomeError(`${what}: the answer did not end within ${limits.timeoutSeconds} s`);
+    response.destroy();
+  }, limits.timeoutSeconds * 1000);
+  try {
+    for await (const chunk of response) {
+      size += chunk.length;
+      if (size > limits.maxBytes) {
+        failure = new UnknownOutcomeError(`${what}: the answer is longer than ${limits.maxBytes} bytes`);
+        break; // leaving the loop destroys the stream
+      }
+      chunks.push(chunk);
+    }
+  } catch (error) {
+    failure ??= new UnknownOutcomeError(`${what}: the answer broke off: ${wordsOf(error)}`, { cause: error });
+  } finally {
+    clearTimeout(timer);
+  }
+  if (!failure && !response.complete) failure = new UnknownOutcomeError(`${what}: the answer broke off`);
+  if (failure) throw failure;
+  return Buffer.concat(chunks);
+}
+
+/** Queries hold selectors, and sometimes more than a log should: only the path is named in errors. */
+export const pathOnly = (path: string): string => path.split('?', 1)[0] ?? path;
+
+const asError = (reason: unknown): Error => (reason instanceof Error ? reason : new Error(String(reason)));
+
+function wordsOf(error: unknown): string {
+  if (!(error instanceof Error)) return 'unknown error';
+  const { code } = error as NodeJS.ErrnoException;
+  return code && !error.message.includes(code) ? `${code}: ${error.message}` : error.message;
+}

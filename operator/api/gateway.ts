@@ -134,6 +134,8 @@ export const quoteRequest = z.object({
   gpus: z.int32().min(1).max(16),
   maxSeconds: z.int32().min(60).max(2592000),
   startTimeoutSeconds: z.int32().min(30).max(86400),
+  /** How long the quote should hold, e.g. until a person has approved it. The gateway may give less. Default 120. */
+  validSeconds: z.int32().min(30).max(3600).optional(),
   /** Least resources of the node, Kubernetes quantities. Default: the offer's share for these GPUs. */
   requests: resources.partial().optional(),
 });
@@ -183,6 +185,7 @@ export type SignedQuote = z.infer<typeof signedQuote>;
 
 /** POST /v1/leases: asks for the allocation of an escrow that is on chain. */
 export const leaseRequest = signedQuote;
+export type LeaseRequest = SignedQuote;
 
 export const accessRequest = z.object({
   provider: address('Provider that is spoken to.'),

@@ -266,6 +266,7 @@ export const leaseStatus = z.object({
     .optional(),
 });
 
+export type LeaseAttempt = z.infer<typeof leaseAttempt>;
 export type LeaseSpec = z.infer<typeof leaseSpec>;
 export type LeaseStatus = z.infer<typeof leaseStatus>;
 export type GpuLease = Kind<LeaseSpec, LeaseStatus>;

@@ -1,0 +1,274 @@
+/**
+ * The consumer's side of the money: reads what the chain says of a lease, checks what providers sign, and makes each
+ * payment once, through the outbox of its chain.
+ *
+ * Two keys: the wallet signs transactions; the session key, which is named when an escrow is opened, signs vouchers and
+ * access to gateways and can move nothing else.
+ */
+import type { SignedQuote } from '../../api/gateway.ts';
+import type { Access, Address, Hex, Hex32, MessageDomain } from '../../api/messages.ts';
+import type { Rail } from '../../api/provider.ts';
+import {
+  type ChainFact,
+  intents,
+  type LeaseRecord,
+  type QuoteRecord,
+  type Refused,
+  type TxFact,
+} from '../../core/lease/observed.ts';
+import type { RailFact } from '../../core/provider/assess.ts';
+import { type Call, connectEscrow, type EscrowClient } from './escrow-client.ts';
+import type { ChainKey } from './key.ts';
+import {
+  hashJson,
+  hashQuote,
+  leaseIdOf,
+  leaseRefOf,
+  quoteFromJson,
+  signAccess,
+  signVoucher,
+  verifyQuote,
+  verifyRelease,
+} from './messages.ts';
+import type { Outbox } from './outbox.ts';
+import { NoContract, type Rpc, WrongChain } from './rpc.ts';
+
+export interface ChainAccess {
+  readonly chainId: number;
+  /** Connects when first needed; throws WrongChain or ChainUnavailable. */
+  rpc(signal?: AbortSignal): Promise<Rpc>;
+  outbox(signal?: AbortSignal): Promise<Outbox>;
+}
+
+export interface LeaseMoneyOptions {
+  readonly wallet: ChainKey;
+  readonly session: ChainKey;
+  readonly clusterUid: string;
+  readonly chains: ReadonlyMap<number, ChainAccess>;
+}
+
+export type LeaseMoneyAdapter = ReturnType<typeof createLeaseMoney>;
+
+/** Leave this much time for an answer before a lease waits for the next look. */
+const readTimeoutMs = 10_000;
+
+export function createLeaseMoney({ wallet, session, clusterUid, chains }: LeaseMoneyOptions) {
+  const clients = new Map<string, EscrowClient>();
+
+  function chainOf(chainId: number): ChainAccess {
+    const chain = chains.get(chainId);
+    if (!chain)
+      throw new WrongChain(
+        `the operator was given no RPC URL for chain ${chainId}: start it with --chain ${chainId}=URL`,
+      );
+    return chain;
+  }
+
+  async function clientOf(chainId: number, escrow: string, signal?: AbortSignal): Promise<EscrowClient> {
+    const name = `${chainId}/${escrow.toLowerCase()}`;
+    const known = clients.get(name);
+    if (known) return known;
+    const client = await connectEscrow({ rpc: await chainOf(chainId).rpc(signal), escrow: escrow as Address }, signal);
+    clients.set(name, client);
+    return client;
+  }
+
+  const domainOf = ({ signed }: Pick<QuoteRecord, 'signed'>): MessageDomain => ({
+    chainId: signed.chainId,
+    escrow: signed.escrow as Address,
+  });
+  const signedOf = (signed: SignedQuote) => ({
+    message: quoteFromJson(signed.quote),
+    signature: signed.signature as Hex,
+  });
+
+  async function submit(
+    quote: QuoteRecord,
+    key: string,
+    call: (client: EscrowClient) => Call,
+    signal?: AbortSignal,
+  ): Promise<Refused | undefined> {
+    const client = await clientOf(quote.signed.chainId, quote.signed.escrow, signal);
+    const outbox = await chainOf(quote.signed.chainId).outbox(signal);
+    const { to, data } = call(client);
+    const submitted = await outbox.submit({ key, to, data }, signal);
+    return submitted.outcome === 'refused' ? submitted.refusal : undefined;
+  }
+
+  async function txs(
+    quote: QuoteRecord,
+    record: LeaseRecord,
+    signal?: AbortSignal,
+  ): Promise<Record<string, TxFact | undefined>> {
+    const outbox = await chainOf(quote.signed.chainId).outbox(signal);
+    const keys = [
+      intents.approve(quote.signed.chainId, quote.signed.quote.token),
+      intents.open(quote.leaseId),
+      intents.close(quote.leaseId),
+      intents.requestClose(quote.leaseId),
+      intents.finalize(quote.leaseId),
+      ...(record.deposit === undefined ? [] : [intents.topUp(quote.leaseId, BigInt(record.deposit))]),
+    ];
+    const facts: Record<string, TxFact | undefined> = {};
+    for (const key of keys) {
+      const entry = await outbox.state(key, signal);
+      // Lost: another transaction took the nonce, so this one never happens and may be wished for again.
+      if (entry && entry.state !== 'lost') facts[key] = { state: entry.state, hash: entry.hash };
+    }
+    return facts;
+  }
+
+  return {
+    wallet: wallet.address,
+    sessionAddress: session.address,
+
+    async facts(quote: QuoteRecord, record: LeaseRecord, outer?: AbortSignal): Promise<ChainFact> {
+      const { chainId, escrow } = quote.signed;
+      const token = quote.signed.quote.token as Address;
+      const timeout = AbortSignal.timeout(readTimeoutMs);
+      const signal = outer ? AbortSignal.any([outer, timeout]) : timeout;
+      try {
+        const client = await clientOf(chainId, escrow, signal);
+        // Time first, then the escrow: one that is absent from the later block was absent from the earlier one too.
+        const [head, safeHead] = await Promise.all([client.block('latest', signal), client.block('safe', signal)]);
+        const [now, safe, balance, gas, allowance, known] = await Promise.all([
+          client.lease(quote.leaseId, 'latest', signal),
+          client.lease(quote.leaseId, 'safe', signal),
+          client.balance(token, wallet.address, signal),
+          client.gasBalance(wallet.address, signal),
+          client.allowance(token, wallet.address, signal),
+          txs(quote, record, signal),
+        ]);
+        return {
+          state: 'known',
+          escrow: now,
+          blockTime: head.timestamp,
+          safe: { escrow: safe, blockTime: safeHead.timestamp },
+          claimWindowSeconds: client.claimWindowSeconds,
+          wallet: { address: wallet.address, balance, gas, allowance },
+          txs: known,
+        };
+      } catch (error) {
+        outer?.throwIfAborted();
+        const wrong = error instanceof WrongChain || error instanceof NoContract;
+        return {
+          state: 'unknown',
+          reason: wrong ? 'WrongChain' : 'ChainUnreachable',
+          message: `Chain ${chainId}: ${error instanceof Error ? error.message : String(error)}`.slice(0, 512),
+        };
+      }
+    },
+
+    async railFact(rail: Rail, outer?: AbortSignal): Promise<RailFact> {
+      const timeout = AbortSignal.timeout(readTimeoutMs);
+      const signal = outer ? AbortSignal.any([outer, timeout]) : timeout;
+      try {
+        const client = await clientOf(rail.chainId, rail.escrow, signal);
+        const token = await client.token(rail.token as Address, signal);
+        if (token.symbol !== rail.assetSymbol)
+          return {
+            rail,
+            ok: false,
+            reason: 'RailNotAccepted',
+            message: `Token ${rail.token} is ${token.symbol}, but spec.payment.rails says assetSymbol ${rail.assetSymbol}.`,
+          };
+        if (!token.allowed)
+          return {
+            rail,
+            ok: false,
+            reason: 'RailNotAccepted',
+            message: `The escrow ${rail.escrow} takes no new leases in ${token.symbol}.`,
+          };
+        return { rail, ok: true, decimals: token.decimals };
+      } catch (error) {
+        outer?.throwIfAborted();
+        const wrong = error instanceof WrongChain || error instanceof NoContract;
+        return {
+          rail,
+          ok: false,
+          reason: wrong ? 'WrongChain' : 'ChainUnreachable',
+          message: (error instanceof Error ? error.message : String(error)).slice(0, 512),
+        };
+      }
+    },
+
+    async checkQuote(
+      signed: SignedQuote,
+      provider: Address,
+      signal?: AbortSignal,
+    ): Promise<{ hash: Hex32; leaseId: Hex32 }> {
+      const client = await clientOf(signed.chainId, signed.escrow, signal);
+      const { message, signature } = signedOf(signed);
+      if (message.networkId.toLowerCase() !== client.networkId.toLowerCase())
+        throw new Error(`the quote is for network ${message.networkId}, the escrow belongs to ${client.networkId}`);
+      if (message.provider.toLowerCase() !== provider.toLowerCase())
+        throw new Error(`the quote names ${message.provider} as provider`);
+      await verifyQuote(client.domain, { message, signature }, client.rpc);
+      return { hash: hashQuote(client.domain, message), leaseId: leaseIdOf(message.consumer, message.leaseRef) };
+    },
+
+    async checkRelease(quote: QuoteRecord, servedSeconds: number, signature: Hex): Promise<void> {
+      const client = await clientOf(quote.signed.chainId, quote.signed.escrow);
+      await verifyRelease(
+        client.domain,
+        { message: { leaseId: quote.leaseId, servedSeconds }, signature },
+        quote.signed.quote.provider as Address,
+        client.rpc,
+      );
+    },
+
+    leaseRef: (leaseUid: string, attempt: number): Hex32 => leaseRefOf(clusterUid, leaseUid, attempt),
+    promiseHash: (node: SignedQuote['node']): Hex32 => hashJson(node),
+
+    async signVoucher(quote: QuoteRecord, servedSeconds: number, last: boolean): Promise<Hex> {
+      return (await signVoucher(session, domainOf(quote), { leaseId: quote.leaseId, servedSeconds, last })).signature;
+    },
+    async signAccess(quote: QuoteRecord, access: Access): Promise<Hex> {
+      return (await signAccess(session, domainOf(quote), access)).signature;
+    },
+
+    approve: (quote: QuoteRecord, signal?: AbortSignal) =>
+      submit(
+        quote,
+        intents.approve(quote.signed.chainId, quote.signed.quote.token),
+        (c) => c.calls.approve(quote.signed.quote.token as Address),
+        signal,
+      ),
+    open: (quote: QuoteRecord, deposit: bigint, signal?: AbortSignal) =>
+      submit(
+        quote,
+        intents.open(quote.leaseId),
+        (c) => c.calls.open(signedOf(quote.signed), session.address, deposit),
+        signal,
+      ),
+    topUp: (quote: QuoteRecord, amount: bigint, total: bigint, signal?: AbortSignal) =>
+      submit(quote, intents.topUp(quote.leaseId, total), (c) => c.calls.topUp(quote.leaseId, amount), signal),
+    closeWithRelease: (quote: QuoteRecord, servedSeconds: number, signature: Hex, signal?: AbortSignal) =>
+      submit(
+        quote,
+        intents.close(quote.leaseId),
+        (c) => c.calls.closeWithRelease({ message: { leaseId: quote.leaseId, servedSeconds }, signature }),
+        signal,
+      ),
+    requestClose: (quote: QuoteRecord, signal?: AbortSignal) =>
+      submit(quote, intents.requestClose(quote.leaseId), (c) => c.calls.requestClose(quote.leaseId), signal),
+    finalize: (quote: QuoteRecord, signal?: AbortSignal) =>
+      submit(quote, intents.finalize(quote.leaseId), (c) => c.calls.finalize(quote.leaseId), signal),
+
+    /** Takes refunds out of the contract: one transaction for all leases of a token, when at least `least` waits there. */
+    async withdrawCredit(rail: Rail, least: bigint, signal?: AbortSignal): Promise<void> {
+      const client = await clientOf(rail.chainId, rail.escrow, signal);
+      const outbox = await chainOf(rail.chainId).outbox(signal);
+      const token = rail.token as Address;
+      const credit = await client.credit(token, wallet.address, 'safe', signal);
+      if (credit === 0n || credit < least) return;
+      const prefix = `withdraw:${rail.escrow.toLowerCase()}:${rail.token.toLowerCase()}:`;
+      const entries = (await outbox.entries(signal)).filter((e) => e.key.startsWith(prefix));
+      // Until the last one is final the credit read at the safe head still holds what it takes.
+      if (entries.some((e) => e.state === 'stored' || e.state === 'broadcast' || (e.receipt && !e.receipt.safe)))
+        return;
+      const { to, data } = client.calls.withdraw(token, wallet.address);
+      await outbox.submit({ key: `${prefix}${(await client.block('safe', signal)).number}`, to, data }, signal);
+    },
+  };
+}

@@ -1,0 +1,45 @@
+/** Bytes that all replicas share: made by whoever is first, read by all others. */
+import { randomBytes } from 'node:crypto';
+import { labels, managedBy } from '../../api/labels.ts';
+import { isAlreadyExists } from '../../engine/errors.ts';
+import { type Cluster, type KubeObject, resources } from '../../engine/types.ts';
+
+interface StoredSecret extends KubeObject {
+  type?: string;
+  data?: Record<string, string>;
+}
+
+/** What is stored under the name; `make` is asked when nothing is. */
+export async function sharedSecret(
+  cluster: Cluster,
+  key: { readonly namespace: string; readonly name: string },
+  make: () => Promise<Record<string, Buffer>> | Record<string, Buffer>,
+  signal?: AbortSignal,
+): Promise<Record<string, Buffer>> {
+  for (;;) {
+    const stored = await cluster.get<StoredSecret>(resources.secrets, key, signal);
+    if (stored !== undefined) {
+      return Object.fromEntries(
+        Object.entries(stored.data ?? {}).map(([name, text]) => [name, Buffer.from(text, 'base64')]),
+      );
+    }
+    const made = await make();
+    const data = Object.fromEntries(Object.entries(made).map(([name, bytes]) => [name, bytes.toString('base64')]));
+    const secret: StoredSecret = {
+      apiVersion: 'v1',
+      kind: 'Secret',
+      metadata: { ...key, labels: { [labels.managedBy]: managedBy } },
+      type: 'Opaque',
+      data,
+    };
+    try {
+      await cluster.create(resources.secrets, secret, signal);
+      return made;
+    } catch (error) {
+      // Another replica was faster: take what it made.
+      if (!isAlreadyExists(error)) throw error;
+    }
+  }
+}
+
+export const randomKey = (): Buffer => randomBytes(32);

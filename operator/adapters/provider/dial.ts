@@ -1,0 +1,109 @@
+/**
+ * The way to a gateway: one function that gives a connected, authenticated stream. Everything above it speaks HTTP and does
+ * not know how the bytes travel, so that a connection which the provider opened to us can take this one's place.
+ */
+import { createHash } from 'node:crypto';
+import { isIP } from 'node:net';
+import type { Duplex } from 'node:stream';
+import tls from 'node:tls';
+import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
+
+export interface Endpoint {
+  /** https, without a path. */
+  readonly url: string;
+  /** Base64 of PEM, or PEM. Default: the system's certificates. */
+  readonly caBundle?: string;
+  /** Name to expect in the certificate, where it is not the URL's host. */
+  readonly serverName?: string;
+  /** SHA-256 of the certificate's public key, lower-case hexadecimal. */
+  readonly spkiSHA256?: string;
+}
+
+export type Dial = () => Promise<Duplex>;
+
+/**
+ * TLS to the endpoint. A pin without a CA bundle is the whole identity: the key itself is known, so neither chain nor name
+ * nor expiry can add to it. With a CA bundle, or without a pin, chain and name are checked as everywhere.
+ */
+export function dialTls(endpoint: Endpoint, timeoutSeconds: number): Dial {
+  const url = new URL(endpoint.url);
+  if (url.protocol !== 'https:') throw new TypeError(`${endpoint.url}: a gateway is reached by https only`);
+  const host = url.hostname.replace(/^\[|\]$/g, '');
+  const port = Number(url.port || 443);
+  const pin = endpoint.spkiSHA256;
+  const pinOnly = pin !== undefined && endpoint.caBundle === undefined;
+  const name = endpoint.serverName ?? host;
+  const secureContext = tls.createSecureContext({
+    minVersion: 'TLSv1.2',
+    ...(endpoint.caBundle === undefined ? {} : { ca: pemOf(endpoint.caBundle) }),
+  });
+
+  return () =>
+    new Promise((resolve, reject) => {
+      const options: tls.ConnectionOptions & { allowHalfOpen: boolean } = {
+        host,
+        port,
+        secureContext,
+        rejectUnauthorized: !pinOnly,
+        ALPNProtocols: ['http/1.1'],
+        allowHalfOpen: true,
+        // SNI carries names only.
+        ...(isIP(name) ? {} : { servername: name }),
+        checkServerIdentity: (_, certificate) => (pinOnly ? undefined : tls.checkServerIdentity(name, certificate)),
+      };
+      const socket = tls.connect(options);
+      const timer = setTimeout(
+        () =>
+          socket.destroy(
+            new UnknownOutcomeError(`${url.host}: no connection within ${timeoutSeconds} s`, { neverSent: true }),
+          ),
+        timeoutSeconds * 1000,
+      );
+      const onError = (error: Error) => {
+        clearTimeout(timer);
+        reject(errorOf(error, url.host));
+      };
+      socket.once('error', onError);
+      socket.once('secureConnect', () => {
+        clearTimeout(timer);
+        socket.off('error', onError);
+        const found = pin === undefined ? undefined : spkiOf(socket);
+        if (found !== pin) {
+          socket.destroy();
+          reject(
+            new IdentityMismatchError(
+              `${url.host}: the certificate's key is ${found ?? 'not known'}, but ${pin} is pinned: if the provider changed its key, set spec.endpoint.spkiSHA256 to the new one`,
+            ),
+          );
+          return;
+        }
+        socket.setNoDelay(true);
+        resolve(socket);
+      });
+    });
+}
+
+function spkiOf(socket: tls.TLSSocket): string | undefined {
+  const key = socket.getPeerX509Certificate()?.publicKey.export({ type: 'spki', format: 'der' });
+  return key && createHash('sha256').update(key).digest('hex');
+}
+
+const pemOf = (bundle: string): string =>
+  bundle.includes('-----BEGIN') ? bundle : Buffer.from(bundle, 'base64').toString('utf8');
+
+/** Codes by which OpenSSL and Node say that a certificate is not to be trusted. */
+const notTrusted =
+  /^(CERT_|UNABLE_TO_|DEPTH_ZERO_SELF_SIGNED_CERT|SELF_SIGNED_CERT_IN_CHAIN|ERR_TLS_CERT_ALTNAME_INVALID|INVALID_PURPOSE|HOSTNAME_MISMATCH|EE_KEY_TOO_SMALL|CA_MD_TOO_WEAK)/;
+
+function errorOf(error: Error & { code?: string }, host: string): Error {
+  if (error instanceof UnknownOutcomeError) return error;
+  if (error.code !== undefined && notTrusted.test(error.code))
+    return new IdentityMismatchError(
+      `${host}: the certificate is not trusted (${error.code}): set spec.endpoint.caBundle, serverName or spkiSHA256 to what the provider published`,
+      { cause: error },
+    );
+  return new UnknownOutcomeError(`${host}: ${error.message || error.code || 'the connection failed'}`, {
+    neverSent: true,
+    cause: error,
+  });
+}

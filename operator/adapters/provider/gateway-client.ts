@@ -1,0 +1,147 @@
+/**
+ * The consumer's side of the protocol in api/gateway.ts. Every answer is bounded and checked against its schema before
+ * anybody sees it; what is signed in it is checked by whoever acts on it.
+ */
+import {
+  type AllocationInfo,
+  allocationInfo,
+  maxBodyBytes,
+  type OfferList,
+  offerList,
+  type Problem,
+  type ProviderInfo,
+  problem,
+  providerInfo,
+  type QuoteRequest,
+  type SignedQuote,
+  signedQuote,
+} from '../../api/gateway.ts';
+import type { Access, Address, Hex, Hex32 } from '../../api/messages.ts';
+import { type Dial, dialTls, type Endpoint } from './dial.ts';
+import { GatewayRefusal, InvalidAnswerError, UnknownOutcomeError } from './errors.ts';
+import { createHttpClient, type HttpClient, pathOnly, readBody } from './http.ts';
+import { connectLease, type LeaseConnection } from './lease-connection.ts';
+
+export interface GatewayLog {
+  debug(fields: object, message: string): void;
+}
+
+export interface GatewayOptions {
+  readonly endpoint: Endpoint;
+  /** For one answer, and for a connection. Default 10. */
+  readonly timeoutSeconds?: number;
+  readonly log?: GatewayLog;
+  /** Another way to reach the gateway than TLS to its URL. */
+  readonly dial?: Dial;
+}
+
+export interface LeaseAccess {
+  readonly leaseId: Hex32;
+  readonly provider: Address;
+  /** Signs with the session key that the escrow names. */
+  readonly signAccess: (message: Access) => Promise<Hex>;
+  readonly now: () => Date;
+}
+
+export interface GatewayClient {
+  readonly url: string;
+  info(signal?: AbortSignal): Promise<ProviderInfo>;
+  offers(signal?: AbortSignal): Promise<OfferList>;
+  quote(request: QuoteRequest, signal?: AbortSignal): Promise<SignedQuote>;
+  /** Asks for the allocation of an escrow that is on chain. Safe to repeat. */
+  allocate(quote: SignedQuote, signal?: AbortSignal): Promise<AllocationInfo>;
+  lease(access: LeaseAccess): LeaseConnection;
+  /** Ends idle connections. */
+  close(): void;
+}
+
+export function connectGateway(options: GatewayOptions): GatewayClient {
+  const timeoutSeconds = options.timeoutSeconds ?? 10;
+  const url = options.endpoint.url.replace(/\/$/, '');
+  const dial = options.dial ?? dialTls(options.endpoint, timeoutSeconds);
+  const http = createHttpClient({ host: new URL(url).host, dial, timeoutSeconds });
+  const call = callJson(http, timeoutSeconds, options.log);
+  return {
+    url,
+    info: (signal) => call('GET', '/v1/provider', providerInfo, undefined, {}, signal),
+    offers: (signal) => call('GET', '/v1/offers', offerList, undefined, {}, signal),
+    quote: (request, signal) => call('POST', '/v1/quotes', signedQuote, request, {}, signal),
+    allocate: (quote, signal) => call('POST', '/v1/leases', allocationInfo, quote, {}, signal),
+    lease: (access) => connectLease({ ...access, url, http, call, timeoutSeconds }),
+    close: () => http.close(),
+  };
+}
+
+interface Schema<T> {
+  safeParse(
+    value: unknown,
+  ):
+    | { success: true; data: T }
+    | { success: false; error: { issues: readonly { path: readonly PropertyKey[]; message: string }[] } };
+}
+
+export type CallJson = <T>(
+  method: string,
+  path: string,
+  schema: Schema<T>,
+  body: unknown,
+  headers: Record<string, string>,
+  signal?: AbortSignal,
+) => Promise<T>;
+
+function callJson(http: HttpClient, timeoutSeconds: number, log?: GatewayLog): CallJson {
+  return async (method, path, schema, body, headers, signal) => {
+    const what = `${method} ${pathOnly(path)}`;
+    const payload = body === undefined ? undefined : JSON.stringify(body);
+    const response = await http.send(
+      {
+        method,
+        path,
+        headers: {
+          Accept: 'application/json',
+          ...headers,
+          ...(payload === undefined ? {} : { 'Content-Type': 'application/json' }),
+        },
+        body: payload,
+      },
+      'call',
+      signal,
+    );
+    const bytes = await readBody(response, what, { maxBytes: maxBodyBytes, timeoutSeconds });
+    const status = response.statusCode ?? 0;
+    log?.debug({ what, status, bytes: bytes.length }, 'the gateway answered');
+    if (status >= 300) throw refusalOf(status, bytes, what, response.headers['retry-after']);
+    const parsed = schema.safeParse(parseJson(bytes, what));
+    if (parsed.success) return parsed.data;
+    const issues = parsed.error.issues
+      .slice(0, 3)
+      .map((issue) => `${issue.path.join('.') || 'body'}: ${issue.message}`);
+    throw new InvalidAnswerError(
+      `${what}: the gateway answered what the protocol does not allow: ${issues.join('; ').slice(0, 512)}`,
+    );
+  };
+}
+
+function parseJson(bytes: Buffer, what: string): unknown {
+  try {
+    return JSON.parse(bytes.toString('utf8'));
+  } catch {
+    throw new UnknownOutcomeError(`${what}: the answer is not JSON`);
+  }
+}
+
+/** The gateway's own no is a problem document. A 5xx without one is some proxy's, and says nothing about what happened. */
+export function refusalOf(status: number, bytes: Buffer, what: string, retryAfter?: string): Error {
+  let said: Problem | undefined;
+  try {
+    said = problem.safeParse(JSON.parse(bytes.toString('utf8'))).data;
+  } catch {
+    // Not JSON: somebody else's page.
+  }
+  const seconds = Number(retryAfter ?? Number.NaN);
+  const wait = Number.isFinite(seconds) && seconds >= 0 ? Math.min(seconds, 3600) : undefined;
+  if (said) return new GatewayRefusal({ ...said, status }, what, wait);
+  if (status >= 400 && status < 500)
+    return new GatewayRefusal({ type: 'about:blank', title: `HTTP ${status}`, status }, what, wait);
+  return new UnknownOutcomeError(`${what}: answered ${status} by something that is not a gateway`);
+}

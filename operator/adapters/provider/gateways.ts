@@ -1,0 +1,124 @@
+/** All gateways that the operator speaks to: one client a provider, one connection a lease, outcomes instead of exceptions. */
+import type {
+  AllocationInfo,
+  OfferInfo,
+  ProviderInfo,
+  QuoteRequest,
+  ReleaseReceipt,
+  SignedQuote,
+  VoucherReceipt,
+  VoucherRequest,
+} from '../../api/gateway.ts';
+import type { Access, Address, Hex } from '../../api/messages.ts';
+import type { GpuProvider } from '../../api/provider.ts';
+import type { QuoteRecord } from '../../core/lease/observed.ts';
+import type { Answer } from '../../core/provider/assess.ts';
+import type { Log } from '../../engine/types.ts';
+import { GatewayRefusal, IdentityMismatchError, InvalidAnswerError } from './errors.ts';
+import { connectGateway, type GatewayClient } from './gateway-client.ts';
+import type { LeaseConnection } from './lease-connection.ts';
+
+type Outcome<T> =
+  | { readonly ok: true; readonly value: T }
+  | { readonly ok: false; readonly kind: 'refused'; readonly reason: string; readonly message: string }
+  | { readonly ok: false; readonly kind: 'unknown' | 'invalid'; readonly message: string };
+
+export interface GatewaysOptions {
+  readonly signAccess: (quote: QuoteRecord, message: Access) => Promise<Hex>;
+  readonly now: () => Date;
+  readonly log: Log;
+  readonly timeoutSeconds?: number;
+}
+
+export function createGateways({ signAccess, now, log, timeoutSeconds }: GatewaysOptions) {
+  const clients = new Map<string, { endpoint: string; client: GatewayClient; leases: Map<string, LeaseConnection> }>();
+
+  function entryOf(provider: GpuProvider) {
+    const { name } = provider.metadata;
+    const endpoint = JSON.stringify(provider.spec.endpoint);
+    const known = clients.get(name);
+    if (known?.endpoint === endpoint) return known;
+    known?.client.close();
+    const entry = {
+      endpoint,
+      client: connectGateway({ endpoint: provider.spec.endpoint, timeoutSeconds, log: log.child({ provider: name }) }),
+      leases: new Map<string, LeaseConnection>(),
+    };
+    clients.set(name, entry);
+    return entry;
+  }
+
+  function connection(provider: GpuProvider, quote: QuoteRecord): LeaseConnection {
+    const { client, leases } = entryOf(provider);
+    const known = leases.get(quote.leaseId);
+    if (known) return known;
+    const made = client.lease({
+      leaseId: quote.leaseId,
+      provider: quote.signed.quote.provider as Address,
+      signAccess: (message) => signAccess(quote, message),
+      now,
+    });
+    leases.set(quote.leaseId, made);
+    return made;
+  }
+
+  return {
+    of(provider: GpuProvider) {
+      const { client } = entryOf(provider);
+      return {
+        info: (signal?: AbortSignal): Promise<Answer<ProviderInfo>> => answer(() => client.info(signal), signal),
+        offers: (signal?: AbortSignal): Promise<Answer<readonly OfferInfo[]>> =>
+          answer(async () => (await client.offers(signal)).offers, signal),
+        quote: (request: QuoteRequest, signal?: AbortSignal): Promise<Outcome<SignedQuote>> =>
+          outcome(() => client.quote(request, signal), signal),
+        allocate: (quote: SignedQuote, signal?: AbortSignal): Promise<Outcome<AllocationInfo>> =>
+          outcome(() => client.allocate(quote, signal), signal),
+        allocation: (quote: QuoteRecord, signal?: AbortSignal): Promise<Outcome<AllocationInfo>> =>
+          outcome(() => connection(provider, quote).allocation(signal), signal),
+        vouch: (quote: QuoteRecord, voucher: VoucherRequest, signal?: AbortSignal): Promise<Outcome<VoucherReceipt>> =>
+          outcome(
+            () => connection(provider, quote).voucher({ ...voucher, signature: voucher.signature as Hex }, signal),
+            signal,
+          ),
+        release: (quote: QuoteRecord, signal?: AbortSignal): Promise<Outcome<ReleaseReceipt>> =>
+          outcome(() => connection(provider, quote).release(signal), signal),
+      };
+    },
+    connection,
+    /** The lease has ended: its token and sockets are not needed any more. */
+    endLease(leaseId: string) {
+      for (const { leases } of clients.values()) leases.delete(leaseId);
+    },
+    forget(name: string) {
+      clients.get(name)?.client.close();
+      clients.delete(name);
+    },
+  };
+}
+
+const text = (error: unknown) => (error instanceof Error ? error.message : String(error)).slice(0, 1024);
+
+async function outcome<T>(call: () => Promise<T>, signal?: AbortSignal): Promise<Outcome<T>> {
+  try {
+    return { ok: true, value: await call() };
+  } catch (error) {
+    signal?.throwIfAborted();
+    // Only a client error is a decision; a 5xx says that the gateway failed, not what it did.
+    if (error instanceof GatewayRefusal && error.status < 500)
+      return { ok: false, kind: 'refused', reason: error.reason, message: text(error) };
+    return { ok: false, kind: error instanceof InvalidAnswerError ? 'invalid' : 'unknown', message: text(error) };
+  }
+}
+
+async function answer<T>(call: () => Promise<T>, signal?: AbortSignal): Promise<Answer<T>> {
+  try {
+    return { ok: true, value: await call() };
+  } catch (error) {
+    // A probe's own deadline is an answer: the gateway is too slow.
+    if (signal?.aborted && (signal.reason as Error)?.name !== 'TimeoutError') throw signal.reason;
+    if (error instanceof IdentityMismatchError) return { ok: false, reason: 'IdentityMismatch', message: text(error) };
+    if (error instanceof InvalidAnswerError || error instanceof GatewayRefusal)
+      return { ok: false, reason: 'InvalidAnswer', message: text(error) };
+    return { ok: false, reason: 'Unreachable', message: signal?.aborted ? 'no answer in time' : text(error) };
+  }
+}

@@ -1,0 +1,174 @@
+/** HTTP/1.1 over whatever `dial` gives: calls with bounded answers, streams, upgrades. */
+import http, { type IncomingMessage } from 'node:http';
+import type { Duplex } from 'node:stream';
+import type { Dial } from './dial.ts';
+import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
+
+export interface HttpRequest {
+  readonly method: string;
+  /** Absolute, with query. */
+  readonly path: string;
+  readonly headers?: Readonly<Record<string, string | string[]>>;
+  readonly body?: string | Buffer;
+  /** Until the headers of the answer; 0 waits as long as the caller's signal lets it. */
+  readonly timeoutSeconds?: number;
+}
+
+export type Upgraded =
+  | { readonly response: IncomingMessage; readonly socket: Duplex; readonly head: Buffer }
+  | { readonly response: IncomingMessage; readonly socket?: undefined; readonly head?: undefined };
+
+export interface HttpClient {
+  /** No status is an error. `kind: stream` takes a connection of its own, for watches and logs. */
+  send(request: HttpRequest, kind: 'call' | 'stream', signal?: AbortSignal): Promise<IncomingMessage>;
+  upgrade(request: HttpRequest, signal?: AbortSignal): Promise<Upgraded>;
+  /** Ends idle connections. Those in use end by themselves. */
+  close(): void;
+}
+
+/** Node's own agent, with the dialling handed in. */
+class DialAgent extends http.Agent {
+  readonly #dial: Dial;
+  constructor(dial: Dial, options: http.AgentOptions) {
+    super(options);
+    this.#dial = dial;
+  }
+  override createConnection(_: unknown, callback?: (error: Error | null, stream: Duplex) => void): undefined {
+    this.#dial().then(
+      (stream) => callback?.(null, stream),
+      (error: Error) => callback?.(error, undefined as unknown as Duplex),
+    );
+    return undefined;
+  }
+}
+
+export function createHttpClient(options: { host: string; dial: Dial; timeoutSeconds: number }): HttpClient {
+  const { host, dial, timeoutSeconds } = options;
+  const calls = new DialAgent(dial, { keepAlive: true, maxSockets: 32, maxFreeSockets: 8 });
+  // A stream owns its connection, and takes it along when it ends.
+  const streams = new DialAgent(dial, { keepAlive: false });
+
+  function exchange(request: HttpRequest, agent: http.Agent, signal?: AbortSignal): Promise<Upgraded> {
+    const what = `${request.method} ${pathOnly(request.path)}`;
+    const limit = request.timeoutSeconds ?? timeoutSeconds;
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason);
+      let connected = false;
+      const outgoing = http.request({
+        agent,
+        method: request.method,
+        path: request.path,
+        headers: {
+          ...request.headers,
+          Host: host,
+          ...(request.body === undefined ? {} : { 'Content-Length': String(Buffer.byteLength(request.body)) }),
+        },
+      });
+      const timer =
+        limit > 0
+          ? setTimeout(
+              () =>
+                outgoing.destroy(
+                  new UnknownOutcomeError(`${what} at ${host}: no answer within ${limit} s`, { neverSent: !connected }),
+                ),
+              limit * 1000,
+            )
+          : undefined;
+      const onAbort = () => outgoing.destroy(asError(signal?.reason));
+      signal?.addEventListener('abort', onAbort, { once: true });
+      const settle = () => {
+        clearTimeout(timer);
+        // From here on, errors of the request are errors of the body, and its reader hears of them.
+        outgoing.removeListener('error', fail);
+      };
+      const fail = (error: Error & { code?: string }) => {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', onAbort);
+        if (signal?.aborted) return reject(signal.reason);
+        if (error instanceof UnknownOutcomeError || error instanceof IdentityMismatchError) return reject(error);
+        // A pooled connection that the other side had just closed: it never read the request.
+        const stale = outgoing.reusedSocket && error.code === 'ECONNRESET' && request.method === 'GET';
+        if (stale) return void exchange(request, agent, signal).then(resolve, reject);
+        reject(
+          new UnknownOutcomeError(`${what} at ${host}: ${error.message || error.code}`, {
+            neverSent: !connected,
+            cause: error,
+          }),
+        );
+      };
+      outgoing.once('socket', () => {
+        connected = true;
+      });
+      outgoing.on('error', fail);
+      outgoing.once('response', (response) => {
+        settle();
+        outgoing.on('error', () => response.destroy());
+        response.once('close', () => signal?.removeEventListener('abort', onAbort));
+        resolve({ response });
+      });
+      outgoing.once('upgrade', (response, socket: Duplex, head: Buffer) => {
+        settle();
+        // A reset before the caller listens would end the process; 'close' tells the caller all the same.
+        socket.on('error', () => socket.destroy());
+        signal?.removeEventListener('abort', onAbort);
+        const onLateAbort = () => socket.destroy();
+        signal?.addEventListener('abort', onLateAbort, { once: true });
+        socket.once('close', () => signal?.removeEventListener('abort', onLateAbort));
+        resolve({ response, socket, head });
+      });
+      outgoing.end(request.body);
+    });
+  }
+
+  return {
+    async send(request, kind, signal) {
+      const answer = await exchange(request, kind === 'call' ? calls : streams, signal);
+      if (answer.socket) {
+        answer.socket.destroy();
+        throw new UnknownOutcomeError(`${request.method} ${pathOnly(request.path)}: an upgrade nobody asked for`);
+      }
+      return answer.response;
+    },
+    upgrade: (request, signal) => exchange(request, streams, signal),
+    close() {
+      calls.destroy();
+    },
+  };
+}
+
+/** Reads a body to its end, at most `maxBytes` of it. */
+export async function readBody(
+  response: IncomingMessage,
+  what: string,
+  limits: { maxBytes: number; timeoutSeconds: number },
+): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  let failure: UnknownOutcomeError | undefined;
+  const timer = setTimeout(() => {
+    failure = new UnknownOutcomeError(`${what}: the answer did not end within ${limits.timeoutSeconds} s`);
+    response.destroy();
+  }, limits.timeoutSeconds * 1000);
+  try {
+    for await (const chunk of response) {
+      size += chunk.length;
+      if (size > limits.maxBytes) {
+        failure = new UnknownOutcomeError(`${what}: the answer is longer than ${limits.maxBytes} bytes`);
+        break; // leaving the loop destroys the stream
+      }
+      chunks.push(chunk);
+    }
+  } catch (error) {
+    failure ??= new UnknownOutcomeError(`${what}: the answer broke off`, { cause: error });
+  } finally {
+    clearTimeout(timer);
+  }
+  if (!failure && !response.complete) failure = new UnknownOutcomeError(`${what}: the answer broke off`);
+  if (failure) throw failure;
+  return Buffer.concat(chunks);
+}
+
+/** Queries hold more than a log should: only the path is named in errors. */
+export const pathOnly = (path: string): string => path.split('?', 1)[0] ?? path;
+
+const asError = (reason: unknown): Error => (reason instanceof Error ? reason : new Error(String(reason)));

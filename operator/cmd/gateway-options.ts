@@ -1,0 +1,188 @@
+/** Flags of the gateway, and the files that they name. */
+import { readFileSync } from 'node:fs';
+import type { RailConfig } from '../adapters/gateway/escrow-chains.ts';
+import type { Address } from '../api/messages.ts';
+import { choice, integer, type Option, pairs, parseOptions, text, UsageError } from './options.ts';
+
+const usage = `
+Rents out the GPUs of this cluster: offers, quotes, tenants, vouchers, settlement.
+
+  gateway --public-url URL --key-file FILE --chain ID=URL --addresses FILE [options]
+`;
+
+const list = (description: string, value: string): Option<string> & { many: true } => ({
+  description,
+  value,
+  many: true,
+  parse: (t) => t,
+});
+
+const decimal = (description: string, fallback: string): Option<string> & { fallback: string } => ({
+  description,
+  value: 'AMOUNT',
+  fallback,
+  parse: (t) => {
+    if (!/^(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?$/.test(t)) throw new Error('must be an amount such as 0.25');
+    return t;
+  },
+});
+
+const address = (t: string): Address => {
+  if (!/^0x[0-9a-fA-F]{40}$/.test(t)) throw new Error('must be an address: 0x and 40 hexadecimal digits');
+  return t as Address;
+};
+
+export const gatewayOptions = {
+  kubeconfig: text(
+    'Kubeconfig of the provider\'s cluster; "in-cluster" for a pod\'s own service account.',
+    'FILE',
+    'in-cluster',
+  ),
+  namespace: text(
+    'Where the gateway keeps its records and ledgers. Made when it is not there.',
+    'NAME',
+    'gpulease-system',
+  ),
+  name: text('Name of the provider, as consumers are told.', 'NAME', 'provider'),
+  listen: text('Address and port that consumers connect to.', 'HOST:PORT', '0.0.0.0:8443'),
+  publicUrl: list('URL by which consumers reach this gateway.', 'URL'),
+  tlsCert: text('Certificate chain (PEM). Default: self-signed, kept in a Secret; its pin is logged.', 'FILE'),
+  tlsKey: text('Private key of the certificate (PEM).', 'FILE'),
+  keyFile: text(
+    "The provider's key, which signs quotes and settlements: 32 bytes in hexadecimal, or a keystore.",
+    'FILE',
+  ),
+  keyPasswordFile: text('Password of the keystore.', 'FILE'),
+  payee: {
+    description: 'Account that may withdraw what is earned. Default: that of the key.',
+    value: 'ADDRESS',
+    parse: address,
+  },
+  chain: pairs('Chain to be paid on, and its JSON-RPC endpoints.', 'ID=URL[,URL]'),
+  addresses: list('Contracts as deploy-contracts wrote them: all their tokens are accepted.', 'FILE'),
+  rails: list('Rails to accept: JSON, a list of {chainId, escrow, token}.', 'FILE'),
+  maxUnpaid: decimal('Most that a consumer may owe before it is no longer served, in whole tokens.', '0.25'),
+  quoteSeconds: integer('How long a quote holds.', 'SECONDS', 30, 3600, 120),
+  chainInterval: integer('How often the escrows are read.', 'SECONDS', 1, 300, 5),
+  tick: integer('How often each lease is looked at.', 'SECONDS', 1, 30, 3),
+  settleInterval: integer(
+    'A running lease is settled once so many seconds are earned.',
+    'SECONDS',
+    1,
+    2_592_000,
+    86_400,
+  ),
+  settleThreshold: decimal('… or once so much is, in whole tokens.', '5'),
+  settlePatience: integer('How long a consumer may take to close a lease that has ended.', 'SECONDS', 0, 86_400, 600),
+  retention: integer('How long records of settled leases are kept.', 'SECONDS', 60, 31_536_000, 604_800),
+  gpuRuntimeClass: text('Runtime class for pods with GPUs, where the nodes need one.', 'NAME'),
+  denyEgress: list('Network that tenants cannot reach, beside all private ones: public addresses of your own.', 'CIDR'),
+  held: {
+    description: 'Take no new leases; those that run go on.',
+    parse: (t: string) => t === 'true',
+  } as Option<boolean>,
+  requestsPerSecond: integer('Requests without a token that one address may make.', 'COUNT', 1, 100_000, 50),
+  leaderElection: choice('Leader lock, so that several replicas can run.', ['on', 'off'], 'on'),
+  operationsPort: integer('Port of /metrics, /livez and /readyz; 0 picks a free one.', 'PORT', 0, 65_535, 8080),
+  logLevel: choice('How much is logged.', ['debug', 'info', 'warn', 'error'], 'info'),
+  logFormat: choice('For machines or for people.', ['json', 'pretty'], 'json'),
+};
+
+export function parseGatewayOptions(args: readonly string[], env: NodeJS.ProcessEnv) {
+  const options = parseOptions(usage, gatewayOptions, args, env);
+  if (!options) return undefined;
+  if (!options.keyFile) throw new UsageError('--key-file is missing: the key that signs quotes');
+  if (options.publicUrl.length === 0) {
+    throw new UsageError('--public-url is missing: the URL by which consumers reach this gateway');
+  }
+  for (const url of options.publicUrl) {
+    if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) {
+      throw new UsageError(`--public-url must be a URL such as https://gpu.example.com:8443; given: ${url}`);
+    }
+  }
+  if ((options.tlsCert === undefined) !== (options.tlsKey === undefined)) {
+    throw new UsageError('--tls-cert and --tls-key are given together, or neither');
+  }
+  const rails = [...options.addresses.flatMap(railsOfAddresses), ...options.rails.flatMap(railsOfFile)];
+  if (rails.length === 0) {
+    throw new UsageError('--addresses or --rails is missing: the contracts and tokens by which you are paid');
+  }
+  const rpcUrls = new Map<number, readonly string[]>();
+  for (const [id, urls] of options.chain) {
+    if (!/^[1-9]\d{0,15}$/.test(id)) throw new UsageError(`--chain must be ID=URL[,URL]; given: ${id}=…`);
+    rpcUrls.set(Number(id), urls.split(','));
+  }
+  for (const rail of rails) {
+    if (!rpcUrls.has(rail.chainId)) {
+      throw new UsageError(`--chain ${rail.chainId}=URL is missing: a rail is on that chain`);
+    }
+  }
+  return { ...options, keyFile: options.keyFile, rails: merged(rails), rpcUrls, ...hostAndPort(options.listen) };
+}
+
+export type GatewaySettings = NonNullable<ReturnType<typeof parseGatewayOptions>>;
+
+/** One entry for each contract. */
+function merged(rails: readonly RailConfig[]): RailConfig[] {
+  const byContract = new Map<string, RailConfig>();
+  for (const rail of rails) {
+    const key = `${rail.chainId}/${rail.escrow.toLowerCase()}`;
+    const before = byContract.get(key);
+    byContract.set(
+      key,
+      before === undefined ? rail : { ...before, tokens: [...new Set([...before.tokens, ...rail.tokens])] },
+    );
+  }
+  return [...byContract.values()];
+}
+
+function hostAndPort(listen: string): { host: string; port: number } {
+  const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:]*)):(\d{1,5})$/.exec(listen);
+  const port = Number(match?.[3]);
+  if (!match || port > 65_535) throw new UsageError(`--listen must be HOST:PORT; given: ${listen}`);
+  return { host: match[1] ?? (match[2] || '0.0.0.0'), port };
+}
+
+export function readText(flag: string, file: string): string {
+  try {
+    return readFileSync(file, 'utf8');
+  } catch (error) {
+    throw new UsageError(
+      `--${flag}: ${file} cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unreadable'})`,
+    );
+  }
+}
+
+function readJson(flag: string, file: string): unknown {
+  try {
+    return JSON.parse(readText(flag, file));
+  } catch (error) {
+    if (error instanceof UsageError) throw error;
+    throw new UsageError(`--${flag}: ${file} is not JSON`);
+  }
+}
+
+const isAddress = (value: unknown): value is Address => typeof value === 'string' && /^0x[0-9a-fA-F]{40}$/.test(value);
+
+function railsOfAddresses(file: string): RailConfig[] {
+  const { chainId, escrow, tokens } = (readJson('addresses', file) ?? {}) as Record<string, unknown>;
+  const found = Object.values((tokens ?? {}) as Record<string, { address?: unknown } | null>).map(
+    (token) => token?.address,
+  );
+  if (!Number.isSafeInteger(chainId) || !isAddress(escrow) || found.length === 0 || !found.every(isAddress)) {
+    throw new UsageError(`--addresses: ${file} must have chainId, escrow and tokens, as deploy-contracts writes them`);
+  }
+  return [{ chainId: chainId as number, escrow, tokens: found as Address[] }];
+}
+
+function railsOfFile(file: string): RailConfig[] {
+  const rails = readJson('rails', file);
+  if (!Array.isArray(rails)) throw new UsageError(`--rails: ${file} must be a list of {chainId, escrow, token}`);
+  return rails.map((rail: Record<string, unknown> | null, index) => {
+    const { chainId, escrow, token } = rail ?? {};
+    if (!Number.isSafeInteger(chainId) || !isAddress(escrow) || !isAddress(token)) {
+      throw new UsageError(`--rails: entry ${index} of ${file} must be {chainId, escrow, token}`);
+    }
+    return { chainId: chainId as number, escrow, tokens: [token] };
+  });
+}

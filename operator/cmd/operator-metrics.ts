@@ -1,0 +1,70 @@
+/** What the operator counts of leases, for dashboards and alerts. Amounts are in whole tokens, for reading; no decision uses them. */
+import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
+import type { GpuLease } from '../api/lease.ts';
+import type { LeaseMetrics } from '../controllers/consumer/world.ts';
+import type { LeaseRecord } from '../core/lease/observed.ts';
+import { formatAmount } from '../core/money/amount.ts';
+
+export function leaseMetrics(registry: Registry, records: () => ReadonlyMap<string, LeaseRecord>): LeaseMetrics {
+  const registers = [registry];
+  const vouched = new Counter({
+    name: 'gpulease_lease_vouched_seconds_total',
+    help: 'Seconds vouched for.',
+    labelNames: ['namespace', 'provider'],
+    registers,
+  });
+  const ready = new Histogram({
+    name: 'gpulease_lease_time_to_ready_seconds',
+    help: 'From creation of a lease to its node being Ready.',
+    buckets: [1, 2, 5, 10, 30, 60, 120, 300, 900],
+    registers,
+  });
+  const reasons = new Map<string, string>();
+  new Gauge({
+    name: 'gpulease_pending_leases',
+    help: 'Leases that are not Ready, by reason.',
+    labelNames: ['reason'],
+    registers,
+    collect() {
+      this.reset();
+      for (const reason of reasons.values()) this.inc({ reason });
+    },
+  });
+  const open = () => [...records().values()].filter((r) => r.quote && r.deposit !== undefined && !r.settled);
+  new Gauge({
+    name: 'gpulease_escrow_outstanding',
+    help: 'Deposited in escrows that are not settled, in whole tokens.',
+    labelNames: ['provider', 'asset'],
+    registers,
+    collect() {
+      this.reset();
+      for (const { quote, deposit } of open())
+        this.inc(
+          { provider: quote!.providerName, asset: quote!.assetSymbol },
+          Number(formatAmount(BigInt(deposit!), quote!.decimals)),
+        );
+    },
+  });
+  new Gauge({
+    name: 'gpulease_lease_rate_per_hour',
+    help: 'What open leases cost an hour, in whole tokens.',
+    labelNames: ['provider', 'asset'],
+    registers,
+    collect() {
+      this.reset();
+      for (const { quote } of open()) {
+        const rate = BigInt(quote!.signed.quote.pricePerGpuHour) * BigInt(quote!.signed.quote.gpus);
+        this.inc(
+          { provider: quote!.providerName, asset: quote!.assetSymbol },
+          Number(formatAmount(rate, quote!.decimals)),
+        );
+      }
+    },
+  });
+  return {
+    vouched: (lease: GpuLease, provider, seconds) =>
+      vouched.inc({ namespace: lease.metadata.namespace ?? '', provider }, Math.max(0, seconds)),
+    ready: (_lease, seconds) => ready.observe(Math.max(0, seconds)),
+    pending: (uid, reason) => (reason === undefined ? void reasons.delete(uid) : void reasons.set(uid, reason)),
+  };
+}

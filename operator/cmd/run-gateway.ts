@@ -1,0 +1,216 @@
+/** The gateway, the provider's side: reads configuration, wires, starts, stops. */
+import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import type { AddressInfo } from 'node:net';
+import { hostname } from 'node:os';
+import { Counter, type Registry } from 'prom-client';
+import { loadKey } from '../adapters/chain/key.ts';
+import type { OutboxRecord } from '../adapters/chain/outbox.ts';
+import { needsRenewal, selfSigned, spkiSha256 } from '../adapters/gateway/certificate.ts';
+import { createEscrowChains } from '../adapters/gateway/escrow-chains.ts';
+import { createNotary } from '../adapters/gateway/notary.ts';
+import { randomKey, sharedSecret } from '../adapters/gateway/shared-secret.ts';
+import { createSecretStore } from '../adapters/kube/secret-store.ts';
+import { createLog } from '../adapters/telemetry/log.ts';
+import { createMetrics } from '../adapters/telemetry/metrics.ts';
+import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
+import { createProvider } from '../controllers/provider/provider.ts';
+import { type CounterName, type Counters, counterNames } from '../controllers/provider/world.ts';
+import { connectCluster } from '../engine/cluster.ts';
+import { isAlreadyExists } from '../engine/errors.ts';
+import { runAsLeader } from '../engine/leader.ts';
+import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
+import { createGateway } from '../gateway/app.ts';
+import { type GatewaySettings, parseGatewayOptions, readText } from './gateway-options.ts';
+import { UsageError } from './options.ts';
+
+const version = (
+  JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
+).version;
+
+/** Runs until SIGTERM or SIGINT. Throws UsageError for configuration that cannot be right. */
+export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv): Promise<void> {
+  const options = parseGatewayOptions(args, env);
+  if (!options) return;
+  const stop = new AbortController();
+  for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => stop.abort(new Error(name)));
+  const { signal } = stop;
+  const log = createLog({ name: 'gateway', level: options.logLevel, pretty: options.logFormat === 'pretty' });
+  const metrics = createMetrics();
+  const now = () => new Date();
+  const { namespace } = options;
+
+  const key = await loadKey(
+    options.keyFile,
+    options.keyPasswordFile && readText('key-password-file', options.keyPasswordFile).trim(),
+  );
+  const cluster = connectCluster({
+    name: 'provider',
+    kubeconfig: options.kubeconfig,
+    userAgent: `gpulease-gateway/${version}`,
+    metrics: metrics.engine,
+  });
+  const chains = createEscrowChains({
+    rails: options.rails,
+    rpcUrls: options.rpcUrls,
+    key,
+    payee: options.payee ?? key.address,
+    store: (chainId) =>
+      createSecretStore<OutboxRecord>({ cluster, namespace, name: `gpulease-gateway-outbox-${chainId}` }),
+    now,
+    log,
+  });
+  const notary = createNotary(key);
+  const provider = createProvider({
+    cluster,
+    namespace,
+    name: options.name,
+    version,
+    notary,
+    chains,
+    terms: { provider: notary.address, maxUnpaid: options.maxUnpaid, quoteSeconds: options.quoteSeconds },
+    tenant: { deniedCidrs: options.denyEgress },
+    held: () => options.held === true,
+    settings: {
+      tickSeconds: options.tick,
+      chainIntervalSeconds: options.chainInterval,
+      settleIntervalSeconds: options.settleInterval,
+      settleThreshold: options.settleThreshold,
+      settlePatienceSeconds: options.settlePatience,
+      retentionSeconds: options.retention,
+    },
+    now,
+    log,
+    metrics: metrics.engine,
+    counters: countersOn(metrics.registry),
+  });
+
+  const operations = await startOperationsServer({
+    port: options.operationsPort,
+    registry: metrics.registry,
+    log,
+    live: () => ({ process: true }),
+    ready: () => ({ chains: chains.connected, cluster: provider.synced }),
+  });
+  log.info({ version, provider: notary.address, namespace, operationsPort: operations.port }, 'gateway starts');
+
+  await ensureNamespace(cluster, namespace, signal);
+  const { key: tokenKey } = await sharedSecret(
+    cluster,
+    { namespace, name: 'gpulease-gateway-access' },
+    () => ({ key: randomKey() }),
+    signal,
+  );
+  const tls = await certificate(options, cluster, signal);
+  const gateway = createGateway({
+    service: provider.service,
+    upstream: cluster,
+    tokenKey: tokenKey!,
+    publicUrls: options.publicUrl,
+    now,
+    log,
+    tls,
+    gpuRuntimeClass: options.gpuRuntimeClass,
+    requestsPerSecond: options.requestsPerSecond,
+  });
+
+  const work: Promise<unknown>[] = [chains.connect(signal), provider.watch(signal)];
+  const identity = `${hostname()}_${process.pid}_${randomBytes(4).toString('hex')}`;
+  if (options.leaderElection === 'off') work.push(provider.lead(signal));
+  else {
+    const leader = runAsLeader(
+      {
+        cluster,
+        namespace,
+        name: 'gpulease-gateway',
+        identity,
+        log,
+        metrics: metrics.engine,
+        onLead: (leadSignal) => provider.lead(leadSignal),
+      },
+      signal,
+    );
+    work.push(
+      leader.ended.then((how) => {
+        // Whoever leads now must be alone: leave at once, and let Kubernetes start us again as a follower.
+        if (how === 'lost') throw new Error('leadership lost; ending the process');
+      }),
+    );
+  }
+  await gateway.app.listen({ host: options.host, port: options.port });
+  const { port } = gateway.app.server.address() as AddressInfo;
+  log.info(
+    {
+      address: `${options.host}:${port}`,
+      url: options.publicUrl[0],
+      spkiSHA256: spkiSha256(tls.cert),
+      provider: notary.address,
+    },
+    'gateway listening',
+  );
+
+  try {
+    await Promise.all(work);
+  } finally {
+    stop.abort(new Error('stopping'));
+    await gateway.close();
+    await Promise.allSettled(work);
+    await operations.close();
+    log.info({}, 'gateway stopped');
+  }
+}
+
+async function ensureNamespace(cluster: Cluster, name: string, signal: AbortSignal): Promise<void> {
+  if ((await cluster.get(resources.namespaces, { name }, signal)) !== undefined) return;
+  try {
+    await cluster.create<KubeObject>(
+      resources.namespaces,
+      { apiVersion: 'v1', kind: 'Namespace', metadata: { name } },
+      signal,
+    );
+  } catch (error) {
+    if (!isAlreadyExists(error)) throw error;
+  }
+}
+
+async function certificate(options: GatewaySettings, cluster: Cluster, signal: AbortSignal) {
+  if (options.tlsCert !== undefined && options.tlsKey !== undefined) {
+    const tls = { cert: readText('tls-cert', options.tlsCert), key: readText('tls-key', options.tlsKey) };
+    try {
+      spkiSha256(tls.cert);
+    } catch {
+      throw new UsageError(`--tls-cert: ${options.tlsCert} holds no PEM certificate`);
+    }
+    return tls;
+  }
+  const hosts = options.publicUrl.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, ''));
+  const stored = await sharedSecret(
+    cluster,
+    { namespace: options.namespace, name: 'gpulease-gateway-tls' },
+    async () => {
+      const made = await selfSigned(hosts, new Date());
+      return { 'tls.crt': Buffer.from(made.cert), 'tls.key': Buffer.from(made.key) };
+    },
+    signal,
+  );
+  const cert = stored['tls.crt']?.toString('utf8') ?? '';
+  const key = stored['tls.key']?.toString('utf8') ?? '';
+  // Renewed in memory only, with the stored key: consumers pin the key, not the certificate.
+  return needsRenewal(cert, hosts, new Date()) ? selfSigned(hosts, new Date(), key) : { cert, key };
+}
+
+function countersOn(registry: Registry): Counters {
+  const counters = new Map<CounterName, Counter>();
+  const labelNames: Record<CounterName, string[]> = {
+    gpulease_gateway_quotes_total: ['offer'],
+    gpulease_gateway_allocations_total: ['offer'],
+    gpulease_gateway_vouchers_total: [],
+    gpulease_gateway_endings_total: ['reason'],
+    gpulease_gateway_settlements_total: ['kind'],
+    gpulease_gateway_settlement_refusals_total: ['name'],
+  };
+  for (const [name, help] of Object.entries(counterNames) as [CounterName, string][]) {
+    counters.set(name, new Counter({ name, help, labelNames: labelNames[name], registers: [registry] }));
+  }
+  return { count: (name, labels) => counters.get(name)?.inc({ ...labels }) };
+}

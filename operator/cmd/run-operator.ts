@@ -1,0 +1,406 @@
+/** The operator, the consumer's side: reads configuration, wires, starts, stops. */
+import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { hostname, networkInterfaces } from 'node:os';
+import { keyFromHex, loadKey, newKeyHex } from '../adapters/chain/key.ts';
+import { type ChainAccess, createLeaseMoney } from '../adapters/chain/lease-money.ts';
+import { createOutbox, type Outbox, type OutboxFaults, type OutboxRecord } from '../adapters/chain/outbox.ts';
+import { connectRpc, type Rpc } from '../adapters/chain/rpc.ts';
+import { createSecretStore } from '../adapters/kube/secret-store.ts';
+import { createCertificateApprover, servingCertificates, whoAmI } from '../adapters/kube/serving-certificate.ts';
+import { createGateways } from '../adapters/provider/gateways.ts';
+import { createLog } from '../adapters/telemetry/log.ts';
+import { createMetrics } from '../adapters/telemetry/metrics.ts';
+import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
+import type { GpuLease } from '../api/lease.ts';
+import type { Address } from '../api/messages.ts';
+import type { GpuOffer } from '../api/offer.ts';
+import type { GpuProvider } from '../api/provider.ts';
+import { reconcileLease } from '../controllers/consumer/lease.ts';
+import { reconcileProvider } from '../controllers/consumer/provider.ts';
+import type { ProviderBook } from '../controllers/consumer/provider-book.ts';
+import { loadRecords } from '../controllers/consumer/records.ts';
+import { collectRefunds } from '../controllers/consumer/treasury.ts';
+import type { LeaseWorld } from '../controllers/consumer/world.ts';
+import { parseAmount } from '../core/money/amount.ts';
+import { virtualNodePrefix } from '../core/node/names.ts';
+import { connectCluster } from '../engine/cluster.ts';
+import { createController, watches } from '../engine/controller.ts';
+import { createEventRecorder } from '../engine/events.ts';
+import { createInformer } from '../engine/informer.ts';
+import { runAsLeader } from '../engine/leader.ts';
+import { type Cluster, resources } from '../engine/types.ts';
+import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
+import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
+import { leaseMetrics } from './operator-metrics.ts';
+import { choice, integer, pairs, parseOptions, text, UsageError } from './options.ts';
+
+const version = (
+  JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
+).version;
+/** The Kubernetes release whose kubelet API the virtual nodes speak. */
+const kubeletVersion = `v1.36.3+gpulease.${version}`;
+
+const usage = `
+Leases GPUs from provider clusters for this cluster.
+
+  operator --wallet-key-file FILE --chain ID=URL --max-escrow SYMBOL=AMOUNT [options]
+`;
+
+const declared = {
+  kubeconfig: text(
+    'Kubeconfig of the consumer cluster; "in-cluster" for a pod\'s own service account.',
+    'FILE',
+    'in-cluster',
+  ),
+  namespace: text('Where the operator keeps its Secrets and its leader lock.', 'NAME', 'gpulease-system'),
+  walletKeyFile: text('Key of the account that pays: 32 bytes in hexadecimal, or a keystore.', 'FILE'),
+  walletPasswordFile: text('Password of the keystore.', 'FILE'),
+  chain: pairs('Chain that leases may be paid on, and its JSON-RPC endpoints.', 'ID=URL[,URL]'),
+  maxEscrow: pairs('Most that may be locked in all escrows together, in whole tokens.', 'SYMBOL=AMOUNT'),
+  nodeAddress: text(
+    'Address of this process as the API server reaches it. Default: the first address of this machine that is not loopback.',
+    'IP',
+  ),
+  voucherPeriodSeconds: integer('How often served seconds are vouched for.', 'SECONDS', 1, 600, 60),
+  depositSeconds: integer('A deposit covers at most so long ahead.', 'SECONDS', 60, 86_400, 7200),
+  lowWaterSeconds: integer('A deposit is topped up when it covers less than this.', 'SECONDS', 30, 86_400, 1800),
+  nodeLostSeconds: integer('A node that was not Ready for so long is given up.', 'SECONDS', 60, 86_400, 1800),
+  releaseTimeoutSeconds: integer(
+    'How long a provider may take to let go before the contract is asked.',
+    'SECONDS',
+    5,
+    86_400,
+    600,
+  ),
+  closeTimeoutSeconds: integer(
+    'How long a provider may take to close an escrow it has let go of.',
+    'SECONDS',
+    5,
+    86_400,
+    120,
+  ),
+  chainTickSeconds: integer('How often transactions under way are looked after.', 'SECONDS', 1, 60, 3),
+  refundSeconds: integer('How often refunds are collected from the escrows.', 'SECONDS', 1, 86_400, 300),
+  leaderElection: choice('Leader lock, so that several replicas can run.', ['on', 'off'], 'on'),
+  operationsPort: integer('Port of /metrics, /livez and /readyz; 0 picks a free one.', 'PORT', 0, 65_535, 8080),
+  logLevel: choice('How much is logged.', ['debug', 'info', 'warn', 'error'], 'info'),
+  logFormat: choice('For machines or for people.', ['json', 'pretty'], 'json'),
+};
+
+/** Points at which a test stops the world. */
+export interface OperatorFaults {
+  readonly outbox?: OutboxFaults;
+}
+
+/** Runs until SIGTERM or SIGINT. Throws UsageError for configuration that cannot be right. */
+export async function runOperator(
+  args: readonly string[],
+  env: NodeJS.ProcessEnv,
+  faults: OperatorFaults = {},
+): Promise<void> {
+  const options = parseOptions(usage, declared, args, env);
+  if (!options) return;
+  if (!options.walletKeyFile) throw new UsageError('--wallet-key-file is missing: the key of the account that pays');
+  if (options.chain.length === 0)
+    throw new UsageError('--chain is missing: e.g. --chain 42161=https://rpc.example.com');
+
+  const stop = new AbortController();
+  for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => stop.abort(new Error(name)));
+  const { signal } = stop;
+  const log = createLog({ name: 'operator', level: options.logLevel, pretty: options.logFormat === 'pretty' });
+  const metrics = createMetrics();
+  const now = () => new Date();
+  const { namespace } = options;
+
+  const wallet = await loadKey(
+    options.walletKeyFile,
+    options.walletPasswordFile && readFileSync(options.walletPasswordFile, 'utf8').trim(),
+  );
+  const cluster = connectCluster({
+    name: 'consumer',
+    kubeconfig: options.kubeconfig,
+    userAgent: `gpulease-operator/${version}`,
+    metrics: metrics.engine,
+  });
+  const maxEscrow = new Map(options.maxEscrow);
+  for (const [symbol, amount] of maxEscrow) {
+    try {
+      parseAmount(amount, 6);
+    } catch (error) {
+      throw new UsageError(`--max-escrow ${symbol}=${amount}: ${(error as Error).message}`);
+    }
+  }
+  const address = options.nodeAddress ?? ownAddress();
+  let leading = false;
+  let stale = () => 0;
+  const operations = await startOperationsServer({
+    port: options.operationsPort,
+    registry: metrics.registry,
+    log,
+    live: () => ({ process: true }),
+    // A replica that waits for the lock is ready to take over; the leader is when its view of the cluster is fresh.
+    ready: () => ({ watch: !leading || stale() < 120 || 'the API server has said nothing for two minutes' }),
+  });
+  log.info(
+    { version, wallet: wallet.address, nodeAddress: address, operationsPort: operations.port },
+    'operator starts',
+  );
+
+  const identity = `${hostname()}_${process.pid}_${randomBytes(4).toString('hex')}`;
+  const lead = async (leadSignal: AbortSignal): Promise<void> => {
+    leading = true;
+    const clusterUid = (await cluster.get(resources.namespaces, { name: 'kube-system' }, leadSignal))?.metadata.uid;
+    if (!clusterUid)
+      throw new Error('the cluster has no namespace kube-system, whose UID names this cluster in every lease');
+    const session = keyFromHex(await sessionKey(cluster, namespace, leadSignal));
+    const chains = new Map<number, ChainAccess & { opened: () => Outbox | undefined }>();
+    for (const [id, urls] of options.chain)
+      chains.set(chainId(id), chainAccess(chainId(id), urls.split(','), cluster, namespace, wallet, faults.outbox));
+
+    const money = createLeaseMoney({ wallet, session, clusterUid, chains });
+    const gateways = createGateways({ signAccess: money.signAccess, now, log });
+    const records = await loadRecords(cluster, namespace, leadSignal);
+    const events = createEventRecorder({ cluster, controller: 'gpulease.dev/operator', instance: identity, log });
+    const informer = { cluster, log, metrics: metrics.engine };
+    const leases = createInformer<GpuLease>({ ...informer, resource: resources.gpuLeases });
+    const providers = createInformer<GpuProvider>({ ...informer, resource: resources.gpuProviders });
+    const offers = createInformer<GpuOffer>({ ...informer, resource: resources.gpuOffers });
+    stale = () => Math.max(leases.staleSeconds, providers.staleSeconds);
+
+    const isOurNode = (name: string) => name.startsWith(virtualNodePrefix);
+    const approver = createCertificateApprover({
+      cluster,
+      isOurNode,
+      addresses: [address],
+      requesters: [await whoAmI(cluster, leadSignal)],
+      now,
+      log,
+    });
+    const nodes = createVirtualNodes({
+      cluster,
+      address,
+      kubeletVersion,
+      certificates: servingCertificates({ cluster, now, log }),
+      callers: {},
+      events,
+      log,
+      metrics: metrics.engine,
+    });
+    const leaseNodes = createLeaseNodes({
+      cluster,
+      nodes,
+      connect: (quote) => {
+        const provider = providers.get({ name: quote.providerName });
+        return provider && gateways.connection(provider, quote);
+      },
+      now,
+      log,
+      onChange: (lease) => controller.enqueue(lease),
+    });
+
+    const providerBook: ProviderBook = new Map();
+    const world: LeaseWorld = {
+      cluster,
+      clusterUid,
+      leases,
+      offers,
+      providers,
+      providerBook,
+      records,
+      gateways,
+      money,
+      nodes: leaseNodes,
+      events,
+      log,
+      now,
+      settings: {
+        voucherPeriodSeconds: options.voucherPeriodSeconds,
+        depositSeconds: options.depositSeconds,
+        lowWaterSeconds: Math.min(options.lowWaterSeconds, Math.floor(options.depositSeconds / 2)),
+        nodeLostSeconds: options.nodeLostSeconds,
+        releaseTimeoutSeconds: options.releaseTimeoutSeconds,
+        closeTimeoutSeconds: options.closeTimeoutSeconds,
+        maxEscrow: (symbol, decimals) => {
+          const amount = maxEscrow.get(symbol);
+          return amount === undefined ? undefined : parseAmount(amount, decimals);
+        },
+      },
+      hints: new Map(),
+      metrics: leaseMetrics(metrics.registry, () => records.all()),
+    };
+    const waiting = () =>
+      leases
+        .list()
+        .filter((lease) => !lease.status?.quote)
+        .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
+    const controller = createController({
+      name: 'lease',
+      reconcile: reconcileLease(world),
+      // New offers are what a waiting lease waits for.
+      watches: [watches(leases, changedLease), watches(offers, waiting), watches(providers, waiting)],
+      concurrency: 16,
+      log,
+      metrics: metrics.engine,
+    });
+    const providerController = createController({
+      name: 'provider',
+      reconcile: reconcileProvider({
+        cluster,
+        providers,
+        offers,
+        records,
+        gateways,
+        money,
+        book: providerBook,
+        events,
+        log,
+        now,
+      }),
+      watches: [watches(providers, changedProvider)],
+      concurrency: 8,
+      log,
+      metrics: metrics.engine,
+    });
+
+    const every = async (seconds: number, what: string, work: () => Promise<void>) => {
+      while (!leadSignal.aborted) {
+        await work().catch((error: Error) => {
+          if (!leadSignal.aborted) log.warn({ error: error.message }, `${what} failed; trying again`);
+        });
+        await new Promise<void>((resolve) => {
+          const timer = setTimeout(resolve, seconds * 1000);
+          leadSignal.addEventListener(
+            'abort',
+            () => {
+              clearTimeout(timer);
+              resolve();
+            },
+            { once: true },
+          );
+        });
+      }
+    };
+    const tick = async () => {
+      for (const chain of chains.values()) await chain.opened()?.tick(leadSignal);
+    };
+    // Transactions that an earlier process stored are looked after before anything new is wished for.
+    for (const chain of chains.values())
+      await chain
+        .outbox(leadSignal)
+        .catch((error: Error) => log.warn({ chainId: chain.chainId, error: error.message }, 'chain not reachable yet'));
+    const least = () => 0n;
+    await Promise.all([
+      leases.run(leadSignal),
+      providers.run(leadSignal),
+      offers.run(leadSignal),
+      approver.run(leadSignal),
+      nodes.run(leadSignal),
+      controller.run(leadSignal),
+      providerController.run(leadSignal),
+      every(options.chainTickSeconds, 'looking after transactions', tick),
+      every(options.refundSeconds, 'collecting refunds', () =>
+        collectRefunds(money, providers, least, log, leadSignal),
+      ),
+    ]);
+    leaseNodes.close();
+    await events.flush();
+  };
+
+  if (options.leaderElection === 'off') await lead(signal);
+  else {
+    const leader = runAsLeader(
+      { cluster, namespace, name: 'gpulease-operator', identity, log, metrics: metrics.engine, onLead: lead },
+      signal,
+    );
+    const ended = await leader.ended;
+    if (ended === 'lost') {
+      // Whoever leads now must be alone: leave at once, and let Kubernetes start us again as a follower.
+      log.error({}, 'leadership lost; ending the process');
+      process.exit(1);
+    }
+  }
+  await operations.close();
+  log.info({}, 'operator stopped');
+}
+
+/** Status writes are our own: a lease is looked at again for its spec and metadata only. */
+function changedLease({ type, object, old }: { type: string; object: GpuLease; old?: GpuLease }) {
+  const { metadata } = object;
+  const same =
+    type === 'updated' &&
+    old?.metadata.generation === metadata.generation &&
+    old?.metadata.deletionTimestamp === metadata.deletionTimestamp;
+  return same ? [] : [{ namespace: metadata.namespace, name: metadata.name }];
+}
+
+function changedProvider({ type, object, old }: { type: string; object: GpuProvider; old?: GpuProvider }) {
+  const { metadata } = object;
+  const same =
+    type === 'updated' &&
+    old?.metadata.generation === metadata.generation &&
+    old?.metadata.deletionTimestamp === metadata.deletionTimestamp;
+  return same ? [] : [{ name: metadata.name }];
+}
+
+function chainId(text: string): number {
+  const id = Number(text);
+  if (!Number.isSafeInteger(id) || id < 1)
+    throw new UsageError(`--chain must begin with a chain id, e.g. 42161=URL; given: ${text}`);
+  return id;
+}
+
+function chainAccess(
+  id: number,
+  urls: readonly string[],
+  cluster: Cluster,
+  namespace: string,
+  key: Awaited<ReturnType<typeof loadKey>>,
+  faults: OutboxFaults | undefined,
+) {
+  let rpc: Promise<Rpc> | undefined;
+  let outbox: Outbox | undefined;
+  const connect = (signal?: AbortSignal) => {
+    rpc ??= connectRpc({ urls, chainId: id }, signal).catch((error) => {
+      rpc = undefined; // Ask again next time: an RPC that is down now may answer later.
+      throw error;
+    });
+    return rpc;
+  };
+  return {
+    chainId: id,
+    rpc: connect,
+    opened: () => outbox,
+    async outbox(signal?: AbortSignal) {
+      const connected = await connect(signal);
+      outbox ??= createOutbox({
+        rpc: connected,
+        key,
+        store: createSecretStore<OutboxRecord>({
+          cluster,
+          namespace,
+          name: `outbox-${id}-${key.address.slice(2, 12).toLowerCase()}`,
+        }),
+        now: () => new Date(),
+        faults,
+      });
+      return outbox;
+    },
+  };
+}
+
+/** The key that signs vouchers and access: made once a cluster, kept in a Secret. */
+async function sessionKey(cluster: Cluster, namespace: string, signal: AbortSignal): Promise<`0x${string}`> {
+  const store = createSecretStore<{ key: `0x${string}` }>({ cluster, namespace, name: 'session-key' });
+  const { value, version: stored } = await store.load(signal);
+  if (value) return value.key;
+  const key = newKeyHex();
+  await store.save({ key }, stored, signal);
+  return key;
+}
+
+function ownAddress(): Address | string {
+  for (const addresses of Object.values(networkInterfaces()))
+    for (const one of addresses ?? []) if (!one.internal && one.family === 'IPv4') return one.address;
+  throw new UsageError('--node-address is missing: this machine has no address but loopback');
+}

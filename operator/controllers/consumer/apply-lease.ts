@@ -1,0 +1,385 @@
+/** Makes a plan's wishes come true, one at a time. What must be remembered is stored before the wish is sent. */
+import type { QuoteRequest, SignedQuote } from '../../api/gateway.ts';
+import { finalizers, labels } from '../../api/labels.ts';
+import type { LeaseAttempt } from '../../api/lease.ts';
+import type { Hex } from '../../api/messages.ts';
+import type { Action } from '../../core/lease/actions.ts';
+import { count, servedSeconds } from '../../core/lease/meter.ts';
+import { intents, type LeaseRecord, type Observed, type QuoteRecord, type Refused } from '../../core/lease/observed.ts';
+import { formatAmount } from '../../core/money/amount.ts';
+import { paidSeconds } from '../../core/money/escrow.ts';
+import type { Candidate } from '../../core/offer/match.ts';
+import { parseQuantity } from '../../core/quantity.ts';
+import { addFinalizer, removeFinalizer } from '../../engine/status.ts';
+import { resources } from '../../engine/types.ts';
+import { allocationFact, hintsOf } from './observe-lease.ts';
+import type { Gateway } from './ports.ts';
+import { emptyRecord } from './records.ts';
+import { endOfLease } from './report-lease.ts';
+import type { LeaseWorld } from './world.ts';
+
+export async function applyAction(
+  world: LeaseWorld,
+  seen: Observed,
+  action: Action,
+  signal: AbortSignal,
+): Promise<void> {
+  const { lease } = seen;
+  const uid = lease.metadata.uid!;
+  const hints = hintsOf(world, uid);
+  const record = (): LeaseRecord => world.records.get(uid) ?? emptyRecord;
+  const save = (change: Partial<LeaseRecord>) => world.records.save(lease, { ...record(), ...change }, signal);
+  const submit = async (intent: string, refused: Promise<Refused | undefined>) => {
+    const refusal = await refused;
+    if (refusal) {
+      hints.refusedTx[intent] = refusal;
+      world.log.warn(
+        { lease: lease.metadata.name, namespace: lease.metadata.namespace, intent, error: refusal.name },
+        'transaction refused by simulation',
+      );
+    } else delete hints.refusedTx[intent];
+  };
+
+  switch (action.do) {
+    case 'addFinalizer':
+      await addFinalizer(world.cluster, resources.gpuLeases, lease, finalizers.lease, signal);
+      return;
+    case 'requestQuote':
+      await requestQuote(world, seen, action.candidates, signal);
+      return;
+    case 'approveToken':
+      await submit(
+        intents.approve(action.quote.signed.chainId, action.quote.signed.quote.token),
+        world.money.approve(action.quote, signal),
+      );
+      return;
+    case 'openEscrow': {
+      if (record().deposit === undefined) await save({ deposit: String(action.deposit) });
+      await submit(intents.open(action.quote.leaseId), world.money.open(action.quote, action.deposit, signal));
+      return;
+    }
+    case 'topUp':
+      await save({ deposit: String(action.total) });
+      await submit(
+        intents.topUp(action.quote.leaseId, action.total),
+        world.money.topUp(action.quote, action.amount, action.total, signal),
+      );
+      world.events.event(
+        lease,
+        'Normal',
+        'ToppedUp',
+        `Added ${formatAmount(action.amount, action.quote.decimals)} ${action.quote.assetSymbol} to the escrow.`,
+      );
+      return;
+    case 'allocate': {
+      const answer = await gatewayOf(world, action.quote)?.allocate(action.quote.signed, signal);
+      hints.allocation = answer && allocationFact(answer);
+      if (answer && !answer.ok && answer.kind === 'refused')
+        world.events.event(lease, 'Warning', answer.reason, answer.message);
+      return;
+    }
+    case 'startNode': {
+      if (seen.allocation?.state !== 'known') return; // Without what the provider promises there is nothing to show.
+      await world.nodes.start(lease, action.quote, seen.allocation.info, paidThrough(seen));
+      if (!seen.node)
+        world.events.event(
+          lease,
+          'Normal',
+          'NodeRegistered',
+          `Node ${world.nodes.nameOf(lease)} stands for ${action.quote.signed.quote.gpus} GPUs of ${action.quote.providerName}.`,
+        );
+      return;
+    }
+    case 'markStarted': {
+      await save({ startedAt: action.at.toISOString(), meter: { servedMs: 0, countedUntil: action.at.toISOString() } });
+      const created = new Date(lease.metadata.creationTimestamp ?? action.at);
+      world.metrics?.ready(lease, (action.at.getTime() - created.getTime()) / 1000);
+      world.events.event(lease, 'Normal', 'Serving', `Node ${seen.node?.name} is Ready; billing starts.`);
+      return;
+    }
+    case 'saveMeter':
+      await save({ meter: action.meter });
+      return;
+    case 'vouch':
+      await vouch(world, seen, action, signal);
+      return;
+    case 'beginEnd':
+      await save({ end: action.why });
+      world.events.event(
+        lease,
+        action.why.reason === 'Released' || action.why.reason === 'Expired' ? 'Normal' : 'Warning',
+        action.why.reason,
+        `The lease ends: ${action.why.message}`,
+      );
+      return;
+    case 'drainNode':
+      await world.nodes.drain(action.nodeName, { force: action.force, graceSeconds: action.graceSeconds }, signal);
+      return;
+    case 'markDrained': {
+      const end = record().end;
+      if (end) await save({ end: { ...end, drainedAt: action.at.toISOString() }, meter: action.meter });
+      return;
+    }
+    case 'stopNode':
+      await world.nodes.stop(lease, signal);
+      return;
+    case 'release': {
+      const answer = await gatewayOf(world, action.quote)?.release(action.quote, signal);
+      if (!answer?.ok || answer.value.state !== 'Ended') return;
+      const { servedSeconds, signature } = answer.value;
+      if (servedSeconds === undefined || signature === undefined) return;
+      await world.money.checkRelease(action.quote, servedSeconds, signature as Hex);
+      await save({ release: { servedSeconds, signature: signature as Hex, at: world.now().toISOString() } });
+      return;
+    }
+    case 'closeWithRelease': {
+      const { release } = record();
+      if (release)
+        await submit(
+          intents.close(action.quote.leaseId),
+          world.money.closeWithRelease(action.quote, release.servedSeconds, release.signature, signal),
+        );
+      return;
+    }
+    case 'requestClose':
+      await submit(intents.requestClose(action.quote.leaseId), world.money.requestClose(action.quote, signal));
+      return;
+    case 'finalize':
+      await submit(intents.finalize(action.quote.leaseId), world.money.finalize(action.quote, signal));
+      return;
+    case 'nextAttempt': {
+      const now = world.now();
+      const { quote, attempt, attempts, avoid } = record();
+      hints.refusals = [];
+      hints.refusedTx = {};
+      hints.allocation = undefined;
+      const ended: LeaseAttempt[] = quote
+        ? [
+            ...attempts,
+            {
+              number: attempt,
+              offerName: quote.offerName,
+              providerName: quote.providerName,
+              startedAt: quote.askedAt,
+              endedAt: now.toISOString(),
+              reason: action.why.reason,
+              message: action.why.message.slice(0, 1024),
+            },
+          ]
+        : [...attempts];
+      const avoided =
+        action.avoidSeconds > 0 && quote
+          ? [{ providerName: quote.providerName, until: now.getTime() + action.avoidSeconds * 1000 }]
+          : [];
+      // A quote that merely expired is no failed attempt of anybody, but its leaseRef is used up all the same.
+      await world.records.save(
+        lease,
+        {
+          ...emptyRecord,
+          attempt: attempt + 1,
+          attempts: ended.slice(-10),
+          avoid: [...avoid.filter((a) => a.until > now.getTime()), ...avoided].slice(-32),
+        },
+        signal,
+      );
+      world.events.event(lease, 'Warning', 'AttemptFailed', `Attempt ${attempt} failed: ${action.why.message}`);
+      return;
+    }
+    case 'finish':
+      await save({ settled: true, end: action.why });
+      await endOfLease(world, seen, action.why, signal);
+      world.events.event(lease, 'Normal', 'Settled', endMessage(seen));
+      return;
+    case 'forget':
+      await world.nodes.stop(lease, signal);
+      await removeFinalizer(world.cluster, resources.gpuLeases, lease, finalizers.lease, signal);
+      await world.records.remove(uid, signal);
+      world.hints.delete(uid);
+      world.metrics?.pending(uid, undefined);
+      return;
+    default:
+      action satisfies never;
+  }
+}
+
+function gatewayOf(world: LeaseWorld, quote: QuoteRecord): Gateway | undefined {
+  const provider = world.providers.get({ name: quote.providerName });
+  return provider && world.gateways.of(provider);
+}
+
+async function requestQuote(
+  world: LeaseWorld,
+  seen: Observed,
+  candidates: readonly Candidate[],
+  signal: AbortSignal,
+): Promise<void> {
+  const { lease, record } = seen;
+  const uid = lease.metadata.uid!;
+  const hints = hintsOf(world, uid);
+  const attempt = record?.attempt ?? 1;
+  const leaseRef = world.money.leaseRef(uid, attempt);
+  hints.refusals = [];
+  for (const candidate of candidates) {
+    const { provider, rail, offer } = candidate;
+    const providerName = provider.metadata.name;
+    const requests = lease.spec.resources?.requests;
+    const request: QuoteRequest = {
+      offerName: offer.metadata.labels?.[labels.offer] ?? offer.metadata.name.slice(providerName.length + 1),
+      consumer: world.money.wallet,
+      leaseRef,
+      chainId: rail.chainId,
+      escrow: rail.escrow,
+      token: rail.token,
+      gpus: lease.spec.gpu.count,
+      maxSeconds: lease.spec.term.durationSeconds,
+      startTimeoutSeconds: lease.spec.startTimeoutSeconds,
+      ...(lease.spec.approval === 'Manual' ? { validSeconds: 3600 } : {}),
+      ...(requests
+        ? {
+            requests: {
+              cpu: text(requests.cpu),
+              memory: text(requests.memory),
+              ephemeralStorage: text(requests['ephemeral-storage']),
+            },
+          }
+        : {}),
+    };
+    const answer = await world.gateways.of(provider).quote(request, signal);
+    if (!answer.ok) {
+      hints.refusals.push({
+        providerName,
+        reason: answer.kind === 'refused' ? answer.reason : 'ProviderUnreachable',
+        message: answer.message.slice(0, 512),
+      });
+      continue;
+    }
+    const wrong = await mismatch(world, seen, candidate, request, answer.value, signal);
+    if (typeof wrong === 'string') {
+      hints.refusals.push({ providerName, reason: 'IdentityMismatch', message: wrong.slice(0, 512) });
+      world.events.event(lease, 'Warning', 'IdentityMismatch', `${providerName}: ${wrong}`);
+      continue;
+    }
+    const quote: QuoteRecord = {
+      signed: answer.value,
+      ...wrong,
+      offerName: offer.metadata.name,
+      providerName,
+      assetSymbol: rail.assetSymbol,
+      decimals: rail.decimals,
+      askedAt: world.now().toISOString(),
+    };
+    await world.records.save(lease, { ...(record ?? emptyRecord), quote }, signal);
+    hints.refusals = [];
+    const price = formatAmount(BigInt(answer.value.quote.pricePerGpuHour), rail.decimals);
+    world.events.event(
+      lease,
+      'Normal',
+      'QuoteReady',
+      `${providerName} quotes ${price} ${rail.assetSymbol} for one GPU for one hour.`,
+    );
+    return;
+  }
+}
+
+const text = (quantity: string | number | undefined) => (quantity === undefined ? undefined : String(quantity));
+
+/**
+ * A quote is money once it is opened: every field must be what was asked for, and no dearer than what was shown. Answers
+ * with what is wrong, or with the quote's hash and the escrow's id.
+ */
+async function mismatch(
+  world: LeaseWorld,
+  { lease }: Observed,
+  { provider, rail, pricePerGpuHour }: Candidate,
+  request: QuoteRequest,
+  signed: SignedQuote,
+  signal: AbortSignal,
+): Promise<string | { hash: QuoteRecord['hash']; leaseId: QuoteRecord['leaseId'] }> {
+  const { quote, node } = signed;
+  const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
+  const now = world.now().getTime() / 1000;
+  if (!same(quote.provider, provider.spec.identity.address))
+    return `the quote is signed for ${quote.provider}, but spec.identity.address is ${provider.spec.identity.address}`;
+  if (!same(quote.consumer, request.consumer)) return 'the quote is bound to another consumer';
+  if (!same(quote.leaseRef, request.leaseRef)) return 'the quote is bound to another lease';
+  if (signed.chainId !== request.chainId || !same(signed.escrow, request.escrow) || !same(quote.token, request.token))
+    return 'the quote is for another rail than was asked for';
+  if (BigInt(quote.pricePerGpuHour) > pricePerGpuHour)
+    return `the quote asks ${formatAmount(BigInt(quote.pricePerGpuHour), rail.decimals)} for a GPU hour, the offer said ${formatAmount(pricePerGpuHour, rail.decimals)}`;
+  if (quote.gpus !== request.gpus || node.gpus !== request.gpus)
+    return `the quote is for ${quote.gpus} GPUs instead of ${request.gpus}`;
+  if (quote.maxSeconds !== request.maxSeconds)
+    return `the quote is for ${quote.maxSeconds} s instead of ${request.maxSeconds}`;
+  if (quote.startTimeoutSeconds > request.startTimeoutSeconds)
+    return 'the quote takes longer to start than was allowed';
+  if (quote.capacityType !== (lease.spec.capacityType === 'Spot' ? 1 : 0))
+    return 'the quote is for another capacity type';
+  if (!lease.spec.gpu.models.includes(node.model)) return `the quote promises a ${node.model}`;
+  if (quote.minSeconds > quote.maxSeconds) return 'the quote has a minimum above its maximum';
+  if (quote.expiresAt <= now) return 'the quote has expired already; check both clocks';
+  if (quote.expiresAt > now + 7200)
+    return 'the quote holds for more than two hours, which would delay a second try by as long';
+  if (!same(quote.specHash, world.money.promiseHash(node))) return 'the signed hash is not that of the promised node';
+  const requests = lease.spec.resources?.requests;
+  for (const [name, wanted, given] of [
+    ['cpu', requests?.cpu, node.resources.cpu],
+    ['memory', requests?.memory, node.resources.memory],
+    ['ephemeral-storage', requests?.['ephemeral-storage'], node.resources.ephemeralStorage],
+  ] as const)
+    if (wanted !== undefined && parseQuantity(given) < parseQuantity(wanted))
+      return `the quote promises ${given} of ${name} instead of ${wanted}`;
+  try {
+    return await world.money.checkQuote(signed, quote.provider as `0x${string}`, signal);
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
+}
+
+async function vouch(
+  world: LeaseWorld,
+  { lease, record }: Observed,
+  action: Extract<Action, { do: 'vouch' }>,
+  signal: AbortSignal,
+): Promise<void> {
+  const uid = lease.metadata.uid!;
+  const { quote, meter, seconds, last } = action;
+  const now = world.records.get(uid) ?? record!;
+  // Stored before it is signed: after a crash nobody remembers less than was promised.
+  await world.records.save(lease, { ...now, meter, signedSeconds: Math.max(now.signedSeconds, seconds) }, signal);
+  const gateway = gatewayOf(world, quote);
+  if (!gateway) return;
+  const signature = await world.money.signVoucher(quote, seconds, last);
+  const answer = await gateway.vouch(quote, { servedSeconds: seconds, last, signature }, signal);
+  if (!answer.ok) {
+    if (answer.kind === 'refused') world.events.event(lease, 'Warning', answer.reason, answer.message);
+    world.log.warn(
+      { lease: lease.metadata.name, namespace: lease.metadata.namespace, seconds, outcome: answer.kind },
+      'voucher not acknowledged; it is given again with the next',
+    );
+    return;
+  }
+  hintsOf(world, uid).vouchers += 1;
+  world.metrics?.vouched(lease, quote.providerName, seconds - now.vouchedSeconds);
+  await world.records.save(
+    lease,
+    { ...world.records.get(uid)!, vouchedSeconds: Math.max(now.vouchedSeconds, seconds) },
+    signal,
+  );
+}
+
+function endMessage({ record, chain }: Observed): string {
+  const escrow = chain?.state === 'known' ? chain.escrow : undefined;
+  const quote = record?.quote;
+  if (!escrow || !quote) return 'Nothing was paid.';
+  const amount = (units: bigint) => `${formatAmount(units, quote.decimals)} ${quote.assetSymbol}`;
+  return `${escrow.servedSeconds} s served: ${amount(escrow.claimed - escrow.feeTaken)} paid, ${amount(escrow.feeTaken)} fee, ${amount(escrow.refunded)} refunded.`;
+}
+
+/** Until when the deposit pays, by the last chain read; undefined when there was none, which proves nothing new. */
+function paidThrough({ chain, record, node, now }: Observed): Date | undefined {
+  if (chain?.state !== 'known') return undefined;
+  const { escrow } = chain;
+  if (!escrow || escrow.closed || escrow.closingAt !== 0) return new Date(0);
+  const served = record ? servedSeconds(count(record.meter, node, now)) : 0;
+  return new Date(now.getTime() + (paidSeconds(escrow) - served) * 1000);
+}

@@ -1,0 +1,110 @@
+/** Collects every fact that a decision about a lease may use. Silence of a provider or a chain becomes the value "unknown". */
+import type { GpuLease } from '../../api/lease.ts';
+import { exposureOf, heldElsewhere } from '../../core/lease/exposure.ts';
+import type { AllocationFact, LeaseRecord, Observed } from '../../core/lease/observed.ts';
+import type { ProviderFact } from '../../core/offer/match.ts';
+import { type KubeObject, type ObjectKey, resources } from '../../engine/types.ts';
+import type { GatewayOutcome } from './ports.ts';
+import type { Hints, LeaseWorld } from './world.ts';
+
+export const hintsOf = (world: Pick<LeaseWorld, 'hints'>, uid: string): Hints => {
+  const hints = world.hints.get(uid) ?? { refusals: [], refusedTx: {}, vouchers: 0 };
+  world.hints.set(uid, hints);
+  return hints;
+};
+
+export async function observeLease(
+  world: LeaseWorld,
+  key: ObjectKey,
+  signal: AbortSignal,
+): Promise<Observed | undefined> {
+  const lease = await world.cluster.get<GpuLease & KubeObject>(resources.gpuLeases, key, signal);
+  if (!lease) return undefined;
+  const uid = lease.metadata.uid!;
+  const record = world.records.get(uid);
+  const hints = hintsOf(world, uid);
+  const providers = providerFacts(world);
+  const namespace = record?.quote
+    ? undefined
+    : await world.cluster.get(resources.namespaces, { name: key.namespace! }, signal);
+
+  const money = record?.quote ? await world.money.facts(record.quote, record, signal) : undefined;
+  const chain = money?.state === 'known' ? { ...money, txs: withRefusals(money.txs, hints) } : money;
+  const escrowed = chain?.state === 'known' && chain.escrow !== undefined && !chain.escrow.closed;
+  return {
+    lease,
+    now: world.now(),
+    namespaceLabels: namespace?.metadata.labels ?? {},
+    offers: world.offers.list(),
+    providers,
+    record,
+    chain,
+    allocation: escrowed && !record?.release ? await observeAllocation(world, record!, hints, signal) : undefined,
+    node: await world.nodes.fact(lease, signal),
+    held: heldElsewhere(uid, record, world.records.all()),
+    refusals: hints.refusals,
+    settings: world.settings,
+  };
+}
+
+function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
+  const facts = new Map<string, ProviderFact>();
+  for (const provider of world.providers.list()) {
+    const { name } = provider.metadata;
+    const known = world.providerBook.get(name);
+    facts.set(name, {
+      provider,
+      ready: known?.assessment.ready ?? false,
+      reason: known?.assessment.reason,
+      message: known?.assessment.message,
+      rails: (known?.rails ?? []).flatMap((r) => (r.ok ? [{ ...r.rail, decimals: r.decimals }] : [])),
+      held: exposureOf(name, world.records.all().values()),
+    });
+  }
+  return facts;
+}
+
+async function observeAllocation(
+  world: LeaseWorld,
+  record: LeaseRecord,
+  hints: Hints,
+  signal: AbortSignal,
+): Promise<AllocationFact> {
+  const quote = record.quote!;
+  const provider = world.providers.get({ name: quote.providerName });
+  if (!provider)
+    return {
+      state: 'unknown',
+      message: `GpuProvider ${quote.providerName} was deleted; create it again to reach the gateway.`,
+    };
+  const answer = await world.gateways.of(provider).allocation(quote, signal);
+  const fact = allocationFact(answer);
+  // Why it was refused is better news than that there is none.
+  return fact.state === 'absent' && hints.allocation?.state === 'absent' ? hints.allocation : fact;
+}
+
+export function allocationFact(
+  answer: GatewayOutcome<Extract<AllocationFact, { state: 'known' }>['info']>,
+): AllocationFact {
+  if (answer.ok) return { state: 'known', info: answer.value };
+  if (answer.kind === 'refused' && absences.has(answer.reason))
+    return { state: 'absent', reason: answer.reason, message: answer.message };
+  return { state: 'unknown', message: answer.message };
+}
+
+/** Refusals that say: there is no allocation. All others say nothing about it. */
+const absences: ReadonlySet<string> = new Set([
+  'LeaseNotFound',
+  'CapacityExhausted',
+  'EscrowNotFound',
+  'EscrowMismatch',
+  'OfferNotFound',
+  'Held',
+  'QuoteExpired',
+]);
+
+function withRefusals<T extends object>(txs: Readonly<Record<string, T | undefined>>, hints: Hints) {
+  const out: Record<string, T | { state: 'refused'; refused: Hints['refusedTx'][string] } | undefined> = { ...txs };
+  for (const [key, refused] of Object.entries(hints.refusedTx)) out[key] ??= { state: 'refused', refused };
+  return out as never;
+}

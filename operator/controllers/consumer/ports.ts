@@ -1,0 +1,80 @@
+/** The small interfaces through which the consumer's controllers touch the world. `cmd/operator.ts` plugs real things in. */
+import type {
+  AllocationInfo,
+  OfferInfo,
+  ProviderInfo,
+  QuoteRequest,
+  ReleaseReceipt,
+  SignedQuote,
+  VoucherReceipt,
+  VoucherRequest,
+} from '../../api/gateway.ts';
+import type { GpuLease } from '../../api/lease.ts';
+import type { Address, Hex, Hex32 } from '../../api/messages.ts';
+import type { GpuProvider, Rail } from '../../api/provider.ts';
+import type { ChainFact, LeaseRecord, NodeFact, QuoteRecord, Refused } from '../../core/lease/observed.ts';
+import type { Answer, RailFact } from '../../core/provider/assess.ts';
+
+/** The gateway's refusal, or that nobody knows what it did. Adapters make these out of what really happened. */
+export type GatewayOutcome<T> =
+  | { readonly ok: true; readonly value: T }
+  | { readonly ok: false; readonly kind: 'refused'; readonly reason: string; readonly message: string }
+  | { readonly ok: false; readonly kind: 'unknown' | 'invalid'; readonly message: string };
+
+export interface Gateway {
+  info(signal?: AbortSignal): Promise<Answer<ProviderInfo>>;
+  offers(signal?: AbortSignal): Promise<Answer<readonly OfferInfo[]>>;
+  quote(request: QuoteRequest, signal?: AbortSignal): Promise<GatewayOutcome<SignedQuote>>;
+  allocate(quote: SignedQuote, signal?: AbortSignal): Promise<GatewayOutcome<AllocationInfo>>;
+  allocation(quote: QuoteRecord, signal?: AbortSignal): Promise<GatewayOutcome<AllocationInfo>>;
+  vouch(quote: QuoteRecord, voucher: VoucherRequest, signal?: AbortSignal): Promise<GatewayOutcome<VoucherReceipt>>;
+  release(quote: QuoteRecord, signal?: AbortSignal): Promise<GatewayOutcome<ReleaseReceipt>>;
+}
+
+export interface Gateways {
+  of(provider: GpuProvider): Gateway;
+  /** Closes connections of a provider that is gone. */
+  forget(name: string): void;
+}
+
+/** Wallet and chain, in the lease's own words. Every wish is made once per name, whatever happens in between. */
+export interface LeaseMoney {
+  readonly wallet: Address;
+  /** Never throws: what could not be read is `unknown`. */
+  facts(quote: QuoteRecord, record: LeaseRecord, signal?: AbortSignal): Promise<ChainFact>;
+  railFact(rail: Rail, signal?: AbortSignal): Promise<RailFact>;
+  /** Throws with a message for people unless the provider itself signed exactly this quote. */
+  checkQuote(signed: SignedQuote, provider: Address, signal?: AbortSignal): Promise<{ hash: Hex32; leaseId: Hex32 }>;
+  /** Throws unless the provider signed this release. */
+  checkRelease(quote: QuoteRecord, servedSeconds: number, signature: Hex): Promise<void>;
+  leaseRef(leaseUid: string, attempt: number): Hex32;
+  promiseHash(node: SignedQuote['node']): Hex32;
+  signVoucher(quote: QuoteRecord, servedSeconds: number, last: boolean): Promise<Hex>;
+  approve(quote: QuoteRecord, signal?: AbortSignal): Promise<Refused | undefined>;
+  open(quote: QuoteRecord, deposit: bigint, signal?: AbortSignal): Promise<Refused | undefined>;
+  topUp(quote: QuoteRecord, amount: bigint, total: bigint, signal?: AbortSignal): Promise<Refused | undefined>;
+  closeWithRelease(
+    quote: QuoteRecord,
+    servedSeconds: number,
+    signature: Hex,
+    signal?: AbortSignal,
+  ): Promise<Refused | undefined>;
+  requestClose(quote: QuoteRecord, signal?: AbortSignal): Promise<Refused | undefined>;
+  finalize(quote: QuoteRecord, signal?: AbortSignal): Promise<Refused | undefined>;
+}
+
+/** The virtual nodes that this process serves. */
+export interface LeaseNodes {
+  nameOf(lease: GpuLease): string;
+  /** Undefined: there is no such Node, as the API server says. */
+  fact(lease: GpuLease, signal?: AbortSignal): Promise<NodeFact | undefined>;
+  /** Makes it, or adopts the one that is there. Starting twice is harmless. `paidThrough`: what the last chain read proves. */
+  start(lease: GpuLease, quote: QuoteRecord, allocation: AllocationInfo, paidThrough: Date | undefined): Promise<void>;
+  drain(
+    nodeName: string,
+    options: { readonly force: boolean; readonly graceSeconds: number },
+    signal?: AbortSignal,
+  ): Promise<void>;
+  /** Deletes the Node of this lease, and stops serving it. */
+  stop(lease: GpuLease, signal?: AbortSignal): Promise<void>;
+}

@@ -1,0 +1,90 @@
+/**
+ * The operator's own memory of its leases: one Secret a lease in the operator's namespace, written before what depends on
+ * it is done. A Secret, because it holds the provider's signature, with which the lease's escrow can be opened.
+ *
+ * All records are read at start and kept; there is one writer, the leader, and each write names the version that it
+ * replaces, so that a leader who lost the lock without noticing cannot overwrite its successor.
+ */
+import { group, labels, managedBy } from '../../api/labels.ts';
+import type { GpuLease } from '../../api/lease.ts';
+import type { LeaseRecord } from '../../core/lease/observed.ts';
+import { type Cluster, type KubeObject, resources } from '../../engine/types.ts';
+
+interface Secret extends KubeObject {
+  type?: string;
+  data?: Record<string, string>;
+}
+
+export interface LeaseRecords {
+  get(uid: string): LeaseRecord | undefined;
+  /** By UID of the lease. */
+  all(): ReadonlyMap<string, LeaseRecord>;
+  save(lease: GpuLease, record: LeaseRecord, signal?: AbortSignal): Promise<void>;
+  remove(uid: string, signal?: AbortSignal): Promise<void>;
+}
+
+export const emptyRecord: LeaseRecord = {
+  attempt: 1,
+  meter: { servedMs: 0 },
+  signedSeconds: 0,
+  vouchedSeconds: 0,
+  avoid: [],
+  attempts: [],
+};
+
+export async function loadRecords(cluster: Cluster, namespace: string, signal?: AbortSignal): Promise<LeaseRecords> {
+  const type = `${group}/lease-record`;
+  const records = new Map<string, LeaseRecord>();
+  const versions = new Map<string, string>();
+  const name = (uid: string) => `lease-${uid}`;
+
+  const { items } = await cluster.list<Secret>(
+    resources.secrets,
+    { namespace, labelSelector: `${labels.managedBy}=${managedBy},${labels.leaseUid}` },
+    signal,
+  );
+  for (const secret of items) {
+    const uid = secret.metadata.labels?.[labels.leaseUid];
+    const text = secret.data?.record;
+    if (secret.type !== type || !uid || text === undefined) continue;
+    records.set(uid, JSON.parse(Buffer.from(text, 'base64').toString('utf8')) as LeaseRecord);
+    versions.set(uid, secret.metadata.resourceVersion ?? '');
+  }
+
+  return {
+    get: (uid) => records.get(uid),
+    all: () => records,
+    async save(lease, record, saveSignal) {
+      const uid = lease.metadata.uid!;
+      const version = versions.get(uid);
+      const secret: Secret = {
+        apiVersion: 'v1',
+        kind: 'Secret',
+        type,
+        metadata: {
+          name: name(uid),
+          namespace,
+          labels: {
+            [labels.managedBy]: managedBy,
+            [labels.leaseUid]: uid,
+            [labels.leaseNamespace]: lease.metadata.namespace ?? '',
+            [labels.lease]: lease.metadata.name.slice(0, 63),
+          },
+          ...(version === undefined ? {} : { resourceVersion: version }),
+        },
+        data: { record: Buffer.from(JSON.stringify(record)).toString('base64') },
+      };
+      const saved =
+        version === undefined
+          ? await cluster.create<Secret>(resources.secrets, secret, saveSignal)
+          : await cluster.replace<Secret>(resources.secrets, secret, undefined, saveSignal);
+      versions.set(uid, saved.metadata.resourceVersion ?? '');
+      records.set(uid, record);
+    },
+    async remove(uid, removeSignal) {
+      await cluster.delete(resources.secrets, { namespace, name: name(uid) }, undefined, removeSignal);
+      records.delete(uid);
+      versions.delete(uid);
+    },
+  };
+}

@@ -1,0 +1,48 @@
+/** All that the lease controller may touch. */
+import type { GpuLease } from '../../api/lease.ts';
+import type { GpuOffer } from '../../api/offer.ts';
+import type { GpuProvider } from '../../api/provider.ts';
+import type { AllocationFact, Refused, Settings } from '../../core/lease/observed.ts';
+import type { Cluster, EventRecorder, Informer, Log } from '../../engine/types.ts';
+import type { Gateways, LeaseMoney, LeaseNodes } from './ports.ts';
+import type { ProviderBook } from './provider-book.ts';
+import type { LeaseRecords } from './records.ts';
+
+export interface LeaseWorld {
+  readonly cluster: Cluster;
+  readonly clusterUid: string;
+  readonly leases: Informer<GpuLease>;
+  readonly offers: Informer<GpuOffer>;
+  readonly providers: Informer<GpuProvider>;
+  readonly providerBook: ProviderBook;
+  readonly records: LeaseRecords;
+  readonly gateways: Gateways;
+  readonly money: LeaseMoney;
+  readonly nodes: LeaseNodes;
+  readonly events: EventRecorder;
+  readonly log: Log;
+  readonly now: () => Date;
+  readonly settings: Settings;
+  /** What was learnt in this process and may be forgotten: by UID of the lease. */
+  readonly hints: Map<string, Hints>;
+  readonly metrics?: LeaseMetrics;
+}
+
+/** Answers that are worth showing, but that nothing depends on: a restart asks again. */
+export interface Hints {
+  refusals: { readonly providerName: string; readonly reason: string; readonly message: string }[];
+  /** Last answer of a simulation that refused, by intent. */
+  refusedTx: Record<string, Refused>;
+  /** Why the gateway did not allocate. */
+  allocation?: AllocationFact;
+  selection?: NonNullable<GpuLease['status']>['selection'];
+  /** The paying transactions, once known. */
+  vouchers: number;
+}
+
+export interface LeaseMetrics {
+  vouched(lease: GpuLease, provider: string, seconds: number): void;
+  ready(lease: GpuLease, seconds: number): void;
+  /** Reasons of leases that are not Ready. */
+  pending(uid: string, reason: string | undefined): void;
+}

@@ -1,0 +1,163 @@
+/**
+ * Keeps each allocation where it should be: finishes what a crash interrupted, stops what is not paid, takes down what has
+ * ended. Level-triggered: every few seconds each lease is looked at anew, from its record and the last chain read.
+ */
+import type { Hex32 } from '../../api/messages.ts';
+import { planAllocation } from '../../core/allocation/plan.ts';
+import { type LeaseRecord, leaseIdOfRecordName, type Meter, recordName } from '../../core/allocation/record.ts';
+import type { Informer, Log, ObjectKey, Result } from '../../engine/types.ts';
+import type { ChainView } from './chain-view.ts';
+import { type ProvisionOptions, provision } from './provision.ts';
+import { type RecordSecret, recordOfSecret } from './records.ts';
+
+export interface AllocationOptions extends ProvisionOptions {
+  readonly namespace: string;
+  readonly watched: Informer<RecordSecret>;
+  readonly chain: ChainView;
+  /** How often a serving lease is looked at. */
+  readonly tickSeconds: number;
+  /** Records are kept this long after their end, for late questions and for the books. */
+  readonly retentionSeconds: number;
+}
+
+/** The meter runs in memory and is stored this often: a crash loses so much of what a consumer that does not pay owes. */
+const meterSavedSeconds = 60;
+const endingTickSeconds = 1;
+
+export type AllocationReconciler = (key: ObjectKey, signal: AbortSignal) => Promise<Result>;
+
+export function createAllocationReconciler(options: AllocationOptions): AllocationReconciler {
+  const { records, ledgers, tenants, stock, chain, now, log, counters } = options;
+  const meters = new Map<string, Meter>();
+
+  async function tearDown(record: LeaseRecord, signal: AbortSignal): Promise<Result> {
+    const nodeReady = stock.node(record.nodeName)?.ready ?? false;
+    if (!(await tenants.tearDown(record.leaseId, nodeReady, signal))) return { requeueAfterSeconds: endingTickSeconds };
+    if (record.nodeName !== '') await ledgers.free(record.nodeName, record.leaseId, signal);
+    await records.update(
+      record.leaseId,
+      (latest) => (latest.tornDown ? latest : { ...latest, tornDown: true }),
+      signal,
+    );
+    return { requeueAfterSeconds: 0.01 };
+  }
+
+  return async (key, signal) => {
+    const leaseId = leaseIdOfRecordName(key.name);
+    if (leaseId === undefined) return {};
+    const stored = await records.get(leaseId, signal);
+    if (stored === undefined) {
+      meters.delete(leaseId);
+      return {};
+    }
+    const nowSeconds = Math.floor(now().getTime() / 1000);
+    const meter = meters.get(leaseId) ?? stored.meter;
+    const seen = {
+      record: meter === undefined || stored.state !== 'Serving' ? stored : { ...stored, meter },
+      chain: chain.seen(leaseId),
+      nodeReady: stock.node(stored.nodeName)?.ready ?? false,
+      nowSeconds,
+    };
+    const plan = planAllocation(seen);
+    const { record } = plan;
+    if (record.state === 'Serving' && record.meter !== undefined) meters.set(leaseId, record.meter);
+    else meters.delete(leaseId);
+
+    if (record.state !== stored.state || shouldSave(stored, record, nowSeconds)) {
+      const saved = await records.update(
+        leaseId,
+        (latest) => {
+          if (latest.state !== stored.state) return latest;
+          // Decided anew on the latest record: a voucher may have come in between.
+          const again = planAllocation({ ...seen, record: meter === undefined ? latest : { ...latest, meter } }).record;
+          return again.state === latest.state && again.state !== 'Serving' ? latest : again;
+        },
+        signal,
+      );
+      if (saved !== undefined && saved.state !== stored.state) {
+        if (saved.reason !== undefined) counters.count('gpulease_gateway_endings_total', { reason: saved.reason });
+        log.info({ leaseId, state: saved.state, reason: saved.reason }, 'an allocation changed its state');
+      }
+      // Acted upon at the next look, which sees what is stored.
+      if (saved?.state !== stored.state) return { requeueAfterSeconds: 0.01 };
+    }
+
+    switch (plan.action?.do) {
+      case 'provision': {
+        const provisioned = await provision(options, record, signal);
+        return { requeueAfterSeconds: provisioned.state === 'Provisioning' ? endingTickSeconds : options.tickSeconds };
+      }
+      case 'tearDown':
+        return tearDown(record, signal);
+      case undefined:
+        break;
+      default:
+        plan.action satisfies never;
+    }
+    if (record.state === 'Ended') return retire(record, nowSeconds, signal);
+    return { requeueAfterSeconds: options.tickSeconds };
+  };
+
+  function shouldSave(stored: LeaseRecord, record: LeaseRecord, nowSeconds: number): boolean {
+    if (record.state !== 'Serving') return false;
+    return (
+      record.paidSeconds !== stored.paidSeconds || nowSeconds - (stored.meter?.countedUntil ?? 0) >= meterSavedSeconds
+    );
+  }
+
+  async function retire(record: LeaseRecord, nowSeconds: number, signal: AbortSignal): Promise<Result> {
+    const endedAt = Date.parse(record.endedAt ?? record.createdAt) / 1000;
+    const left = endedAt + options.retentionSeconds - nowSeconds;
+    if (!record.settled || left > 0) return { requeueAfterSeconds: Math.max(60, Math.min(left, 3600)) };
+    await records.remove(record.leaseId, signal);
+    return {};
+  }
+}
+
+/**
+ * What belongs to no lease: reservations and namespaces whose record says that they are over, or that have none. Only
+ * facts count: the records are read from the API server, not from a cache.
+ */
+export async function sweep(options: AllocationOptions, signal: AbortSignal): Promise<void> {
+  const { stock, records, ledgers, tenants, now, log } = options;
+  const youngAfter = now().getTime() - 60_000;
+  for (const node of stock.nodes.list()) {
+    const ledger = await ledgers.get(node.metadata.name, signal);
+    for (const [leaseId, sold] of Object.entries(ledger.entries)) {
+      // A reservation is made a moment before its record says so.
+      if (Date.parse(sold.since) > youngAfter) continue;
+      const record = await records.get(leaseId as Hex32, signal);
+      if (record !== undefined && !record.tornDown && record.nodeName === ledger.node) continue;
+      log.warn({ leaseId, node: ledger.node }, 'a reservation that no lease stands behind is given back');
+      await ledgers.free(ledger.node, leaseId as Hex32, signal);
+    }
+  }
+  const known = new Map<string, LeaseRecord>();
+  for (const secret of options.watched.list()) {
+    const record = readable(secret, log);
+    if (record !== undefined) known.set(`gl-${record.leaseId.slice(2, 22).toLowerCase()}`, record);
+  }
+  for (const namespace of await tenants.list(signal)) {
+    const hinted = known.get(namespace);
+    if (hinted === undefined) {
+      log.warn(
+        { namespace },
+        'a tenant without a record is left alone: remove its namespace by hand if it is not needed',
+      );
+      continue;
+    }
+    const record = await records.get(hinted.leaseId, signal);
+    if (record?.state === 'Ended' && record.tornDown) await tenants.removeNamespace(namespace, signal);
+  }
+}
+
+function readable(secret: RecordSecret, log: Log): LeaseRecord | undefined {
+  try {
+    return recordOfSecret(secret);
+  } catch (error) {
+    log.error({ secret: secret.metadata.name, error: String(error) }, 'a lease record cannot be read');
+    return undefined;
+  }
+}
+
+export const keyOfLease = (namespace: string, leaseId: Hex32): ObjectKey => ({ namespace, name: recordName(leaseId) });

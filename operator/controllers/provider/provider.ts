@@ -1,0 +1,205 @@
+/**
+ * The provider's side as one thing: what every replica does (watch, and answer consumers), and what only the leader does
+ * (write statuses, stop what is unpaid, take down what has ended, settle).
+ */
+import type { Hex32 } from '../../api/messages.ts';
+import type { QuoteTerms } from '../../core/allocation/quote.ts';
+import type { TenantOptions } from '../../core/allocation/tenant.ts';
+import { parseAmount } from '../../core/money/amount.ts';
+import { type Clock, sleep, systemClock } from '../../engine/clock.ts';
+import { createController, watches } from '../../engine/controller.ts';
+import { createInformer } from '../../engine/informer.ts';
+import type { EngineMetrics } from '../../engine/metrics.ts';
+import { type Cluster, type Controller, type Log, type ObjectKey, resources } from '../../engine/types.ts';
+import { type AllocationOptions, createAllocationReconciler, keyOfLease, sweep } from './allocation.ts';
+import { createChainView } from './chain-view.ts';
+import { createLeaseService, type LeaseService } from './leases.ts';
+import { createLedgers } from './ledgers.ts';
+import { createOfferReconciler, createTaintReconciler, ensureGuard, type OffersOptions } from './offers.ts';
+import { createRecords, type RecordSecret, recordOfSecret, recordSelector } from './records.ts';
+import { settleAll } from './settlement.ts';
+import { createStock, isTenantNamespace } from './stock.ts';
+import { createTenants } from './tenants.ts';
+import type { Chains, Counters, Notary } from './world.ts';
+
+export interface ProviderOptions {
+  readonly cluster: Cluster;
+  /** Where records and ledgers are kept. */
+  readonly namespace: string;
+  readonly name: string;
+  readonly version: string;
+  readonly notary: Notary;
+  readonly chains: Chains;
+  readonly terms: QuoteTerms;
+  readonly tenant: TenantOptions;
+  readonly held: () => boolean;
+  readonly settings: {
+    readonly tickSeconds: number;
+    readonly chainIntervalSeconds: number;
+    readonly settleIntervalSeconds: number;
+    /** Whole tokens. */
+    readonly settleThreshold: string;
+    readonly settlePatienceSeconds: number;
+    readonly retentionSeconds: number;
+  };
+  readonly now: () => Date;
+  readonly clock?: Clock;
+  readonly log: Log;
+  readonly metrics?: EngineMetrics;
+  readonly counters: Counters;
+}
+
+export interface Provider {
+  readonly service: LeaseService;
+  readonly synced: boolean;
+  /** For every replica. Resolves when the signal fires. */
+  watch(signal: AbortSignal): Promise<void>;
+  /** For the leader. Resolves when the signal fires. */
+  lead(signal: AbortSignal): Promise<void>;
+}
+
+const guardSeconds = 300;
+const sweepSeconds = 60;
+
+export function createProvider(options: ProviderOptions): Provider {
+  const { cluster, namespace, chains, now, log, metrics, counters, settings } = options;
+  const clock = options.clock ?? systemClock;
+  const stock = createStock(cluster, namespace, log);
+  const records = createRecords(cluster, namespace);
+  const ledgers = createLedgers(cluster, namespace);
+  const tenants = createTenants({ cluster, now, log, tenant: options.tenant });
+  const watched = createInformer<RecordSecret>({
+    cluster,
+    resource: resources.secrets,
+    namespace,
+    labelSelector: recordSelector,
+    log,
+    metrics,
+  });
+  const chainView = createChainView();
+  let leases: Controller | undefined;
+  const changed = (leaseId: Hex32) => leases?.enqueue(keyOfLease(namespace, leaseId));
+
+  const service = createLeaseService({
+    name: options.name,
+    version: options.version,
+    notary: options.notary,
+    terms: options.terms,
+    held: options.held,
+    chains,
+    stock,
+    records,
+    ledgers,
+    tenants,
+    now,
+    log,
+    counters,
+    changed,
+    cached(leaseId) {
+      const secret = watched.synced ? watched.get(keyOfLease(namespace, leaseId)) : undefined;
+      return secret && recordOfSecret(secret);
+    },
+  });
+
+  const acceptedAssets = () => {
+    try {
+      return chains.rails().map((rail) => rail.assetSymbol);
+    } catch {
+      // Not connected yet: nothing is known about what is accepted.
+      return undefined;
+    }
+  };
+
+  /** Repeats some work until the signal fires; what fails is tried again at the next turn. */
+  async function every(seconds: number, what: string, work: () => Promise<void>, signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      try {
+        await work();
+      } catch (error) {
+        if (signal.aborted) return;
+        log.warn({ error: (error as Error).message }, `${what} failed; trying again`);
+      }
+      await sleep(clock, seconds * 1000, signal).catch(() => undefined);
+    }
+  }
+
+  return {
+    service,
+    get synced() {
+      return stock.synced && watched.synced;
+    },
+
+    async watch(signal) {
+      await Promise.all([stock.run(signal), watched.run(signal)]);
+    },
+
+    async lead(signal) {
+      await Promise.all([stock.waitForSync(signal), watched.waitForSync(signal)]);
+      const allocation: AllocationOptions = {
+        namespace,
+        watched,
+        stock,
+        records,
+        ledgers,
+        tenants,
+        now,
+        log,
+        counters,
+        chain: chainView,
+        tickSeconds: settings.tickSeconds,
+        retentionSeconds: settings.retentionSeconds,
+      };
+      const engine = { clock, log, metrics };
+      leases = createController({
+        name: 'allocation',
+        reconcile: createAllocationReconciler(allocation),
+        watches: [watches(watched)],
+        concurrency: 16,
+        ...engine,
+      });
+      const offersOptions: OffersOptions = { cluster, stock, ledgers, acceptedAssets, now, log };
+      const allOffers = (): ObjectKey[] => stock.offers.list().map((offer) => ({ name: offer.metadata.name }));
+      const offers = createController({
+        name: 'offer',
+        reconcile: createOfferReconciler(offersOptions),
+        watches: [
+          watches(stock.offers),
+          watches(stock.nodes, allOffers),
+          watches(stock.ledgers, allOffers),
+          watches(stock.pods, ({ object }) => (isTenantNamespace(object.metadata.namespace) ? [] : allOffers())),
+        ],
+        concurrency: 1,
+        ...engine,
+      });
+      const taints = createController({
+        name: 'offered-node',
+        reconcile: createTaintReconciler(offersOptions),
+        watches: [watches(stock.nodes)],
+        concurrency: 2,
+        ...engine,
+      });
+      const rules = (chain: { chainId: number; escrow: string; claimWindowSeconds: number }, token: string) => {
+        const rail = chains
+          .rails()
+          .find((one) => one.chainId === chain.chainId && one.token.toLowerCase() === token.toLowerCase());
+        return {
+          // A token that is no longer a rail is settled only at the end.
+          thresholdUnits: rail === undefined ? 2n ** 127n : parseAmount(settings.settleThreshold, rail.decimals),
+          intervalSeconds: settings.settleIntervalSeconds,
+          patienceSeconds: settings.settlePatienceSeconds,
+          claimWindowSeconds: chain.claimWindowSeconds,
+        };
+      };
+      const settlement = { watched, records, chains, view: chainView, rules, now, log, counters, changed };
+      await Promise.all([
+        leases.run(signal),
+        offers.run(signal),
+        taints.run(signal),
+        every(settings.chainIntervalSeconds, 'settling', () => settleAll(settlement, signal), signal),
+        every(guardSeconds, 'applying the admission policy', () => ensureGuard(cluster, signal), signal),
+        every(sweepSeconds, 'sweeping', () => sweep(allocation, signal), signal),
+      ]);
+      leases = undefined;
+    },
+  };
+}

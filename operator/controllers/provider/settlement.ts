@@ -1,0 +1,162 @@
+/**
+ * The provider's money: reads all its escrows, and sends what `planSettlement` decides. Nothing is remembered between two
+ * rounds but what is stored, so it may die anywhere: the outbox knows what was signed, the chain what was done.
+ */
+import type { Hex32, Signed, Voucher } from '../../api/messages.ts';
+import type { LeaseRecord } from '../../core/allocation/record.ts';
+import { planSettlement, type Settlement, type SettlementRules } from '../../core/allocation/settlement.ts';
+import type { Escrow } from '../../core/money/escrow.ts';
+import type { Informer, Log } from '../../engine/types.ts';
+import type { ChainView } from './chain-view.ts';
+import { type RecordSecret, type Records, recordOfSecret } from './records.ts';
+import type { Call, Chains, Counters, EscrowChain } from './world.ts';
+
+export interface SettlementOptions {
+  readonly watched: Informer<RecordSecret>;
+  readonly records: Records;
+  readonly chains: Chains;
+  readonly view: ChainView;
+  readonly rules: (chain: EscrowChain, token: string) => SettlementRules;
+  readonly now: () => Date;
+  readonly log: Log;
+  readonly counters: Counters;
+  /** The chain says something else about this lease than before. */
+  readonly changed: (leaseId: Hex32) => void;
+}
+
+const readBatch = 100;
+const settleBatch = 50;
+/** A transaction that did not bring what was hoped for is tried again under a new key after so long. */
+const retrySeconds = 300;
+
+/** One round over all leases of all chains. A chain that does not answer does not hold up the others. */
+export async function settleAll(options: SettlementOptions, signal: AbortSignal): Promise<void> {
+  const { log } = options;
+  const records = options.watched
+    .list()
+    .map((secret) => recordOrNothing(secret, log))
+    .filter((record): record is LeaseRecord => record !== undefined && !record.settled);
+  options.view.retain(new Set(records.map((record) => record.leaseId)));
+  await Promise.all(
+    options.chains.all().map(async (chain) => {
+      const own = records.filter(
+        (record) => record.chainId === chain.chainId && record.escrow.toLowerCase() === chain.escrow.toLowerCase(),
+      );
+      try {
+        await settleChain(options, chain, own, signal);
+      } catch (error) {
+        signal.throwIfAborted();
+        log.warn({ chainId: chain.chainId, error: String(error) }, 'the round of settlements could not be finished');
+      }
+    }),
+  );
+}
+
+const recordOrNothing = (secret: RecordSecret, log: Log): LeaseRecord | undefined => {
+  try {
+    return recordOfSecret(secret);
+  } catch (error) {
+    log.error({ secret: secret.metadata.name, error: String(error) }, 'a lease record cannot be read');
+    return undefined;
+  }
+};
+
+const signedVoucher = (record: LeaseRecord, voucher: NonNullable<LeaseRecord['voucher']>): Signed<Voucher> => ({
+  message: { leaseId: record.leaseId, servedSeconds: voucher.servedSeconds, last: voucher.last },
+  signature: voucher.signature,
+});
+
+async function settleChain(
+  options: SettlementOptions,
+  chain: EscrowChain,
+  records: readonly LeaseRecord[],
+  signal: AbortSignal,
+): Promise<void> {
+  const { view, now, log, counters } = options;
+  await chain.tick(signal);
+
+  const wishes: { record: LeaseRecord; wish: Settlement }[] = [];
+  for (let from = 0; from < records.length; from += readBatch) {
+    const batch = records.slice(from, from + readBatch);
+    const escrows = await chain.leases(
+      batch.map((record) => record.leaseId),
+      signal,
+    );
+    // After the read, so that the escrow is at least as new as the time it is judged by is old.
+    const nowSeconds = Math.floor(now().getTime() / 1000);
+    for (const [index, record] of batch.entries()) {
+      const escrow = escrows[index];
+      const before = view.seen(record.leaseId);
+      view.set(record.leaseId, escrow);
+      if (!before.known || differs(before.escrow, escrow)) options.changed(record.leaseId);
+      wishes.push({
+        record,
+        wish: planSettlement(record, escrow, options.rules(chain, record.quote.token), nowSeconds),
+      });
+    }
+  }
+
+  const inFlight = new Set(await chain.inFlight(signal));
+  const round = Math.floor(now().getTime() / 1000 / retrySeconds);
+  const settles: { record: LeaseRecord; voucher: NonNullable<LeaseRecord['voucher']> }[] = [];
+  for (const { record, wish } of wishes) {
+    const { leaseId } = record;
+    switch (wish.do) {
+      case 'settle':
+        settles.push({ record, voucher: wish.voucher });
+        break;
+      case 'close':
+        await send(`close:${leaseId}`, chain.calls.close(signedVoucher(record, wish.voucher)));
+        break;
+      case 'providerClose':
+        await send(`provider-close:${leaseId}`, chain.calls.providerClose(leaseId, wish.reason));
+        break;
+      case 'finalize':
+        await send(`finalize:${leaseId}`, chain.calls.finalize(leaseId));
+        break;
+      case 'forget':
+        await options.records.update(
+          leaseId,
+          (latest) => (latest.settled ? latest : { ...latest, settled: true }),
+          signal,
+        );
+        break;
+      case 'wait':
+        break;
+      default:
+        wish satisfies never;
+    }
+  }
+  // One batch at a time: the next one is decided on what this one brought.
+  if (settles.length > 0 && ![...inFlight].some((key) => key.startsWith('settle:'))) {
+    const batch = settles.slice(0, settleBatch);
+    const vouchers = batch.map(({ record, voucher }) => signedVoucher(record, voucher));
+    const [first] = vouchers;
+    const call = vouchers.length === 1 ? chain.calls.settle(first!) : chain.calls.settleMany(vouchers);
+    await send(`settle:${first!.message.leaseId}:${first!.message.servedSeconds}:${vouchers.length}`, call);
+  }
+
+  async function send(purpose: string, call: Call): Promise<void> {
+    if ([...inFlight].some((key) => key.startsWith(`${purpose}@`))) return;
+    const kind = purpose.slice(0, purpose.indexOf(':'));
+    const submitted = await chain.submit({ key: `${purpose}@${round}`, ...call }, signal);
+    if (submitted.outcome === 'refused') {
+      counters.count('gpulease_gateway_settlement_refusals_total', { name: submitted.refusal.name });
+      log.warn(
+        { purpose, refusal: submitted.refusal.name, message: submitted.refusal.message },
+        'the contract would refuse a transaction',
+      );
+      return;
+    }
+    if (submitted.entry.state === 'stored' || submitted.entry.state === 'broadcast') {
+      counters.count('gpulease_gateway_settlements_total', { kind });
+      log.info({ purpose }, 'a transaction was submitted');
+    }
+  }
+}
+
+function differs(before: Escrow | undefined, after: Escrow | undefined): boolean {
+  return (
+    before?.closed !== after?.closed || before?.closingAt !== after?.closingAt || before?.deposit !== after?.deposit
+  );
+}

@@ -1,0 +1,171 @@
+/**
+ * What the provider has, from watched lists: nodes, pods, offers, ledgers. A hint that is seconds old at worst, good for
+ * offers and quotes; a reservation reads the node, its pods and its ledger anew.
+ */
+import type { GpuOffer } from '../../api/offer.ts';
+import { type NodeStock, type OfferStock, stockOf } from '../../core/allocation/inventory.ts';
+import { soldOn } from '../../core/allocation/ledger.ts';
+import {
+  holdsRoom,
+  type NodeObject,
+  type NodeView,
+  type PodObject,
+  podRoom,
+  sellableRoom,
+  viewNode,
+} from '../../core/allocation/node-view.ts';
+import { noRoom, plus, type Room } from '../../core/allocation/room.ts';
+import { createInformer } from '../../engine/informer.ts';
+import { type Cluster, type Informer, type KubeObject, type Log, resources } from '../../engine/types.ts';
+import { hasLedgerName, type LedgerConfigMap, ledgerName, ledgerOfConfigMap, ledgerSelector } from './ledgers.ts';
+
+export type WatchedNode = KubeObject & NodeObject;
+export type WatchedPod = KubeObject & PodObject;
+export type WatchedOffer = KubeObject & GpuOffer;
+
+/** Pods of tenants are counted by the ledger, whether they run or not. */
+export const isTenantNamespace = (namespace: string | undefined): boolean =>
+  namespace !== undefined && /^gl-[0-9a-f]{20}$/.test(namespace);
+
+const trimPod = (pod: WatchedPod): WatchedPod => ({
+  metadata: {
+    name: pod.metadata.name,
+    namespace: pod.metadata.namespace,
+    uid: pod.metadata.uid,
+    resourceVersion: pod.metadata.resourceVersion,
+  },
+  spec: {
+    nodeName: pod.spec?.nodeName,
+    containers: pod.spec?.containers?.map(({ resources: wants }) => ({ resources: wants })),
+    initContainers: pod.spec?.initContainers?.map(({ resources: wants, restartPolicy }) => ({
+      resources: wants,
+      restartPolicy,
+    })),
+    overhead: pod.spec?.overhead,
+    resources: pod.spec?.resources,
+  },
+  status: { phase: pod.status?.phase },
+});
+
+const trimNode = (node: WatchedNode): WatchedNode => ({
+  metadata: {
+    name: node.metadata.name,
+    uid: node.metadata.uid,
+    resourceVersion: node.metadata.resourceVersion,
+    deletionTimestamp: node.metadata.deletionTimestamp,
+    labels: node.metadata.labels,
+  },
+  spec: node.spec && { unschedulable: node.spec.unschedulable, taints: node.spec.taints },
+  status: node.status && {
+    allocatable: node.status.allocatable,
+    conditions: node.status.conditions,
+    nodeInfo: node.status.nodeInfo,
+  },
+});
+
+const othersOf = (pods: readonly PodObject[]): Room =>
+  pods
+    .filter((pod) => holdsRoom(pod) && !isTenantNamespace(pod.metadata.namespace))
+    .map(podRoom)
+    .reduce(plus, noRoom);
+
+export interface Stock {
+  readonly nodes: Informer<WatchedNode>;
+  readonly pods: Informer<WatchedPod>;
+  readonly offers: Informer<WatchedOffer>;
+  readonly ledgers: Informer<LedgerConfigMap>;
+  readonly synced: boolean;
+  /** Seconds since the nodes were last heard of. */
+  readonly staleSeconds: number;
+  run(signal: AbortSignal): Promise<void>;
+  waitForSync(signal?: AbortSignal): Promise<void>;
+  node(name: string): NodeView | undefined;
+  offer(name: string): OfferStock | undefined;
+  all(): readonly OfferStock[];
+  /** From the API server itself. Undefined: the node is gone. */
+  sellableNow(node: string, signal?: AbortSignal): Promise<Room | undefined>;
+}
+
+export function createStock(cluster: Cluster, namespace: string, log: Log): Stock {
+  const nodes = createInformer<WatchedNode>({ cluster, resource: resources.nodes, trim: trimNode, log });
+  const pods = createInformer<WatchedPod>({
+    cluster,
+    resource: resources.pods,
+    trim: trimPod,
+    indexes: { node: (pod) => (pod.spec?.nodeName ? [pod.spec.nodeName] : []) },
+    log,
+  });
+  const offers = createInformer<WatchedOffer>({ cluster, resource: resources.gpuOffers, log });
+  const ledgers = createInformer<LedgerConfigMap>({
+    cluster,
+    resource: resources.configMaps,
+    namespace,
+    labelSelector: ledgerSelector,
+    log,
+  });
+  const informers = [nodes, pods, offers, ledgers];
+
+  function stockOfNode(node: WatchedNode): NodeStock {
+    const view = viewNode(node);
+    const map = ledgers.get({ namespace, name: ledgerName(view.name) });
+    try {
+      const sold = map === undefined ? noRoom : soldOn(ledgerOfConfigMap(map));
+      const others = othersOf(pods.byIndex('node', view.name));
+      const sellable = hasLedgerName(view.name) ? sellableRoom(view, others) : noRoom;
+      return { node: view, sellable, sold };
+    } catch (error) {
+      // What is sold of it cannot be told, so nothing more is.
+      log.warn({ node: view.name, error: String(error) }, 'a ledger cannot be read: its node is not offered');
+      return { node: view, sellable: noRoom, sold: noRoom };
+    }
+  }
+
+  const stocks = (): readonly NodeStock[] =>
+    nodes
+      .list()
+      .filter((node) => viewNode(node).offered)
+      .map(stockOfNode);
+
+  return {
+    nodes,
+    pods,
+    offers,
+    ledgers,
+    get synced() {
+      return informers.every((informer) => informer.synced);
+    },
+    get staleSeconds() {
+      return nodes.staleSeconds;
+    },
+    async run(signal) {
+      await Promise.all(informers.map((informer) => informer.run(signal)));
+    },
+    async waitForSync(signal) {
+      await Promise.all(informers.map((informer) => informer.waitForSync(signal)));
+    },
+    node(name) {
+      const node = nodes.get({ name });
+      return node && viewNode(node);
+    },
+    offer(name) {
+      const offer = offers.get({ name });
+      // A mirrored offer is somebody else's: this cluster may be a consumer, too.
+      return offer === undefined || offer.spec.providerName !== undefined ? undefined : stockOf(offer, stocks());
+    },
+    all() {
+      const all = stocks();
+      return offers
+        .list()
+        .filter((offer) => offer.spec.providerName === undefined)
+        .map((offer) => stockOf(offer, all));
+    },
+    async sellableNow(name, signal) {
+      const [node, { items }] = await Promise.all([
+        cluster.get<WatchedNode>(resources.nodes, { name }, signal),
+        cluster.list<WatchedPod>(resources.pods, { fieldSelector: `spec.nodeName=${name}` }, signal),
+      ]);
+      if (node === undefined) return undefined;
+      return sellableRoom(viewNode(node), othersOf(items.filter((pod) => pod.spec?.nodeName === name)));
+    },
+  };
+}

@@ -1,0 +1,690 @@
+/**
+ * Which pods a tenant may run, field by field. The provider trusts no pod: this is its own decision, whatever the
+ * consumer's side checked; quota, pod security and network policy of the tenant's namespace stand behind it.
+ *
+ *   kept      what makes the program: containers, volumes of ConfigMaps, Secrets and scratch space, probes, hooks, dns
+ *   replaced  where it runs (the reserved node alone), as whom (an account without a token), its labels
+ *   left out  the consumer's scheduling: affinity, tolerations, priority, service account, node
+ *   refused   host access, devices past the count, other namespaces, and every field that is not known here
+ *
+ * Requests stay as the consumer's scheduler counted them. Limits are capped at the lease, and set to the lease where there
+ * are none, so that a tenant cannot take the CPU or memory of another; the request is then spelled out as 0, or the API
+ * server would raise it to the limit.
+ */
+import { gpuResource, group, managedBy, labels as ownLabels, taints } from '../../api/labels.ts';
+import { parseQuantity, QuantityError } from '../quantity.ts';
+import {
+  type Admission,
+  fields,
+  flag,
+  isObject,
+  leave,
+  left,
+  list,
+  mapOf,
+  never,
+  oneOf,
+  type Rule,
+  refuse,
+  text,
+  whole,
+  wholeOrText,
+} from './fields.ts';
+import {
+  isDeviceListPath,
+  isDeviceVariable,
+  isHarmlessValue,
+  makesDeviceVariable,
+  visibleDevices,
+} from './gpu-variables.ts';
+import { isObjectName } from './kube-path.ts';
+import { Refusal } from './refusal.ts';
+import { bytesText, cpuText, type Room } from './room.ts';
+
+export interface PodContext {
+  readonly namespace: string;
+  /** The label's value: the lease's id, cut. */
+  readonly leaseId: string;
+  readonly nodeName: string;
+  readonly room: Room;
+  /** Runtime class for pods with GPUs, where the provider's nodes need one. */
+  readonly gpuRuntimeClass?: string;
+}
+
+export interface AdmittedPod {
+  readonly apiVersion: 'v1';
+  readonly kind: 'Pod';
+  readonly metadata: {
+    readonly name: string;
+    readonly namespace: string;
+    readonly resourceVersion?: string;
+    readonly labels: Record<string, string>;
+    readonly annotations: Record<string, string>;
+  };
+  readonly spec: Record<string, unknown>;
+}
+
+const hostMessage = 'pods on leased nodes have no access to the host';
+
+const objectName: Rule = (value, path, admission) => {
+  if (value === null || value === '') return left;
+  if (typeof value !== 'string' || !isObjectName(value))
+    return refuse(admission, path, 'is not a name of an object', value);
+  return value;
+};
+
+const quantity: Rule = (value, path, admission) => {
+  if (typeof value !== 'string' && typeof value !== 'number') return refuse(admission, path, 'must be a quantity');
+  try {
+    if (parseQuantity(value) < 0n) return refuse(admission, path, 'must not be negative', value);
+  } catch (error) {
+    if (!(error instanceof QuantityError)) throw error;
+    return refuse(admission, path, error.message);
+  }
+  return String(value);
+};
+
+// --- environment -----------------------------------------------------------------------------------------------------
+
+const fieldPaths =
+  /^(metadata\.(name|namespace|uid)|metadata\.(labels|annotations)(\['[^']{1,317}'\])?|spec\.(nodeName|serviceAccountName)|status\.(hostIP|hostIPs|podIP|podIPs))$/;
+
+const fieldRef = fields({
+  apiVersion: leave,
+  fieldPath: (value, path, admission) =>
+    typeof value === 'string' && fieldPaths.test(value)
+      ? value
+      : refuse(admission, path, 'is not a field that can be referred to', value),
+});
+
+const resourceFieldRef = fields({
+  containerName: text(63),
+  resource: oneOf(
+    [
+      'limits.cpu',
+      'limits.memory',
+      'limits.ephemeral-storage',
+      'requests.cpu',
+      'requests.memory',
+      'requests.ephemeral-storage',
+    ],
+    'is not a resource that can be referred to',
+  ),
+  divisor: wholeOrText,
+});
+
+const keyRef = fields({ name: objectName, key: text(253), optional: flag });
+
+const envVariable = fields(
+  {
+    name: text(512),
+    value: text(131_072),
+    valueFrom: fields({
+      fieldRef,
+      resourceFieldRef,
+      configMapKeyRef: keyRef,
+      secretKeyRef: keyRef,
+      fileKeyRef: never('variables from files are not supported yet'),
+    }),
+  },
+  (kept, path, admission) => {
+    const { name, value } = kept as { name?: string; value?: string };
+    if (typeof name !== 'string' || name === '') return refuse(admission, `${path}.name`, 'is missing');
+    if (isDeviceVariable(name) && !(typeof value === 'string' && isHarmlessValue(name, value))) {
+      return refuse(
+        admission,
+        `${path}.name`,
+        `${name} chooses devices, which only the resource ${gpuResource} may do: remove the variable`,
+        name,
+      );
+    }
+    return kept;
+  },
+);
+
+const envSource = fields({
+  prefix: (value, path, admission) => {
+    if (value === '' || value === null) return left;
+    if (typeof value !== 'string') return refuse(admission, path, 'must be a string');
+    return makesDeviceVariable(value)
+      ? refuse(admission, path, 'could make a variable that chooses devices: use another prefix', value)
+      : value;
+  },
+  configMapRef: fields({ name: objectName, optional: flag }),
+  secretRef: fields({ name: objectName, optional: flag }),
+});
+
+// --- security --------------------------------------------------------------------------------------------------------
+
+/** Pod security "baseline": https://kubernetes.io/docs/concepts/security/pod-security-standards/#baseline */
+const baselineCapabilities: readonly string[] = [
+  'AUDIT_WRITE',
+  'CHOWN',
+  'DAC_OVERRIDE',
+  'FOWNER',
+  'FSETID',
+  'KILL',
+  'MKNOD',
+  'NET_BIND_SERVICE',
+  'SETFCAP',
+  'SETGID',
+  'SETPCAP',
+  'SETUID',
+  'SYS_CHROOT',
+];
+
+const safeSysctls: readonly string[] = [
+  'kernel.shm_rmid_forced',
+  'net.ipv4.ip_local_port_range',
+  'net.ipv4.ip_unprivileged_port_start',
+  'net.ipv4.tcp_syncookies',
+  'net.ipv4.ping_group_range',
+  'net.ipv4.ip_local_reserved_ports',
+  'net.ipv4.tcp_keepalive_time',
+  'net.ipv4.tcp_fin_timeout',
+  'net.ipv4.tcp_keepalive_intvl',
+  'net.ipv4.tcp_keepalive_probes',
+];
+
+const confined = fields({
+  type: oneOf(['RuntimeDefault'], 'must be RuntimeDefault: profiles of the host, and none, are not available'),
+  localhostProfile: never('profiles of the host are not available'),
+});
+
+const seLinux = fields({
+  level: text(256),
+  type: oneOf(
+    ['', 'container_t', 'container_init_t', 'container_kvm_t', 'container_engine_t'],
+    'is not a type that containers may have',
+  ),
+  user: never('must not be set'),
+  role: never('must not be set'),
+});
+
+const windows = never('Windows containers are not supported');
+
+const containerSecurity = fields({
+  privileged: never(`privileged containers are refused: ${hostMessage}`),
+  allowPrivilegeEscalation: flag,
+  capabilities: fields({
+    add: list((value, path, admission) => {
+      const name = typeof value === 'string' ? value.replace(/^CAP_/, '') : '';
+      return baselineCapabilities.includes(name)
+        ? value
+        : refuse(admission, path, 'is a capability that pods on leased nodes may not add', value);
+    }, 64),
+    drop: list(text(64), 64),
+  }),
+  runAsUser: whole,
+  runAsGroup: whole,
+  runAsNonRoot: flag,
+  readOnlyRootFilesystem: flag,
+  procMount: oneOf(['Default'], 'must be Default'),
+  seccompProfile: confined,
+  appArmorProfile: confined,
+  seLinuxOptions: seLinux,
+  windowsOptions: windows,
+});
+
+const podSecurity = fields({
+  runAsUser: whole,
+  runAsGroup: whole,
+  runAsNonRoot: flag,
+  supplementalGroups: list(whole, 256),
+  supplementalGroupsPolicy: oneOf(['Merge', 'Strict'], 'must be Merge or Strict'),
+  fsGroup: whole,
+  fsGroupChangePolicy: oneOf(['OnRootMismatch', 'Always'], 'must be OnRootMismatch or Always'),
+  seccompProfile: confined,
+  appArmorProfile: confined,
+  seLinuxOptions: seLinux,
+  seLinuxChangePolicy: oneOf(['MountOption', 'Recursive'], 'must be MountOption or Recursive'),
+  windowsOptions: windows,
+  sysctls: list(
+    fields({
+      name: (value, path, admission) =>
+        typeof value === 'string' && safeSysctls.includes(value)
+          ? value
+          : refuse(admission, path, 'is not a sysctl that pods on leased nodes may set', value),
+      value: text(256),
+    }),
+    64,
+  ),
+});
+
+// --- containers ------------------------------------------------------------------------------------------------------
+
+const noHost = never(
+  'a probe or hook must not name another host: the kubelet would call it from the provider’s network',
+);
+
+const handler = {
+  exec: fields({ command: list(text(131_072), 1024) }),
+  httpGet: fields({
+    path: text(),
+    port: wholeOrText,
+    host: noHost,
+    scheme: oneOf(['HTTP', 'HTTPS'], 'must be HTTP or HTTPS'),
+    httpHeaders: list(fields({ name: text(256), value: text() }), 64),
+  }),
+  tcpSocket: fields({ port: wholeOrText, host: noHost }),
+};
+
+const probe = fields({
+  ...handler,
+  grpc: fields({ port: whole, service: text(256) }),
+  initialDelaySeconds: whole,
+  timeoutSeconds: whole,
+  periodSeconds: whole,
+  successThreshold: whole,
+  failureThreshold: whole,
+  terminationGracePeriodSeconds: whole,
+});
+
+const hook = fields({ ...handler, sleep: fields({ seconds: whole }) });
+
+const amounts: Rule = (value, path, admission) => {
+  const kept = mapOf(quantity, 16)(value, path, admission);
+  if (!isObject(kept)) return kept;
+  for (const name of Object.keys(kept)) {
+    if (!['cpu', 'memory', 'ephemeral-storage', gpuResource].includes(name)) {
+      refuse(
+        admission,
+        `${path}[${name.slice(0, 80)}]`,
+        `is not a resource of a leased node; there are cpu, memory, ephemeral-storage and ${gpuResource}`,
+      );
+    }
+  }
+  return kept;
+};
+
+const mountPath: Rule = (value, path, admission) => {
+  if (typeof value !== 'string' || value === '') return refuse(admission, path, 'must be a path');
+  return isDeviceListPath(value)
+    ? refuse(admission, path, `is where devices are chosen, which only the resource ${gpuResource} may do`, value)
+    : value;
+};
+
+const containerRules: Readonly<Record<string, Rule>> = {
+  name: text(63),
+  image: text(1024),
+  command: list(text(131_072), 4096),
+  args: list(text(131_072), 4096),
+  workingDir: text(),
+  ports: list(
+    fields({
+      name: text(63),
+      containerPort: whole,
+      protocol: oneOf(['TCP', 'UDP', 'SCTP'], 'must be TCP, UDP or SCTP'),
+      hostPort: never(`ports of the host are refused: ${hostMessage}`),
+      hostIP: never(`addresses of the host are refused: ${hostMessage}`),
+    }),
+    256,
+  ),
+  env: list(envVariable, 4096),
+  envFrom: list(envSource, 256),
+  resources: fields({
+    requests: amounts,
+    limits: amounts,
+    claims: never('dynamic resource claims are not supported yet'),
+  }),
+  resizePolicy: list(
+    fields({
+      resourceName: oneOf(['cpu', 'memory'], 'must be cpu or memory'),
+      restartPolicy: oneOf(['NotRequired', 'RestartContainer'], 'must be NotRequired or RestartContainer'),
+    }),
+    8,
+  ),
+  restartPolicy: oneOf(['Always', 'OnFailure', 'Never'], 'must be Always, OnFailure or Never'),
+  restartPolicyRules: list(
+    fields({
+      action: oneOf(['Restart', 'RestartAllContainers'], 'must be Restart or RestartAllContainers'),
+      exitCodes: fields({
+        operator: oneOf(['In', 'NotIn'], 'must be In or NotIn'),
+        values: list(whole, 255),
+      }),
+    }),
+    20,
+  ),
+  volumeMounts: list(
+    fields({
+      name: text(63),
+      mountPath,
+      subPath: text(),
+      subPathExpr: text(),
+      readOnly: flag,
+      recursiveReadOnly: oneOf(['Disabled', 'IfPossible', 'Enabled'], 'must be Disabled, IfPossible or Enabled'),
+      mountPropagation: oneOf(['None', 'HostToContainer'], `must be None or HostToContainer: ${hostMessage}`),
+    }),
+    256,
+  ),
+  volumeDevices: never('block devices are not supported'),
+  livenessProbe: probe,
+  readinessProbe: probe,
+  startupProbe: probe,
+  lifecycle: fields({ postStart: hook, preStop: hook, stopSignal: text(32) }),
+  terminationMessagePath: text(),
+  terminationMessagePolicy: oneOf(['File', 'FallbackToLogsOnError'], 'must be File or FallbackToLogsOnError'),
+  imagePullPolicy: oneOf(['Always', 'IfNotPresent', 'Never'], 'must be Always, IfNotPresent or Never'),
+  securityContext: containerSecurity,
+  stdin: flag,
+  stdinOnce: flag,
+  tty: flag,
+};
+
+// --- volumes ---------------------------------------------------------------------------------------------------------
+
+const keyPath = fields({ key: text(253), path: text(), mode: whole });
+const downwardItem = fields({ path: text(), mode: whole, fieldRef, resourceFieldRef });
+
+const volumeKinds: Readonly<Record<string, Rule>> = {
+  name: text(63),
+  emptyDir: fields({
+    medium: oneOf(['', 'Memory'], 'must be empty or Memory'),
+    sizeLimit: (value, path, admission) => (value === null ? left : quantity(value, path, admission)),
+  }),
+  configMap: fields({ name: objectName, items: list(keyPath), defaultMode: whole, optional: flag }),
+  secret: fields({ secretName: objectName, items: list(keyPath), defaultMode: whole, optional: flag }),
+  downwardAPI: fields({ items: list(downwardItem), defaultMode: whole }),
+  projected: fields({
+    defaultMode: whole,
+    sources: list(
+      fields({
+        configMap: fields({ name: objectName, items: list(keyPath), optional: flag }),
+        secret: fields({ name: objectName, items: list(keyPath), optional: flag }),
+        downwardAPI: fields({ items: list(downwardItem) }),
+        serviceAccountToken: never('service account tokens of the provider are not given to pods'),
+        clusterTrustBundle: never('trust bundles of the provider are not given to pods'),
+        podCertificate: never('certificates of the provider are not given to pods'),
+      }),
+      64,
+    ),
+  }),
+  hostPath: never(`hostPath volumes are refused: ${hostMessage}`),
+  persistentVolumeClaim: never('persistent volumes are not supported on leased nodes yet: use emptyDir'),
+  ephemeral: never('ephemeral volume claims are not supported on leased nodes yet: use emptyDir'),
+  csi: never('CSI volumes are not supported on leased nodes'),
+};
+
+const volume: Rule = (value, path, admission) => {
+  if (isObject(value)) {
+    const unknown = Object.keys(value).find((key) => !Object.hasOwn(volumeKinds, key));
+    if (unknown !== undefined) {
+      return refuse(
+        admission,
+        `${path}.${unknown.slice(0, 80)}`,
+        'is not a kind of volume for leased nodes; there are emptyDir, configMap, secret, downwardAPI and projected',
+      );
+    }
+  }
+  return fields(volumeKinds)(value, path, admission);
+};
+
+// --- the pod ---------------------------------------------------------------------------------------------------------
+
+const specRules: Readonly<Record<string, Rule>> = {
+  containers: list(fields(containerRules), 64),
+  initContainers: list(fields(containerRules), 64),
+  volumes: list(volume, 256),
+  restartPolicy: oneOf(['Always', 'OnFailure', 'Never'], 'must be Always, OnFailure or Never'),
+  terminationGracePeriodSeconds: whole,
+  activeDeadlineSeconds: whole,
+  dnsPolicy: oneOf(['ClusterFirst', 'ClusterFirstWithHostNet', 'Default', 'None'], 'is not a dnsPolicy'),
+  dnsConfig: fields({
+    nameservers: list(text(64), 3),
+    searches: list(text(256), 32),
+    options: list(fields({ name: text(256), value: text(256) }), 64),
+  }),
+  hostname: text(64),
+  subdomain: text(63),
+  hostnameOverride: text(64),
+  setHostnameAsFQDN: flag,
+  hostAliases: list(fields({ ip: text(64), hostnames: list(text(253), 64) }), 256),
+  imagePullSecrets: list(fields({ name: objectName }), 16),
+  securityContext: podSecurity,
+  shareProcessNamespace: flag,
+  readinessGates: list(fields({ conditionType: text(317) }), 16),
+  os: fields({ name: oneOf(['linux'], 'must be linux') }),
+  hostUsers: oneOf([false, true], 'must be true or false'),
+
+  hostNetwork: never(`hostNetwork is refused: ${hostMessage}`),
+  hostPID: never(`hostPID is refused: ${hostMessage}`),
+  hostIPC: never(`hostIPC is refused: ${hostMessage}`),
+  nodeName: never('is the gateway’s to choose'),
+  ephemeralContainers: never('ephemeral containers are not supported yet'),
+  resourceClaims: never('dynamic resource claims are not supported yet'),
+  resources: never('resources of whole pods are not supported yet: set them on containers'),
+  schedulingGates: never('must be empty: the pod would never start'),
+  workloadRef: never('is not supported on leased nodes'),
+
+  serviceAccountName: leave,
+  serviceAccount: leave,
+  automountServiceAccountToken: leave,
+  nodeSelector: leave,
+  affinity: leave,
+  tolerations: leave,
+  topologySpreadConstraints: leave,
+  schedulerName: leave,
+  priority: leave,
+  priorityClassName: leave,
+  preemptionPolicy: leave,
+  runtimeClassName: leave,
+  overhead: leave,
+  enableServiceLinks: leave,
+};
+
+const admitSpec = fields(specRules);
+
+const mayTenantSet = (key: string): boolean =>
+  key.startsWith(`${group}/`) &&
+  !([ownLabels.offered, ownLabels.tenant, ownLabels.leaseId, ownLabels.lease] as string[]).includes(key);
+
+/**
+ * Labels and annotations outside our own group are left out: in the provider's cluster they mean something to somebody
+ * (service meshes, identity webhooks, CNI plugins, CDI), and that is not the tenant's to say.
+ */
+export const ownKeys = (value: unknown): Record<string, string> =>
+  isObject(value)
+    ? Object.fromEntries(
+        Object.entries(value).filter(
+          (entry): entry is [string, string] => mayTenantSet(entry[0]) && typeof entry[1] === 'string',
+        ),
+      )
+    : {};
+
+/** On everything of a tenant. */
+export const tenantLabels = (leaseId: string): Record<string, string> => ({
+  [ownLabels.managedBy]: managedBy,
+  [ownLabels.leaseId]: leaseId,
+  [ownLabels.tenant]: 'true',
+});
+
+/** An annotation that asks for devices is refused, not dropped: its author expects something of it. */
+function refuseDeviceAnnotations(annotations: unknown, admission: Admission): void {
+  if (!isObject(annotations)) return;
+  for (const key of Object.keys(annotations)) {
+    if (/^cdi\.k8s\.io(\/|$)/.test(key)) {
+      refuse(
+        admission,
+        `metadata.annotations[${key.slice(0, 80)}]`,
+        `chooses devices, which only the resource ${gpuResource} may do`,
+      );
+    }
+  }
+}
+
+interface Container {
+  env?: { name: string; value?: string }[];
+  resources?: { requests?: Record<string, string>; limits?: Record<string, string> };
+}
+
+function withLimits(container: Container, path: string, room: Room, admission: Admission): Container {
+  const requests = { ...container.resources?.requests };
+  const limits = { ...container.resources?.limits };
+  const most: readonly (readonly [string, bigint, string])[] = [
+    ['cpu', BigInt(room.cpuMillis), cpuText(room.cpuMillis)],
+    ['memory', BigInt(room.memoryBytes) * 1000n, bytesText(room.memoryBytes)],
+    ['ephemeral-storage', BigInt(room.ephemeralBytes) * 1000n, bytesText(room.ephemeralBytes)],
+  ];
+  for (const [name, cap, capText] of most) {
+    requests[name] ??= limits[name] ?? '0';
+    if (parseQuantity(requests[name]) > cap) {
+      refuse(
+        admission,
+        `${path}.resources.requests[${name}]`,
+        `is more than the lease has (${capText})`,
+        requests[name],
+      );
+    }
+    const limit = limits[name];
+    if (limit === undefined || parseQuantity(limit) > cap) limits[name] = capText;
+  }
+  const gpus = limits[gpuResource] ?? requests[gpuResource];
+  if (gpus !== undefined) {
+    if (parseQuantity(gpus) > BigInt(room.gpus) * 1000n) {
+      refuse(admission, `${path}.resources.limits[${gpuResource}]`, `is more than the lease has (${room.gpus})`, gpus);
+    }
+    if (parseQuantity(requests[gpuResource] ?? gpus) !== parseQuantity(gpus)) {
+      refuse(admission, `${path}.resources.requests[${gpuResource}]`, 'must equal the limit', requests[gpuResource]);
+    }
+    limits[gpuResource] = gpus;
+    requests[gpuResource] = gpus;
+  }
+  return { ...container, resources: { requests, limits } };
+}
+
+const asksForGpu = (container: Container): boolean => {
+  const gpus = container.resources?.limits?.[gpuResource];
+  return gpus !== undefined && parseQuantity(gpus) > 0n;
+};
+
+/** Set in the container itself, so that it wins over envFrom and over the image's own environment. */
+function withoutDevices(container: Container): Container {
+  if (asksForGpu(container)) {
+    // An image may bring the variable; the device plugin's value must win, so ours must not be there at all.
+    return { ...container, env: (container.env ?? []).filter((one) => one.name !== visibleDevices) };
+  }
+  const env = (container.env ?? []).filter((one) => one.name !== visibleDevices);
+  return { ...container, env: [...env, { name: visibleDevices, value: 'void' }] };
+}
+
+/** The pod as it will be created, or a Refusal that names every field in the way. */
+export function admitPod(pod: unknown, context: PodContext): AdmittedPod {
+  const admission: Admission = { errors: [] };
+  if (!isObject(pod) || !isObject(pod.metadata) || !isObject(pod.spec)) {
+    throw new Refusal(400, 'the body is not a pod with metadata and spec');
+  }
+  if ((pod.apiVersion ?? 'v1') !== 'v1' || (pod.kind ?? 'Pod') !== 'Pod')
+    throw new Refusal(400, 'the body is not a v1 Pod');
+  const { name, namespace, resourceVersion, annotations, labels, generateName } = pod.metadata;
+  if (typeof name !== 'string' || !isObjectName(name)) {
+    refuse(
+      admission,
+      'metadata.name',
+      generateName === undefined ? 'is missing or not a name' : 'must be given: names are not generated',
+      name,
+    );
+  }
+  if (namespace !== undefined && namespace !== context.namespace) {
+    refuse(admission, 'metadata.namespace', 'is the gateway’s to choose: leave it out', namespace);
+  }
+  refuseDeviceAnnotations(annotations, admission);
+
+  const spec = admitSpec(pod.spec, 'spec', admission) as Record<string, unknown>;
+  const complete = (list: unknown, path: string): Container[] =>
+    (Array.isArray(list) ? (list as Container[]) : []).map((container, index) => {
+      const at = `${path}[${index}]`;
+      return admission.errors.length > 0
+        ? container
+        : withoutDevices(withLimits(container, at, context.room, admission));
+    });
+  const containers = complete(spec.containers, 'spec.containers');
+  const initContainers = complete(spec.initContainers, 'spec.initContainers');
+  if (containers.length === 0) refuse(admission, 'spec.containers', 'is missing or empty');
+
+  if (admission.errors.length > 0) {
+    const first = admission.errors[0]!;
+    throw new Refusal('PodRefused', `${first.field}: ${first.message}`, { errors: admission.errors });
+  }
+  const usesGpu = [...containers, ...initContainers].some(asksForGpu);
+  return {
+    apiVersion: 'v1',
+    kind: 'Pod',
+    metadata: {
+      name: name as string,
+      namespace: context.namespace,
+      ...(typeof resourceVersion === 'string' ? { resourceVersion } : {}),
+      labels: {
+        ...ownKeys(labels),
+        ...tenantLabels(context.leaseId),
+      },
+      annotations: ownKeys(annotations),
+    },
+    spec: {
+      ...spec,
+      containers,
+      ...(initContainers.length > 0 ? { initContainers } : {}),
+      dnsPolicy: spec.dnsPolicy === 'ClusterFirstWithHostNet' ? 'ClusterFirst' : (spec.dnsPolicy ?? 'ClusterFirst'),
+      serviceAccountName: 'default',
+      automountServiceAccountToken: false,
+      enableServiceLinks: false,
+      ...(usesGpu && context.gpuRuntimeClass !== undefined ? { runtimeClassName: context.gpuRuntimeClass } : {}),
+      // By field, not by label: labels of a node can be given to another. The scheduler looks at this node alone.
+      affinity: {
+        nodeAffinity: {
+          requiredDuringSchedulingIgnoredDuringExecution: {
+            nodeSelectorTerms: [
+              { matchFields: [{ key: 'metadata.name', operator: 'In', values: [context.nodeName] }] },
+            ],
+          },
+        },
+      },
+      tolerations: [
+        { key: taints.offered, operator: 'Exists', effect: 'NoSchedule' },
+        // Reconnecting is not restarting: a node that is silent for a while keeps its pods.
+        { key: 'node.kubernetes.io/not-ready', operator: 'Exists', effect: 'NoExecute' },
+        { key: 'node.kubernetes.io/unreachable', operator: 'Exists', effect: 'NoExecute' },
+      ],
+    },
+  };
+}
+
+type Json = Record<string, unknown>;
+
+const named = (list: unknown): readonly Json[] => (Array.isArray(list) ? list.filter(isObject) : []);
+
+/**
+ * A replaced pod: Kubernetes lets only images and the deadline of a running pod change. They are taken from what was
+ * admitted, everything else from what is there, so that defaults and what the provider's admission added stay.
+ */
+export function replacePod(current: Json, admitted: AdmittedPod): Json {
+  const spec = isObject(current.spec) ? current.spec : {};
+  const metadata = isObject(current.metadata) ? current.metadata : {};
+  const images = (there: unknown, wanted: unknown) =>
+    named(there).map((container) => {
+      const image = named(wanted).find((one) => one.name === container.name)?.image;
+      return typeof image === 'string' ? { ...container, image } : container;
+    });
+  const { resourceVersion: _stale, ...kept } = metadata;
+  return {
+    ...current,
+    metadata: {
+      ...kept,
+      resourceVersion: admitted.metadata.resourceVersion ?? metadata.resourceVersion,
+      labels: { ...(isObject(metadata.labels) ? metadata.labels : {}), ...admitted.metadata.labels },
+      annotations: {
+        ...(isObject(metadata.annotations) ? metadata.annotations : {}),
+        ...admitted.metadata.annotations,
+      },
+    },
+    spec: {
+      ...spec,
+      containers: images(spec.containers, admitted.spec.containers),
+      ...(spec.initContainers === undefined
+        ? {}
+        : { initContainers: images(spec.initContainers, admitted.spec.initContainers) }),
+      ...(admitted.spec.activeDeadlineSeconds === undefined
+        ? {}
+        : { activeDeadlineSeconds: admitted.spec.activeDeadlineSeconds }),
+    },
+  };
+}

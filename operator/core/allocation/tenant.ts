@@ -1,0 +1,218 @@
+/**
+ * The tenant of one lease, as objects of the provider's cluster. Applied as a whole, again and again: what somebody
+ * changed comes back.
+ *
+ * Isolation is layered, so that no single mistake opens it: the narrow proxy, pod admission at the gateway, the role of
+ * the tenant's account, quota, pod security "baseline" and the network policy.
+ */
+import { gpuResource, managedBy, labels as ownLabels } from '../../api/labels.ts';
+import type { Hex32 } from '../../api/messages.ts';
+import { tenantNamespace } from './record.ts';
+import { bytesText, cpuText, type Room } from './room.ts';
+
+export const leaseIdLabel = (leaseId: Hex32): string => leaseId.slice(2, 65).toLowerCase();
+
+/** The account as which the gateway acts inside the tenant. Pods run as `default`, which has no token and no rights. */
+export const tenantAccount = 'tenant';
+
+/** Networks that a tenant's pods cannot reach: private, carrier, link-local (cloud metadata), multicast. */
+const privateV4 = [
+  '10.0.0.0/8',
+  '100.64.0.0/10',
+  '169.254.0.0/16',
+  '172.16.0.0/12',
+  '192.168.0.0/16',
+  '224.0.0.0/4',
+  '240.0.0.0/4',
+];
+const privateV6 = ['fc00::/7', 'fe80::/10', 'ff00::/8'];
+
+/** DNS caches on nodes listen on a link-local address. https://kubernetes.io/docs/tasks/administer-cluster/nodelocaldns/ */
+const nodeLocalDns = '169.254.20.10/32';
+
+export interface TenantOptions {
+  /** Further networks to keep tenants out of: public addresses of nodes, of the API server, of the provider's services. */
+  readonly deniedCidrs: readonly string[];
+}
+
+/** One object to apply, with the name of its kind in the engine's table of resources. */
+export interface TenantObject {
+  readonly resource:
+    | 'namespaces'
+    | 'serviceAccounts'
+    | 'roles'
+    | 'roleBindings'
+    | 'resourceQuotas'
+    | 'limitRanges'
+    | 'networkPolicies';
+  readonly object: {
+    readonly apiVersion: string;
+    readonly kind: string;
+    readonly metadata: { readonly name: string; readonly namespace?: string; readonly labels?: Record<string, string> };
+    readonly [field: string]: unknown;
+  };
+}
+
+export function tenantObjects(leaseId: Hex32, room: Room, options: TenantOptions): readonly TenantObject[] {
+  const namespace = tenantNamespace(leaseId);
+  const labels = {
+    [ownLabels.managedBy]: managedBy,
+    [ownLabels.tenant]: 'true',
+    [ownLabels.leaseId]: leaseIdLabel(leaseId),
+  };
+  const inside = (name: string) => ({ name, namespace, labels });
+  const denied = options.deniedCidrs;
+  const dns = [
+    { protocol: 'UDP', port: 53 },
+    { protocol: 'TCP', port: 53 },
+  ];
+  return [
+    {
+      resource: 'namespaces',
+      object: {
+        apiVersion: 'v1',
+        kind: 'Namespace',
+        metadata: {
+          name: namespace,
+          labels: {
+            ...labels,
+            'pod-security.kubernetes.io/enforce': 'baseline',
+            'pod-security.kubernetes.io/enforce-version': 'latest',
+          },
+        },
+      },
+    },
+    {
+      resource: 'serviceAccounts',
+      object: {
+        apiVersion: 'v1',
+        kind: 'ServiceAccount',
+        metadata: inside('default'),
+        automountServiceAccountToken: false,
+      },
+    },
+    {
+      resource: 'serviceAccounts',
+      object: {
+        apiVersion: 'v1',
+        kind: 'ServiceAccount',
+        metadata: inside(tenantAccount),
+        automountServiceAccountToken: false,
+      },
+    },
+    {
+      resource: 'roles',
+      object: {
+        apiVersion: 'rbac.authorization.k8s.io/v1',
+        kind: 'Role',
+        metadata: inside(tenantAccount),
+        rules: [
+          {
+            apiGroups: [''],
+            resources: ['pods', 'configmaps', 'secrets'],
+            verbs: ['get', 'list', 'watch', 'create', 'update', 'delete'],
+          },
+          { apiGroups: [''], resources: ['pods/log'], verbs: ['get'] },
+          {
+            apiGroups: [''],
+            resources: ['pods/exec', 'pods/attach', 'pods/portforward'],
+            verbs: ['get', 'create'],
+          },
+          { apiGroups: [''], resources: ['events'], verbs: ['get', 'list', 'watch'] },
+        ],
+      },
+    },
+    {
+      resource: 'roleBindings',
+      object: {
+        apiVersion: 'rbac.authorization.k8s.io/v1',
+        kind: 'RoleBinding',
+        metadata: inside(tenantAccount),
+        roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: tenantAccount },
+        subjects: [{ kind: 'ServiceAccount', name: tenantAccount, namespace }],
+      },
+    },
+    {
+      resource: 'resourceQuotas',
+      object: {
+        apiVersion: 'v1',
+        kind: 'ResourceQuota',
+        metadata: inside('lease'),
+        spec: {
+          hard: {
+            [`requests.${gpuResource}`]: String(room.gpus),
+            'requests.cpu': cpuText(room.cpuMillis),
+            'requests.memory': bytesText(room.memoryBytes),
+            'requests.ephemeral-storage': bytesText(room.ephemeralBytes),
+            pods: String(room.pods),
+            services: '0',
+            'services.loadbalancers': '0',
+            'services.nodeports': '0',
+            persistentvolumeclaims: '0',
+            'count/configmaps': '1000',
+            'count/secrets': '1000',
+          },
+        },
+      },
+    },
+    {
+      resource: 'limitRanges',
+      object: {
+        apiVersion: 'v1',
+        kind: 'LimitRange',
+        metadata: inside('lease'),
+        spec: {
+          limits: [
+            {
+              type: 'Container',
+              // The gateway spells these out; they stand here for whoever creates a pod past it.
+              defaultRequest: { cpu: '0', memory: '0', 'ephemeral-storage': '0' },
+              default: {
+                cpu: cpuText(room.cpuMillis),
+                memory: bytesText(room.memoryBytes),
+                'ephemeral-storage': bytesText(room.ephemeralBytes),
+              },
+            },
+          ],
+        },
+      },
+    },
+    {
+      resource: 'networkPolicies',
+      object: {
+        apiVersion: 'networking.k8s.io/v1',
+        kind: 'NetworkPolicy',
+        metadata: inside('lease'),
+        spec: {
+          podSelector: {},
+          policyTypes: ['Ingress', 'Egress'],
+          ingress: [{ from: [{ podSelector: {} }] }],
+          egress: [
+            { to: [{ podSelector: {} }] },
+            {
+              to: [
+                {
+                  namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': 'kube-system' } },
+                  podSelector: { matchLabels: { 'k8s-app': 'kube-dns' } },
+                },
+                { ipBlock: { cidr: nodeLocalDns } },
+              ],
+              ports: dns,
+            },
+            {
+              to: [
+                {
+                  ipBlock: {
+                    cidr: '0.0.0.0/0',
+                    except: [...privateV4, ...denied.filter((cidr) => !cidr.includes(':'))],
+                  },
+                },
+                { ipBlock: { cidr: '::/0', except: [...privateV6, ...denied.filter((cidr) => cidr.includes(':'))] } },
+              ],
+            },
+          ],
+        },
+      },
+    },
+  ];
+}

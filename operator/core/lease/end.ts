@@ -1,0 +1,115 @@
+/** Why a lease must end now, if it must. One rule a paragraph; the first that holds is the reason that people see. */
+import { mayStartAnotherAttempt, paidSeconds } from '../money/escrow.ts';
+import { spendLimit } from './fund.ts';
+import { count, servedSeconds } from './meter.ts';
+import type { Ending, Observed } from './observed.ts';
+
+/**
+ * Draining begins this long before term or money end, so that pods have time to go: the lease's drainTimeoutSeconds, but
+ * never more than a tenth of the term, or short leases would end before they began.
+ */
+export function drainLeadSeconds(seen: Pick<Observed, 'lease'>): number {
+  const { drainTimeoutSeconds, term } = seen.lease.spec;
+  return Math.min(drainTimeoutSeconds, Math.floor(term.durationSeconds / 10));
+}
+
+/** GPUs that were quoted and are gone may come back while somebody's pods still end; not for longer. */
+const capacityPatienceSeconds = 15;
+
+export function whyEnd(seen: Observed): Ending | undefined {
+  const { lease, record, chain, allocation, node, now, settings } = seen;
+  if (record?.end) return record.end;
+  const end = (reason: Ending['reason'], message: string, retry = false): Ending => ({
+    reason,
+    message,
+    at: now.toISOString(),
+    retry,
+  });
+
+  if (lease.metadata.deletionTimestamp) return end('Released', 'the lease was deleted.');
+  const quote = record?.quote;
+  if (!quote) return undefined;
+  const started = record.startedAt !== undefined;
+
+  const provider = seen.providers.get(quote.providerName)?.provider;
+  if (provider?.spec.stopPolicy === 'HoldAndDrain' && record.deposit !== undefined)
+    return end('ProviderHeld', `GpuProvider ${quote.providerName} is set to HoldAndDrain.`);
+
+  if (chain?.state !== 'known') return undefined;
+  if (!chain.escrow) {
+    // A reorganisation took the escrow back. What was built on it must go before there is another attempt.
+    const { expiresAt } = quote.signed.quote;
+    const gone = mayStartAnotherAttempt({ expiresAt }, chain.safe.escrow, chain.safe.blockTime);
+    return gone && (started || node)
+      ? end('ProviderFault', 'the chain took the escrow back, and the quote ran out before it was open again.', true)
+      : undefined;
+  }
+  const { escrow } = chain;
+  if (escrow.closed || escrow.closingAt !== 0) {
+    const expired = escrow.closeReason === 'Expired';
+    return end(
+      expired ? 'Expired' : 'ProviderFault',
+      `the escrow was closed on chain (${escrow.closeReason}).`,
+      !started && !expired,
+    );
+  }
+
+  if (allocation?.state === 'known' && (allocation.info.state === 'Suspended' || allocation.info.state === 'Ended')) {
+    const { state, reason, message } = allocation.info;
+    return end(
+      'ProviderFault',
+      `the provider ${state === 'Ended' ? 'ended' : 'suspended'} it: ${reason ?? 'no reason given'}. ${message ?? ''}`.trim(),
+      !started,
+    );
+  }
+  // An allocation that served and is now denied is a fact, not a failure to answer.
+  if (allocation?.state === 'absent' && started)
+    return end('ProviderFault', `the provider no longer has the allocation: ${allocation.message ?? 'not found'}.`);
+
+  // Another consumer was quicker between quote and escrow. Waiting there would lock the deposit for nothing.
+  if (
+    allocation?.state === 'absent' &&
+    allocation.reason === 'CapacityExhausted' &&
+    chain.blockTime >= escrow.openedAt + capacityPatienceSeconds
+  )
+    return end(
+      'ProviderFault',
+      `CapacityExhausted: ${allocation.message ?? 'the GPUs were gone when the escrow was open'}.`,
+      true,
+    );
+
+  const lead = drainLeadSeconds(seen);
+  const served = servedSeconds(count(record.meter, node, now));
+  if (served >= escrow.maxSeconds - lead)
+    return end('Expired', `the term of ${lease.spec.term.durationSeconds} s is over.`);
+  if (chain.blockTime >= escrow.endsAt - lead) return end('Expired', 'the escrow reached the end of its time.');
+
+  const paid = paidSeconds(escrow);
+  // A small deposit pays for less than the drain may take: without the tenth it would end before it began.
+  if (started && paid < escrow.maxSeconds && served >= paid - Math.min(lead, Math.floor(paid / 10))) {
+    if (escrow.deposit >= spendLimit(seen, quote))
+      return end('SpendLimitReached', `spendLimit ${lease.spec.pricing.spendLimit} ${quote.assetSymbol} is reached.`);
+    const why =
+      chain.wallet.balance > 0n && chain.wallet.gas > 0n
+        ? `see the wallet ${chain.wallet.address}, maxEscrow of GpuProvider ${quote.providerName} and the operator's --max-escrow`
+        : `the wallet ${chain.wallet.address} is out of ${chain.wallet.gas > 0n ? quote.assetSymbol : 'gas'}`;
+    return end('InsufficientFunds', `the deposit could not be topped up: ${why}.`);
+  }
+
+  const startDeadline = escrow.openedAt + lease.spec.startTimeoutSeconds;
+  if (!started && chain.blockTime >= startDeadline)
+    return end(
+      'ProviderFault',
+      `StartTimeout: the node was not Ready ${lease.spec.startTimeoutSeconds} s after the escrow was open.`,
+      true,
+    );
+
+  if (
+    started &&
+    node &&
+    node.ready !== 'True' &&
+    now.getTime() - node.since.getTime() >= settings.nodeLostSeconds * 1000
+  )
+    return end('NodeLost', `the node was not Ready for ${settings.nodeLostSeconds} s: ${node.message}`);
+  return undefined;
+}

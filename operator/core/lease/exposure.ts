@@ -1,0 +1,75 @@
+/** What the operator's leases lock and cost with each provider, from its own records: what limits are checked against. */
+import type { Address } from '../../api/messages.ts';
+import type { HeldElsewhere, LeaseRecord } from './observed.ts';
+
+export interface Exposure {
+  readonly leases: number;
+  readonly gpus: number;
+  /** Base units an hour, by asset. */
+  readonly perHour: Readonly<Record<string, bigint>>;
+}
+
+const open = (record: LeaseRecord) => record.quote !== undefined && record.deposit !== undefined && !record.settled;
+
+/** With one provider, over all leases. */
+export function exposureOf(providerName: string, records: Iterable<LeaseRecord>): Exposure {
+  let leases = 0;
+  let gpus = 0;
+  const perHour: Record<string, bigint> = {};
+  for (const record of records) {
+    const { quote } = record;
+    if (!quote || !open(record) || quote.providerName !== providerName) continue;
+    const terms = quote.signed.quote;
+    leases += 1;
+    gpus += terms.gpus;
+    perHour[quote.assetSymbol] =
+      (perHour[quote.assetSymbol] ?? 0n) + BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus);
+  }
+  return { leases, gpus, perHour };
+}
+
+/** What other leases lock: on the same rail with the same provider, and in the same asset. */
+export function heldElsewhere(
+  uid: string,
+  record: LeaseRecord | undefined,
+  records: ReadonlyMap<string, LeaseRecord>,
+): HeldElsewhere {
+  const quote = record?.quote;
+  let onRail = 0n;
+  let inAsset = 0n;
+  if (!quote) return { onRail, inAsset };
+  for (const [other, theirs] of records) {
+    if (other === uid || !open(theirs)) continue;
+    const locked = BigInt(theirs.deposit!);
+    if (theirs.quote!.assetSymbol === quote.assetSymbol) inAsset += locked;
+    if (sameRail(theirs.quote!, quote)) onRail += locked;
+  }
+  return { onRail, inAsset };
+}
+
+/** Locked with a provider in one token of one escrow. */
+export function lockedOn(
+  rail: { readonly chainId: number; readonly escrow: string; readonly token: string },
+  providerName: string,
+  records: Iterable<LeaseRecord>,
+): bigint {
+  let locked = 0n;
+  for (const record of records) {
+    if (!open(record) || record.quote!.providerName !== providerName) continue;
+    const { chainId, escrow, quote } = record.quote!.signed;
+    if (chainId === rail.chainId && same(escrow, rail.escrow) && same(quote.token, rail.token))
+      locked += BigInt(record.deposit!);
+  }
+  return locked;
+}
+
+const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
+
+function sameRail(a: NonNullable<LeaseRecord['quote']>, b: NonNullable<LeaseRecord['quote']>): boolean {
+  return (
+    a.providerName === b.providerName &&
+    a.signed.chainId === b.signed.chainId &&
+    same(a.signed.escrow, b.signed.escrow) &&
+    same(a.signed.quote.token, b.signed.quote.token as Address)
+  );
+}

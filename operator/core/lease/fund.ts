@@ -1,0 +1,255 @@
+/** Funded: the escrow of this attempt is open on chain, and is the one that was quoted. */
+import { formatAmount, parseAmount } from '../money/amount.ts';
+import { sizeDeposit } from '../money/deposit.ts';
+import { mayStartAnotherAttempt } from '../money/escrow.ts';
+import { priceOf } from '../money/price.ts';
+import { limitReached, type ProviderFact } from '../offer/match.ts';
+import { intents, type Observed, type QuoteRecord } from './observed.ts';
+import type { Decision, Step } from './plan.ts';
+
+export const fund: Step = { condition: 'Funded', decide };
+
+/** Most that the lease may spend, base units: what its author wrote, or the price of the whole term. */
+export function spendLimit(seen: Pick<Observed, 'lease'>, quote: QuoteRecord): bigint {
+  const terms = quote.signed.quote;
+  const whole = priceOf(terms.maxSeconds, terms.gpus, BigInt(terms.pricePerGpuHour));
+  const written = seen.lease.spec.pricing.spendLimit;
+  if (written === undefined) return whole;
+  const limit = parseAmount(written, quote.decimals);
+  return limit < whole ? limit : whole;
+}
+
+/** The rail of its provider that a quote is paid on; undefined when the provider, or the rail in it, was taken away. */
+export function railOf(providers: ReadonlyMap<string, ProviderFact>, { providerName, signed }: QuoteRecord) {
+  const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
+  return providers
+    .get(providerName)
+    ?.provider.spec.payment.rails.find(
+      (rail) =>
+        rail.chainId === signed.chainId && same(rail.escrow, signed.escrow) && same(rail.token, signed.quote.token),
+    );
+}
+
+function decide(seen: Observed): Decision {
+  const { record, chain, lease, held, settings } = seen;
+  const quote = record!.quote!;
+  if (!chain)
+    return {
+      status: 'Unknown',
+      reason: 'ChainUnreachable',
+      message: 'The chain was not read yet.',
+      requeueAfterSeconds: 1,
+    };
+  if (chain.state === 'unknown') {
+    // What was open stays so until the chain says otherwise: the node is served, and vouchers need no chain.
+    if (record!.startedAt !== undefined && chain.reason === 'ChainUnreachable')
+      return {
+        status: 'True',
+        reason: 'EscrowOpen',
+        message: 'The chain cannot be read just now; the escrow was open when last seen.',
+        requeueAfterSeconds: 10,
+      };
+    return { status: 'Unknown', reason: chain.reason, message: chain.message, requeueAfterSeconds: 10 };
+  }
+
+  const amount = (units: bigint) => `${formatAmount(units, quote.decimals)} ${quote.assetSymbol}`;
+  if (chain.escrow) {
+    if (chain.escrow.quoteHash.toLowerCase() !== quote.hash.toLowerCase())
+      return {
+        status: 'False',
+        reason: 'TransactionFailed',
+        message: `Escrow ${quote.leaseId} was opened with another quote than ours. Delete the lease; its deposit is refunded.`,
+        stalled: true,
+      };
+    return {
+      status: 'True',
+      reason: 'EscrowOpen',
+      message: `${amount(chain.escrow.deposit)} in escrow ${quote.leaseId}.`,
+    };
+  }
+
+  const terms = quote.signed.quote;
+  const key = intents.open(quote.leaseId);
+  const open = chain.txs[key];
+  if (mayStartAnotherAttempt({ expiresAt: Number(terms.expiresAt) }, chain.safe.escrow, chain.safe.blockTime)) {
+    return {
+      status: 'Unknown',
+      reason: 'BackingOff',
+      message: 'The quote ran out before its escrow was open; asking anew.',
+      actions: [
+        {
+          do: 'nextAttempt',
+          why: { reason: 'QuoteExpired', message: 'the quote ran out before its escrow was open' },
+          avoidSeconds: 0,
+        },
+      ],
+      requeueAfterSeconds: 0,
+    };
+  }
+  if (open && open.state !== 'refused') {
+    const message =
+      open.state === 'reverted'
+        ? `Transaction ${open.hash} was reverted; a new quote is asked for when this one has expired.`
+        : `Opening the escrow: transaction ${open.hash}.`;
+    return {
+      status: 'Unknown',
+      reason: open.state === 'reverted' ? 'TransactionFailed' : 'EscrowPending',
+      message,
+      requeueAfterSeconds: 1,
+    };
+  }
+  if (lease.spec.suspend)
+    return {
+      status: 'False',
+      reason: 'Suspended',
+      message: 'spec.suspend is true: nothing is quoted and no money is moved.',
+      stalled: true,
+      requeueAfterSeconds: 15,
+    };
+  const seller = seen.providers.get(quote.providerName);
+  if (seller && seller.provider.spec.stopPolicy !== 'None' && record!.deposit === undefined)
+    return {
+      status: 'Unknown',
+      reason: 'ProviderHeld',
+      message: `GpuProvider ${quote.providerName} is set to ${seller.provider.spec.stopPolicy}; other offers are looked at when its quote has expired.`,
+      requeueAfterSeconds: 15,
+    };
+  if (lease.spec.approval === 'Manual' && lease.spec.approvedQuoteHash === undefined) {
+    const total = priceOf(terms.maxSeconds, terms.gpus, BigInt(terms.pricePerGpuHour));
+    const hourly = BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus);
+    return {
+      status: 'False',
+      reason: 'AwaitingApproval',
+      message: `${amount(hourly)}/h, ${amount(total)} for ${terms.maxSeconds} s with ${quote.providerName}. Approve: set spec.approvedQuoteHash to ${quote.hash}.`,
+      stalled: true,
+      requeueAfterSeconds: 15,
+    };
+  }
+  if (
+    lease.spec.approvedQuoteHash !== undefined &&
+    lease.spec.approvedQuoteHash.toLowerCase() !== quote.hash.toLowerCase()
+  )
+    return {
+      status: 'False',
+      reason: 'InvalidSpec',
+      message: `spec.approvedQuoteHash is not the hash of the present quote (${quote.hash}). Create another lease.`,
+      stalled: true,
+    };
+
+  const size = sizeDeposit(
+    {
+      gpus: terms.gpus,
+      pricePerGpuHour: BigInt(terms.pricePerGpuHour),
+      minSeconds: terms.minSeconds,
+      maxSeconds: terms.maxSeconds,
+    },
+    { spendLimit: spendLimit(seen, quote), depositSeconds: settings.depositSeconds },
+  );
+  if (!size.ok)
+    return {
+      status: 'False',
+      reason: 'InvalidSpec',
+      message: `spec.pricing.spendLimit buys less than the provider's shortest lease: at least ${amount(size.needed)} is needed.`,
+      stalled: true,
+    };
+  // The deposit that was stored first counts: a second run must not decide anew.
+  const deposit = record!.deposit === undefined ? size.deposit : BigInt(record!.deposit);
+
+  // Matching looked at the limits too, but another lease may have taken the room since.
+  const above =
+    record!.deposit === undefined && seller
+      ? limitReached(seller, {
+          gpus: terms.gpus,
+          perHour: BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus),
+          ...quote,
+        })
+      : undefined;
+  if (above)
+    return {
+      status: 'False',
+      reason: 'LimitReached',
+      message: `GpuProvider ${quote.providerName} has reached ${above}. Raise spec.limits, or end another lease.`,
+      requeueAfterSeconds: 30,
+    };
+  const rail = railOf(seen.providers, quote);
+  if (!seller)
+    return {
+      status: 'Unknown',
+      reason: 'ProviderUnreachable',
+      message: `GpuProvider ${quote.providerName} was deleted; other offers are looked at when its quote has expired.`,
+      requeueAfterSeconds: 15,
+    };
+  if (!rail)
+    return {
+      status: 'False',
+      reason: 'LimitReached',
+      message: `GpuProvider ${quote.providerName} no longer lists the rail that was quoted (${quote.assetSymbol} on chain ${quote.signed.chainId}): nothing may be locked there.`,
+      requeueAfterSeconds: 30,
+    };
+  const railLimit = parseAmount(rail.maxEscrow, quote.decimals);
+  if (held.onRail + deposit > railLimit)
+    return {
+      status: 'False',
+      reason: 'LimitReached',
+      message: `${amount(deposit)} more would lock ${amount(held.onRail + deposit)} with ${quote.providerName}; its maxEscrow is ${amount(railLimit)}. Raise spec.payment.rails[].maxEscrow, or end another lease.`,
+      requeueAfterSeconds: 30,
+    };
+  const cap = settings.maxEscrow(quote.assetSymbol, quote.decimals);
+  if (cap === undefined || held.inAsset + deposit > cap)
+    return {
+      status: 'False',
+      reason: 'LimitReached',
+      message:
+        cap === undefined
+          ? `The operator has no limit for ${quote.assetSymbol}: start it with --max-escrow ${quote.assetSymbol}=AMOUNT.`
+          : `${amount(deposit)} more would lock ${amount(held.inAsset + deposit)}; the operator's --max-escrow is ${amount(cap)}. Raise it, or end another lease.`,
+      requeueAfterSeconds: 30,
+    };
+  const { wallet } = chain;
+  if (wallet.balance < deposit)
+    return {
+      status: 'False',
+      reason: 'InsufficientFunds',
+      message: `The wallet ${wallet.address} has ${amount(wallet.balance)}; the deposit is ${amount(deposit)}. Send it ${amount(deposit - wallet.balance)} more.`,
+      stalled: true,
+      requeueAfterSeconds: 15,
+    };
+  if (wallet.gas === 0n)
+    return {
+      status: 'False',
+      reason: 'InsufficientFunds',
+      message: `PayerOutOfGas: the wallet ${wallet.address} has nothing to pay for gas on chain ${quote.signed.chainId}.`,
+      stalled: true,
+      requeueAfterSeconds: 15,
+    };
+  const approval = chain.txs[intents.approve(quote.signed.chainId, terms.token)];
+  if (wallet.allowance < deposit)
+    return {
+      status: 'Unknown',
+      reason: approval?.state === 'refused' ? 'TransactionFailed' : 'EscrowPending',
+      message:
+        approval?.state === 'refused'
+          ? `${approval.refused!.name}: ${approval.refused!.message}`
+          : `Allowing the escrow contract to take ${quote.assetSymbol}.`,
+      actions: [{ do: 'approveToken', quote }],
+      requeueAfterSeconds: approval?.state === 'refused' ? 15 : 1,
+    };
+  if (open?.state === 'refused') {
+    const { terminal, message, name } = open.refused!;
+    return {
+      status: terminal ? 'False' : 'Unknown',
+      reason: 'TransactionFailed',
+      message: `${name}: ${message}`,
+      stalled: terminal,
+      requeueAfterSeconds: 15,
+      actions: terminal ? [] : [{ do: 'openEscrow', quote, deposit }],
+    };
+  }
+  return {
+    status: 'Unknown',
+    reason: 'EscrowPending',
+    message: `Opening the escrow with ${amount(deposit)}.`,
+    actions: [{ do: 'openEscrow', quote, deposit }],
+    requeueAfterSeconds: 1,
+  };
+}

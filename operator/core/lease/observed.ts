@@ -1,0 +1,162 @@
+/**
+ * All that a decision about a lease may look at: if a fact is not in here, no decision can depend on it.
+ *
+ * "Unknown" is a value of its own. A provider that does not answer, or a chain that cannot be read, is never taken for one
+ * that said no: nothing is closed, deleted or repeated because of silence.
+ */
+import type { EndReason } from '../../api/conditions.ts';
+import type { AllocationInfo, SignedQuote } from '../../api/gateway.ts';
+import type { GpuLease, LeaseAttempt } from '../../api/lease.ts';
+import type { Hex32 } from '../../api/messages.ts';
+import type { GpuOffer } from '../../api/offer.ts';
+import type { Escrow } from '../money/escrow.ts';
+import type { Avoided, ProviderFact } from '../offer/match.ts';
+import type { Meter } from './meter.ts';
+
+/** What the operator remembers of a lease, stored before anything that depends on it is done. Base units are strings. */
+export interface LeaseRecord {
+  /** From 1. A new attempt has a new leaseRef, and so a new escrow. */
+  readonly attempt: number;
+  readonly quote?: QuoteRecord;
+  /** All that was ever meant to be put in, base units. Stored before the transaction is made. */
+  readonly deposit?: string;
+  readonly meter: Meter;
+  /** Highest count that was signed, and highest that the gateway acknowledged. */
+  readonly signedSeconds: number;
+  readonly vouchedSeconds: number;
+  /** When the node first was Ready: billing starts. */
+  readonly startedAt?: string;
+  readonly end?: Ending;
+  /** Signed by the provider when it let go. */
+  readonly release?: { readonly servedSeconds: number; readonly signature: `0x${string}`; readonly at: string };
+  /** The escrow is settled: nothing is locked for this lease any more. */
+  readonly settled?: boolean;
+  readonly avoid: readonly Avoided[];
+  readonly attempts: readonly LeaseAttempt[];
+}
+
+export interface QuoteRecord {
+  readonly signed: SignedQuote;
+  readonly hash: Hex32;
+  readonly leaseId: Hex32;
+  readonly offerName: string;
+  readonly providerName: string;
+  readonly assetSymbol: string;
+  readonly decimals: number;
+  readonly askedAt: string;
+}
+
+/** Why this attempt ends, and since when. Once stored it is never taken back. */
+export interface Ending {
+  readonly reason: EndReason;
+  readonly message: string;
+  readonly at: string;
+  /** The lease never ran: another provider may be tried. */
+  readonly retry: boolean;
+  /** When the last pod had gone, or was made to. */
+  readonly drainedAt?: string;
+}
+
+export interface Refused {
+  readonly name: string;
+  readonly terminal: boolean;
+  readonly message: string;
+}
+
+/** A transaction of ours, by intent. `refused` is the last simulation's answer: nothing was signed. */
+export interface TxFact {
+  readonly state: 'stored' | 'broadcast' | 'mined' | 'reverted' | 'refused';
+  readonly hash?: string;
+  readonly refused?: Refused;
+}
+
+export type ChainFact =
+  | {
+      readonly state: 'unknown';
+      readonly reason: 'ChainUnreachable' | 'WrongChain';
+      readonly message: string;
+      /** What this process read last, and when: vouchers go on while no RPC endpoint answers. */
+      readonly last?: { readonly escrow: Escrow; readonly blockTime: number; readonly at: Date };
+    }
+  | {
+      readonly state: 'known';
+      /** At `latest`: good for starting work. */
+      readonly escrow?: Escrow;
+      readonly blockTime: number;
+      /** At `safe`: good for accounting and for trying again. Both from one read. */
+      readonly safe: { readonly escrow?: Escrow; readonly blockTime: number };
+      readonly claimWindowSeconds: number;
+      readonly wallet: {
+        readonly address: string;
+        readonly balance: bigint;
+        readonly gas: bigint;
+        readonly allowance: bigint;
+      };
+      /** By intent: see `intents`. */
+      readonly txs: Readonly<Record<string, TxFact | undefined>>;
+    };
+
+export type AllocationFact =
+  | { readonly state: 'unknown'; readonly message: string }
+  /** The gateway said that it has none; with what it would say to a request for it, if one was refused. */
+  | { readonly state: 'absent'; readonly reason?: string; readonly message?: string }
+  | { readonly state: 'known'; readonly info: AllocationInfo };
+
+export interface NodeFact {
+  readonly name: string;
+  readonly ready: 'True' | 'False' | 'Unknown';
+  /** When Ready last changed. */
+  readonly since: Date;
+  readonly message: string;
+  /** Pods of the node that have not ended, DaemonSets' left out. */
+  readonly pods: number;
+}
+
+export interface Settings {
+  readonly voucherPeriodSeconds: number;
+  readonly depositSeconds: number;
+  readonly lowWaterSeconds: number;
+  /** A node that was not Ready for so long is given up. */
+  readonly nodeLostSeconds: number;
+  /** How long a provider may take to let go, and to close on chain, before the consumer does it alone. */
+  readonly releaseTimeoutSeconds: number;
+  readonly closeTimeoutSeconds: number;
+  /** Most that may be locked in all escrows of this operator, base units. Undefined: no limit was given, so nothing may. */
+  readonly maxEscrow: (assetSymbol: string, decimals: number) => bigint | undefined;
+}
+
+/** What other leases of this operator hold, base units. */
+export interface HeldElsewhere {
+  /** On this lease's rail with its provider. */
+  readonly onRail: bigint;
+  /** In this asset, everywhere. */
+  readonly inAsset: bigint;
+}
+
+export interface Observed {
+  readonly lease: GpuLease;
+  readonly now: Date;
+  readonly namespaceLabels: Readonly<Record<string, string>>;
+  readonly offers: readonly GpuOffer[];
+  readonly providers: ReadonlyMap<string, ProviderFact>;
+  readonly record?: LeaseRecord;
+  /** Present when there is a quote. */
+  readonly chain?: ChainFact;
+  /** Present when an escrow was seen. */
+  readonly allocation?: AllocationFact;
+  readonly node?: NodeFact;
+  readonly held: HeldElsewhere;
+  /** The last round of quotes, when it brought none. */
+  readonly refusals: readonly { readonly providerName: string; readonly reason: string; readonly message: string }[];
+  readonly settings: Settings;
+}
+
+/** Names of our transactions: the same wish has the same name after any restart, so that it is made once. */
+export const intents = {
+  approve: (chainId: number, token: string) => `approve:${chainId}:${token.toLowerCase()}`,
+  open: (leaseId: string) => `open:${leaseId}`,
+  topUp: (leaseId: string, total: bigint) => `top-up:${leaseId}:${total}`,
+  close: (leaseId: string) => `close:${leaseId}`,
+  requestClose: (leaseId: string) => `request-close:${leaseId}`,
+  finalize: (leaseId: string) => `finalize:${leaseId}`,
+} as const;

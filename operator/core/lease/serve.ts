@@ -1,0 +1,121 @@
+/** Ready: pods may run, seconds are counted and vouched for, the deposit is kept topped up. */
+import { parseAmount } from '../money/amount.ts';
+import { sizeTopUp } from '../money/deposit.ts';
+import { billableSeconds, paidSeconds } from '../money/escrow.ts';
+import type { Action } from './actions.ts';
+import { railOf, spendLimit } from './fund.ts';
+import { count, servedSeconds } from './meter.ts';
+import { intents, type Observed } from './observed.ts';
+import type { Decision, Step } from './plan.ts';
+
+export const serve: Step = { condition: 'Ready', decide };
+
+/**
+ * Seconds that may be signed for now. Never more than the chain would count: the sequencer's clock and ours may differ,
+ * and a voucher ahead of time could be cashed later for seconds that nobody served.
+ */
+export function signableSeconds(seen: Observed, counted: number): number {
+  const { chain, now } = seen;
+  const read = chain?.state === 'unknown' ? chain.last : chain;
+  if (!read?.escrow) return 0;
+  // While the chain cannot be read, its clock is taken to go on as ours does.
+  const since = 'at' in read ? Math.max(0, now.getTime() - read.at.getTime()) / 1000 : 0;
+  const until = Math.floor(Math.min(read.blockTime + since, now.getTime() / 1000));
+  return Math.min(billableSeconds(read.escrow, counted, until), counted, paidSeconds(read.escrow));
+}
+
+/**
+ * How often to vouch. A provider stops serving when more than the quote's graceSeconds are unpaid, which for many dear GPUs
+ * is less than a minute: three vouchers must fit, so that one may be lost.
+ */
+export function voucherPeriodSeconds({ settings, record }: Pick<Observed, 'settings' | 'record'>): number {
+  const grace = record?.quote?.signed.quote.graceSeconds ?? settings.voucherPeriodSeconds;
+  return Math.min(settings.voucherPeriodSeconds, Math.max(1, Math.floor(grace / 3)));
+}
+
+/** Counts what was served, and signs for it when it is time to. Also while pods are drained: they are served until they end. */
+export function vouchWhenDue(seen: Observed): { readonly actions: readonly Action[]; readonly waitSeconds: number } {
+  const { record, node, now } = seen;
+  const quote = record!.quote!;
+  const period = voucherPeriodSeconds(seen);
+  const meter = count(record!.meter, node, now);
+  if (meter.countedUntil === undefined) return { actions: [], waitSeconds: period };
+  const before = record!.meter.countedUntil;
+  const sinceCount = before === undefined ? Number.POSITIVE_INFINITY : (now.getTime() - new Date(before).getTime()) / 1000;
+  if (sinceCount >= period - 0.2) {
+    const seconds = Math.max(signableSeconds(seen, servedSeconds(meter)), record!.signedSeconds);
+    const fresh = seconds > record!.vouchedSeconds;
+    return {
+      actions: [fresh ? { do: 'vouch', quote, meter, seconds, last: false } : { do: 'saveMeter', meter }],
+      waitSeconds: period,
+    };
+  }
+  const waitSeconds = Math.max(0.2, period - sinceCount);
+  // Ready came or went since: after another change nobody could tell any more how long this one lasted.
+  const changed = before !== undefined && node !== undefined && node.since.getTime() > new Date(before).getTime();
+  return { actions: changed ? [{ do: 'saveMeter', meter }] : [], waitSeconds };
+}
+
+function decide(seen: Observed): Decision {
+  const { record, node, now } = seen;
+  const quote = record!.quote!;
+  const actions: Action[] = [];
+  const ready = node!.ready === 'True';
+  if (ready && record!.startedAt === undefined) actions.push({ do: 'markStarted', at: node!.since });
+
+  const vouching = vouchWhenDue(seen);
+  actions.push(...vouching.actions, ...topUp(seen, servedSeconds(count(record!.meter, node, now))));
+
+  const wait = vouching.waitSeconds;
+  if (!ready)
+    return {
+      status: 'Unknown',
+      reason: 'NodeNotReady',
+      message: node!.message || 'The node is not Ready yet.',
+      actions,
+      requeueAfterSeconds: Math.min(wait, record!.startedAt ? 5 : 0.5),
+    };
+  return {
+    status: 'True',
+    reason: 'Serving',
+    message: `${quote.signed.quote.gpus} GPUs of ${quote.providerName} on node ${node!.name}.`,
+    actions,
+    requeueAfterSeconds: wait,
+  };
+}
+
+function topUp(seen: Observed, served: number): Action[] {
+  const { chain, record, settings, held } = seen;
+  if (chain?.state !== 'known' || !chain.escrow) return [];
+  const quote = record!.quote!;
+  const wanted = sizeTopUp(
+    chain.escrow,
+    {
+      spendLimit: spendLimit(seen, quote),
+      depositSeconds: settings.depositSeconds,
+      lowWaterSeconds: settings.lowWaterSeconds,
+    },
+    served,
+  );
+  if (wanted === 0n) return [];
+  // One at a time: what is wanted grows with each second, so a second one would have another name, and both would be mined.
+  const decided = BigInt(record!.deposit ?? 0);
+  const pending = decided > chain.escrow.deposit ? chain.txs[intents.topUp(quote.leaseId, decided)] : undefined;
+  if (pending && pending.state !== 'refused' && pending.state !== 'reverted') return [];
+  const rail = railOf(seen.providers, quote);
+  const room = [
+    chain.wallet.balance,
+    (rail ? parseAmount(rail.maxEscrow, quote.decimals) : 0n) -
+      held.onRail -
+      chain.escrow.deposit +
+      chain.escrow.claimed,
+    (settings.maxEscrow(quote.assetSymbol, quote.decimals) ?? 0n) -
+      held.inAsset -
+      chain.escrow.deposit +
+      chain.escrow.claimed,
+  ].reduce((least, one) => (one < least ? one : least), wanted);
+  if (room <= 0n) return [];
+  const total = chain.escrow.deposit + room;
+  if (chain.wallet.allowance < room) return [{ do: 'approveToken', quote }];
+  return [{ do: 'topUp', quote, amount: room, total }];
+}

@@ -1,0 +1,111 @@
+/**
+ * What a pod may learn about itself. At the provider the real pod has another name, namespace, UID and node, so every
+ * question that Kubernetes would answer there is answered here, with the consumer's values.
+ * https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
+ */
+import { parseQuantity, QuantityError } from '../quantity.ts';
+import type { Container, Pod, ResourceFieldRef } from './pod.ts';
+
+export interface SelfView {
+  readonly nodeName: string;
+  /** Shown as the host's address. */
+  readonly nodeAddress: string;
+  /** What the node has for pods: the default of limits that a container does not set. */
+  readonly capacity: Readonly<Record<string, string>>;
+}
+
+/** Native: only the provider knows the answer, and it is the right one. */
+export type Answer = { readonly value: string } | { readonly native: true } | { readonly unknown: true };
+
+export function answerField(pod: Pod, fieldPath: string, view: SelfView): Answer {
+  const meta = pod.metadata;
+  switch (fieldPath) {
+    case 'metadata.name':
+      return { value: meta.name };
+    case 'metadata.namespace':
+      return { value: meta.namespace ?? '' };
+    case 'metadata.uid':
+      return { value: meta.uid ?? '' };
+    case 'metadata.labels':
+      return { value: formatMap(meta.labels ?? {}) };
+    case 'metadata.annotations':
+      return { value: formatMap(meta.annotations ?? {}) };
+    case 'spec.nodeName':
+      return { value: view.nodeName };
+    case 'spec.serviceAccountName':
+      return { value: pod.spec.serviceAccountName ?? 'default' };
+    case 'status.hostIP':
+    case 'status.hostIPs':
+      return { value: view.nodeAddress };
+    // Servers bind to it, so it has to be the address that the container really has.
+    case 'status.podIP':
+    case 'status.podIPs':
+      return { native: true };
+    default: {
+      const match = /^metadata\.(labels|annotations)\['(.+)'\]$/.exec(fieldPath);
+      if (!match) return { unknown: true };
+      return { value: meta[match[1] as 'labels' | 'annotations']?.[match[2]!] ?? '' };
+    }
+  }
+}
+
+/** Undefined for a resource or divisor that Kubernetes does not know. */
+export function answerResource(
+  pod: Pod,
+  asking: Container | undefined,
+  ref: ResourceFieldRef,
+  view: SelfView,
+): string | undefined {
+  const named = [...pod.spec.containers, ...(pod.spec.initContainers ?? [])].find((c) => c.name === ref.containerName);
+  const container = ref.containerName ? named : asking;
+  const match = /^(limits|requests)\.(.+)$/.exec(ref.resource);
+  if (!container || !match) return undefined;
+  const [, side, resource] = match as unknown as [string, 'limits' | 'requests', string];
+  const set = container.resources?.[side]?.[resource];
+  const otherwise = side === 'limits' ? view.capacity[resource] : undefined;
+  try {
+    const amount = parseQuantity(set ?? otherwise ?? 0);
+    const divisor = parseQuantity(ref.divisor ?? 1) || 1000n;
+    return String((amount + divisor - 1n) / divisor);
+  } catch (error) {
+    if (error instanceof QuantityError) return undefined;
+    throw error;
+  }
+}
+
+/** `key="value"` lines in order of keys, as the kubelet writes labels into a file. */
+export function formatMap(map: Readonly<Record<string, string>>): string {
+  return Object.keys(map)
+    .sort()
+    .map((key) => `${key}=${quote(map[key]!)}`)
+    .join('\n');
+}
+
+const escapes: Readonly<Record<string, string>> = {
+  '\u0007': '\\a',
+  '\b': '\\b',
+  '\f': '\\f',
+  '\n': '\\n',
+  '\r': '\\r',
+  '\t': '\\t',
+  '\v': '\\v',
+  '\\': '\\\\',
+  '"': '\\"',
+};
+
+/** Go's %q, which is what readers of these files unquote. */
+function quote(text: string): string {
+  let out = '"';
+  for (const character of text) {
+    const point = character.codePointAt(0)!;
+    if (escapes[character]) out += escapes[character];
+    else if (point < 0x20 || point === 0x7f) out += `\\x${point.toString(16).padStart(2, '0')}`;
+    else if (/\p{C}|\p{Zl}|\p{Zp}|[\p{Zs}--\x20]/v.test(character))
+      out += point > 0xffff ? `\\U${point.toString(16).padStart(8, '0')}` : `\\u${point.toString(16).padStart(4, '0')}`;
+    else out += character;
+  }
+  return `${out}"`;
+}
+
+/** Keeps a value from being read as `$(NAME)` when it stands in a container's env. */
+export const escapeExpansion = (value: string): string => value.replaceAll('$', '$$$$');

@@ -1,0 +1,36 @@
+/**
+ * What things are called on the other side. Names derive from identities, so that a second run finds what the first one
+ * made, and a re-created pod of the same name is another pod.
+ */
+import { sha256Hex } from './sha256.ts';
+
+/** Cuts to `length` and leaves what may stand before a dash in a DNS label. */
+function readable(name: string, length: number): string {
+  const cut = name
+    .toLowerCase()
+    .replace(/[^a-z0-9-]/g, '-')
+    .slice(0, length)
+    .replace(/^-+|-+$/g, '');
+  return cut === '' ? 'x' : cut;
+}
+
+/** At the provider: `<name, cut>-<hash of the pod's UID>`, a DNS label, as it becomes a host name. */
+export function remotePodName(name: string, uid: string): string {
+  return `${readable(name, 40)}-${sha256Hex(`pod/${uid}`).slice(0, 20)}`;
+}
+
+/**
+ * At the provider: a ConfigMap or Secret. 128 bits of hash, since tenants choose these names, and one of two namespaces that
+ * share a lease must not find a name that lands on the other's object.
+ */
+export function remoteObjectName(kind: 'ConfigMap' | 'Secret', namespace: string, name: string): string {
+  return `${readable(name, 30)}-${sha256Hex(`${kind}/${namespace}/${name}`).slice(0, 32)}`;
+}
+
+/** All virtual nodes are called so; pods of other nodes are none of ours. */
+export const virtualNodePrefix = 'gpu-';
+
+/** `gpu-<lease, cut>-<hash of its UID>`, at most 63 characters, since it is also the value of kubernetes.io/hostname. */
+export function virtualNodeName(leaseName: string, leaseUid: string): string {
+  return `${virtualNodePrefix}${readable(leaseName, 46)}-${sha256Hex(`lease/${leaseUid}`).slice(0, 10)}`;
+}

@@ -1,0 +1,278 @@
+/**
+ * The Node object that stands for one lease: exactly the leased capacity, those labels of the real node that are safe to
+ * show, our taints, and what is known of its health.
+ *
+ * Only an InternalIP is published. The API server prefers a Hostname address where there is one, and nobody resolves ours.
+ */
+import type { AllocationInfo } from '../../api/gateway.ts';
+import {
+  carriedNodeLabelPrefixes,
+  carriedNodeLabels,
+  finalizers,
+  gpuResource,
+  labels,
+  managedBy,
+  taints,
+} from '../../api/labels.ts';
+import { virtualNodeName } from './names.ts';
+import type { ObjectMeta } from './pod.ts';
+import { timestamp } from './translate-status.ts';
+
+export interface Taint {
+  key: string;
+  value?: string;
+  effect: string;
+  timeAdded?: string;
+}
+
+export interface NodeCondition {
+  type: string;
+  status: string;
+  reason?: string;
+  message?: string;
+  lastHeartbeatTime?: string | null;
+  lastTransitionTime?: string | null;
+}
+
+export interface Node {
+  apiVersion?: string;
+  kind?: string;
+  metadata: ObjectMeta;
+  spec: { providerID?: string; taints?: Taint[]; unschedulable?: boolean; [field: string]: unknown };
+  status?: {
+    capacity?: Record<string, string>;
+    allocatable?: Record<string, string>;
+    conditions?: NodeCondition[];
+    addresses?: { type: string; address: string }[];
+    daemonEndpoints?: { kubeletEndpoint: { Port: number } };
+    nodeInfo?: Record<string, string>;
+    [field: string]: unknown;
+  };
+}
+
+/** One lease, as far as its node is concerned. */
+export interface LeaseNode {
+  readonly lease: { readonly name: string; readonly namespace: string; readonly uid: string };
+  /** Id of the escrow. */
+  readonly leaseId: string;
+  readonly providerName: string;
+  readonly offerName: string;
+  readonly capacityType: string;
+  /** `spec.node.labels`, `.taints`, `.untainted` of the lease. */
+  readonly labels?: Readonly<Record<string, string>>;
+  readonly taints?: readonly { readonly key: string; readonly value?: string; readonly effect: string }[];
+  readonly untainted?: boolean;
+}
+
+/** What the provider set aside, and says of the real node. */
+export type ServedNode = Pick<AllocationInfo, 'gpus' | 'resources' | 'pods' | 'nodeLabels' | 'nodeInfo'>;
+
+export interface NodePlace {
+  /** Where the API server reaches this node's kubelet API. */
+  readonly address: string;
+  readonly port: number;
+  /** Ours, e.g. v1.36.3+gpulease.0.1.0: the part before the plus is what other programs compare. */
+  readonly kubeletVersion: string;
+}
+
+export interface NodeHealth {
+  readonly ready: boolean;
+  /** CamelCase, when not ready: ProviderUnreachable, Unpaid, NodeNotReady, … */
+  readonly reason?: string;
+  readonly message?: string;
+}
+
+export function nodeNameOf(lease: LeaseNode['lease']): string {
+  return virtualNodeName(lease.name, lease.uid);
+}
+
+export function nodeCapacity(served: ServedNode): Record<string, string> {
+  return {
+    [gpuResource]: String(served.gpus),
+    cpu: served.resources.cpu,
+    memory: served.resources.memory,
+    'ephemeral-storage': served.resources.ephemeralStorage,
+    pods: String(served.pods),
+  };
+}
+
+/** Labels of the real node that may be shown; those that Kubernetes would refuse are left out. */
+export function carriedLabels(reported: Readonly<Record<string, string>>): Record<string, string> {
+  const carried: Record<string, string> = {};
+  for (const [key, value] of Object.entries(reported).slice(0, 512)) {
+    const allowed =
+      carriedNodeLabels.some((label) => label === key) ||
+      carriedNodeLabelPrefixes.some((prefix) => key.startsWith(prefix) && isLabelName(key.slice(prefix.length)));
+    if (allowed && isLabelValue(value)) carried[key] = value;
+  }
+  return carried;
+}
+
+const isLabelName = (name: string): boolean => /^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$/.test(name);
+const isLabelValue = (value: string): boolean => value === '' || isLabelName(value);
+/** Names of leases may be longer than a label's value. */
+const labelValue = (value: string): string => value.slice(0, 63).replace(/[^A-Za-z0-9]+$/, '');
+
+export function desiredLabels(node: LeaseNode, served: ServedNode): Record<string, string> {
+  return {
+    ...carriedLabels(served.nodeLabels),
+    ...node.labels,
+    'kubernetes.io/hostname': nodeNameOf(node.lease),
+    'kubernetes.io/os': 'linux',
+    'node.kubernetes.io/exclude-from-external-load-balancers': 'true',
+    [labels.lease]: labelValue(node.lease.name),
+    [labels.leaseNamespace]: node.lease.namespace,
+    [labels.leaseUid]: node.lease.uid,
+    [labels.provider]: labelValue(node.providerName),
+    [labels.offer]: labelValue(node.offerName),
+    [labels.capacityType]: node.capacityType,
+    [labels.managedBy]: managedBy,
+  };
+}
+
+export function desiredTaints(node: LeaseNode): Taint[] {
+  const own: Taint[] = node.untainted
+    ? []
+    : [
+        { key: taints.lease, value: labelValue(node.lease.name), effect: 'NoSchedule' },
+        { key: taints.virtualNode, value: managedBy, effect: 'NoSchedule' },
+      ];
+  return [...own, ...(node.taints ?? []).map((taint) => ({ ...taint }))];
+}
+
+export const providerId = (node: LeaseNode): string => `gpulease://${node.providerName}/${node.leaseId}`;
+
+/** A Node to create. Its status is written apart. */
+export function buildNode(node: LeaseNode, served: ServedNode): Node {
+  return {
+    apiVersion: 'v1',
+    kind: 'Node',
+    metadata: {
+      name: nodeNameOf(node.lease),
+      labels: desiredLabels(node, served),
+      annotations: { 'node.alpha.kubernetes.io/ttl': '0' },
+      finalizers: [finalizers.node],
+    },
+    spec: { providerID: providerId(node), taints: desiredTaints(node) },
+  };
+}
+
+/**
+ * A stored Node, brought up to date; undefined when nothing is amiss. What others put there stays: their labels, their
+ * taints (not-ready, a cordon), their finalizers.
+ */
+export function adoptNode(stored: Node, node: LeaseNode, served: ServedNode): Node | undefined {
+  const wanted = buildNode(node, served);
+  const isOurs = (taint: Taint) => taint.key === taints.lease || taint.key === taints.virtualNode;
+  const same = (a: Taint, b: Taint) => a.key === b.key && a.effect === b.effect;
+  const wantedTaints = wanted.spec.taints ?? [];
+  const storedTaints = stored.spec.taints ?? [];
+  const kept = storedTaints.filter((t) => !isOurs(t) && !wantedTaints.some((w) => same(w, t)));
+  const adopted: Node = {
+    ...stored,
+    metadata: {
+      ...stored.metadata,
+      labels: { ...stored.metadata.labels, ...wanted.metadata.labels },
+      finalizers: [...new Set([...(stored.metadata.finalizers ?? []), finalizers.node])],
+    },
+    spec: {
+      ...stored.spec,
+      // Immutable once set.
+      providerID: stored.spec.providerID ?? wanted.spec.providerID,
+      taints: [...wantedTaints, ...kept],
+    },
+  };
+  const labelsSame = Object.entries(wanted.metadata.labels ?? {}).every(
+    ([key, value]) => stored.metadata.labels?.[key] === value,
+  );
+  const taintsSame =
+    storedTaints.length === adopted.spec.taints!.length &&
+    wantedTaints.every((w) => storedTaints.some((t) => same(t, w) && (t.value ?? '') === (w.value ?? '')));
+  const finalizersSame = stored.metadata.finalizers?.includes(finalizers.node) === true;
+  const unchanged = labelsSame && taintsSame && finalizersSame && stored.spec.providerID !== undefined;
+  return unchanged ? undefined : adopted;
+}
+
+/** The conditions that are ours. Others' survive, since the patch merges by type. */
+export function nodeConditions(
+  stored: readonly NodeCondition[] | undefined,
+  health: NodeHealth,
+  now: Date,
+): NodeCondition[] {
+  const quiet = (type: string, reason: string, message: string) => ({ type, status: 'False', reason, message });
+  const wanted: NodeCondition[] = [
+    health.ready
+      ? { type: 'Ready', status: 'True', reason: 'LeaseServed', message: 'the provider answers and the lease is paid' }
+      : {
+          type: 'Ready',
+          status: 'False',
+          reason: health.reason ?? 'NotReady',
+          message: (health.message ?? '').slice(0, 1024),
+        },
+    quiet('MemoryPressure', 'ProviderManaged', 'the provider watches its memory'),
+    quiet('DiskPressure', 'ProviderManaged', 'the provider watches its disks'),
+    quiet('PIDPressure', 'ProviderManaged', 'the provider watches its processes'),
+    quiet('NetworkUnavailable', 'ProviderManaged', 'pods have the network of the provider'),
+  ];
+  return wanted.map((condition) => {
+    const before = stored?.find((c) => c.type === condition.type);
+    const same = before?.status === condition.status;
+    return {
+      ...condition,
+      lastHeartbeatTime: timestamp(now),
+      lastTransitionTime: same && before.lastTransitionTime ? before.lastTransitionTime : timestamp(now),
+    };
+  });
+}
+
+/** Whether the conditions say something else, heartbeats aside: an unchanged world writes nothing. */
+export function conditionsChanged(
+  stored: readonly NodeCondition[] | undefined,
+  wanted: readonly NodeCondition[],
+): boolean {
+  return wanted.some((w) => {
+    const s = stored?.find((c) => c.type === w.type);
+    return s?.status !== w.status || s.reason !== w.reason || s.message !== w.message;
+  });
+}
+
+/** All of the status but its conditions. */
+export function nodeStatus(served: ServedNode, place: NodePlace): NonNullable<Node['status']> {
+  const info = served.nodeInfo;
+  const said = (field: string): string => (info[field] ?? '').slice(0, 256);
+  return {
+    capacity: nodeCapacity(served),
+    allocatable: nodeCapacity(served),
+    addresses: [{ type: 'InternalIP', address: place.address }],
+    daemonEndpoints: { kubeletEndpoint: { Port: place.port } },
+    nodeInfo: {
+      architecture: said('architecture'),
+      bootID: said('bootID'),
+      containerRuntimeVersion: said('containerRuntimeVersion'),
+      kernelVersion: said('kernelVersion'),
+      kubeProxyVersion: '',
+      kubeletVersion: place.kubeletVersion,
+      machineID: said('machineID'),
+      operatingSystem: 'linux',
+      osImage: said('osImage'),
+      systemUUID: said('systemUUID'),
+    },
+  };
+}
+
+/** Whether a stored status lacks something of the wanted one. */
+export function statusChanged(stored: Node['status'], wanted: NonNullable<Node['status']>): boolean {
+  return Object.entries(wanted).some(([field, value]) => !includes(stored?.[field], value));
+}
+
+function includes(stored: unknown, wanted: unknown): boolean {
+  if (Array.isArray(wanted))
+    return Array.isArray(stored) && stored.length === wanted.length && wanted.every((w, i) => includes(stored[i], w));
+  if (typeof wanted === 'object' && wanted !== null)
+    return (
+      typeof stored === 'object' &&
+      stored !== null &&
+      Object.entries(wanted).every(([key, value]) => includes((stored as Record<string, unknown>)[key], value))
+    );
+  return stored === wanted;
+}

@@ -1,0 +1,404 @@
+/**
+ * Which offers will do for a lease, in the order in which they should be asked; and, where none will, the one reason
+ * that helps most: that of the offer which came furthest.
+ *
+ * Checks stand in the order in which a person would give up on an offer: first what the hardware is, then who sells it,
+ * then price, then whether it is free just now. A new rule is one entry in `checks` and one row in the test.
+ */
+import type { PendingReason } from '../../api/conditions.ts';
+import type { GpuLease, LeaseStatus, Requirement } from '../../api/lease.ts';
+import { modelOfProduct } from '../../api/models.ts';
+import type { GpuOffer } from '../../api/offer.ts';
+import type { GpuProvider, Rail } from '../../api/provider.ts';
+import { formatAmount, parseAmount } from '../money/amount.ts';
+import { parseQuantity } from '../quantity.ts';
+
+/** A provider, with what was observed of it. */
+export interface ProviderFact {
+  readonly provider: GpuProvider;
+  readonly ready: boolean;
+  /** Why it is not ready, for people. */
+  readonly reason?: string;
+  readonly message?: string;
+  /** Rails that were checked against the chain, with the token's decimals. */
+  readonly rails: readonly (Rail & { readonly decimals: number })[];
+  /** What leases of this cluster hold with it now. */
+  readonly held: { readonly leases: number; readonly gpus: number; readonly perHour: Readonly<Record<string, bigint>> };
+}
+
+export interface Candidate {
+  readonly offer: GpuOffer;
+  readonly provider: GpuProvider;
+  readonly rail: Rail & { readonly decimals: number };
+  /** Base units of the rail's token. */
+  readonly pricePerGpuHour: bigint;
+}
+
+export interface Avoided {
+  readonly providerName: string;
+  /** Milliseconds since the epoch. */
+  readonly until: number;
+}
+
+export interface MatchInput {
+  readonly lease: GpuLease;
+  readonly namespaceLabels: Readonly<Record<string, string>>;
+  readonly offers: readonly GpuOffer[];
+  readonly providers: ReadonlyMap<string, ProviderFact>;
+  readonly avoid: readonly Avoided[];
+  readonly now: Date;
+}
+
+export interface Match {
+  readonly candidates: readonly Candidate[];
+  readonly selection: NonNullable<LeaseStatus['selection']>;
+  /** Set when there is no candidate. */
+  readonly blocked?: { readonly reason: PendingReason; readonly message: string };
+}
+
+interface Look {
+  readonly lease: GpuLease;
+  readonly namespaceLabels: Readonly<Record<string, string>>;
+  readonly offer: GpuOffer;
+  readonly fact: ProviderFact | undefined;
+  readonly avoid: readonly Avoided[];
+  readonly now: Date;
+}
+
+interface Check {
+  /** Word in status.selection. */
+  readonly name: string;
+  /** What the lease says when this is how far its best offer came. */
+  readonly reason: PendingReason;
+  /** Undefined: passed. Otherwise what was found, and by how much it missed. */
+  readonly miss: (look: Look) => { closest?: string; distance?: number } | undefined;
+}
+
+const labelsMatch = (
+  wanted: Readonly<Record<string, string>> | undefined,
+  has: Readonly<Record<string, string>> | undefined,
+) => Object.entries(wanted ?? {}).every(([key, value]) => has?.[key] === value);
+
+/** Whether a label set fulfils one requirement, by Karpenter's vocabulary. */
+export function fulfils(requirement: Requirement, labels: Readonly<Record<string, string>>): boolean {
+  const value = labels[requirement.key];
+  const values = requirement.values ?? [];
+  const compare = () => {
+    if (value === undefined || !/^[0-9]{1,18}$/.test(value)) return undefined;
+    const [a, b] = [BigInt(value), BigInt(values[0] ?? '0')];
+    return a < b ? -1 : a > b ? 1 : 0;
+  };
+  switch (requirement.operator) {
+    case 'In':
+      return value !== undefined && values.includes(value);
+    case 'NotIn':
+      return value === undefined || !values.includes(value);
+    case 'Exists':
+      return value !== undefined;
+    case 'DoesNotExist':
+      return value === undefined;
+    case 'Gt':
+      return (compare() ?? -1) > 0;
+    case 'Gte':
+      return (compare() ?? -1) >= 0;
+    case 'Lt':
+      return (compare() ?? 1) < 0;
+    case 'Lte':
+      return (compare() ?? 1) <= 0;
+    default:
+      return requirement.operator satisfies never;
+  }
+}
+
+const price = (look: Look) => look.offer.spec.prices.find((p) => p.assetSymbol === look.lease.spec.pricing.assetSymbol);
+const rail = (look: Look) => look.fact?.rails.find((r) => r.assetSymbol === look.lease.spec.pricing.assetSymbol);
+const missed = (bad: boolean, closest?: string, distance?: number) => (bad ? { closest, distance } : undefined);
+
+/** Six places are all that an API amount can have, so comparing at six is exact. */
+const micro = (amount: string) => parseAmount(amount, 6);
+
+/** Which of its provider's limits one more lease would break, if any. */
+export function limitReached(
+  { provider, held }: ProviderFact,
+  more: { readonly gpus: number; readonly perHour: bigint; readonly assetSymbol: string; readonly decimals: number },
+): string | undefined {
+  const { limits } = provider.spec;
+  if (limits?.leases !== undefined && held.leases + 1 > limits.leases) return `limits.leases ${limits.leases}`;
+  if (limits?.gpus !== undefined && held.gpus + more.gpus > limits.gpus) return `limits.gpus ${limits.gpus}`;
+  if (limits?.spendPerHour === undefined) return undefined;
+  const perHour = (held.perHour[more.assetSymbol] ?? 0n) + more.perHour;
+  return perHour > parseAmount(limits.spendPerHour, more.decimals)
+    ? `limits.spendPerHour ${limits.spendPerHour}`
+    : undefined;
+}
+
+const checks: readonly Check[] = [
+  {
+    name: 'ModelMismatch',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) => {
+      const product = offer.status?.product;
+      const model = product === undefined ? offer.spec.model : modelOfProduct(product);
+      return missed(!lease.spec.gpu.models.some((m) => m === model), product ?? offer.spec.model);
+    },
+  },
+  {
+    name: 'MemoryBelow',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) => {
+      const [need, has] = [lease.spec.gpu.minMemoryMiB ?? 0, offer.status?.memoryMiB ?? 0];
+      return missed(has < need, `${has} MiB`, need - has);
+    },
+  },
+  {
+    name: 'InterconnectMismatch',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) =>
+      missed(
+        lease.spec.gpu.interconnect !== 'Any' && lease.spec.gpu.interconnect !== offer.spec.interconnect,
+        offer.spec.interconnect,
+      ),
+  },
+  {
+    name: 'CapacityTypeMismatch',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) => missed(lease.spec.capacityType !== offer.spec.capacityType, offer.spec.capacityType),
+  },
+  {
+    name: 'RequirementMismatch',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) => {
+      const labels = offer.status?.labels ?? {};
+      const failed = lease.spec.requirements.find((r) => !fulfils(r, labels));
+      return missed(failed !== undefined, failed && `${failed.key}=${labels[failed.key] ?? '(absent)'}`);
+    },
+  },
+  {
+    name: 'CountAboveNode',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) =>
+      missed(
+        (offer.status?.total ?? 0) < lease.spec.gpu.count,
+        `${offer.status?.total ?? 0} GPUs`,
+        lease.spec.gpu.count - (offer.status?.total ?? 0),
+      ),
+  },
+  {
+    name: 'ResourcesBelow',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) => {
+      const share = offer.status?.resourcesPerGpu;
+      const requests = lease.spec.resources?.requests;
+      for (const [name, wanted, each] of [
+        ['cpu', requests?.cpu, share?.cpu],
+        ['memory', requests?.memory, share?.memory],
+        ['ephemeral-storage', requests?.['ephemeral-storage'], share?.ephemeralStorage],
+      ] as const) {
+        if (wanted === undefined) continue;
+        const has = each === undefined ? 0n : parseQuantity(each) * BigInt(lease.spec.gpu.count);
+        if (has < parseQuantity(wanted)) return { closest: `${name} ${each ?? 0} for each GPU` };
+      }
+      return undefined;
+    },
+  },
+  {
+    name: 'DurationNotOffered',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) => {
+      const { durationSeconds: term } = lease.spec.term;
+      return missed(
+        term < offer.spec.minDurationSeconds || term > offer.spec.maxDurationSeconds,
+        `${offer.spec.minDurationSeconds}–${offer.spec.maxDurationSeconds} s`,
+      );
+    },
+  },
+  {
+    name: 'ProviderNotSelected',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, fact, namespaceLabels }) =>
+      missed(
+        fact === undefined ||
+          !labelsMatch(lease.spec.providerSelector?.matchLabels, fact.provider.metadata.labels) ||
+          !labelsMatch(fact.provider.spec.namespaceSelector?.matchLabels, namespaceLabels),
+      ),
+  },
+  {
+    name: 'AssetNotPriced',
+    reason: 'NoMatchingOffer',
+    miss: (look) => missed(!price(look), look.offer.spec.prices.map((p) => p.assetSymbol).join(', ')),
+  },
+  {
+    name: 'PriceAboveLimit',
+    reason: 'PriceAboveLimit',
+    miss: (look) => {
+      const [asked, limit] = [micro(price(look)!.perGpuHour), micro(look.lease.spec.pricing.maxPricePerGpuHour)];
+      return missed(
+        asked > limit,
+        `${price(look)!.perGpuHour}, +${formatAmount(asked - limit, 6)}`,
+        Number(asked - limit),
+      );
+    },
+  },
+  {
+    name: 'ProviderHeld',
+    reason: 'ProviderHeld',
+    miss: ({ fact }) =>
+      missed(
+        fact!.provider.spec.stopPolicy !== 'None',
+        `${fact!.provider.metadata.name}: ${fact!.provider.spec.stopPolicy}`,
+      ),
+  },
+  {
+    name: 'ProviderNotReady',
+    reason: 'ProviderUnreachable',
+    miss: ({ fact }) => missed(!fact!.ready, `${fact!.provider.metadata.name}: ${fact!.reason ?? 'not probed yet'}`),
+  },
+  {
+    name: 'NoSharedRail',
+    reason: 'WrongChain',
+    miss: (look) => missed(!rail(look), look.fact!.provider.metadata.name),
+  },
+  {
+    name: 'LimitReached',
+    reason: 'LimitReached',
+    miss: (look) => {
+      const { decimals, assetSymbol } = rail(look)!;
+      const { count: gpus } = look.lease.spec.gpu;
+      const perHour = parseAmount(price(look)!.perGpuHour, decimals) * BigInt(gpus);
+      const above = limitReached(look.fact!, { gpus, perHour, assetSymbol, decimals });
+      return missed(above !== undefined, above);
+    },
+  },
+  {
+    name: 'RecentlyFailed',
+    reason: 'BackingOff',
+    miss: ({ fact, avoid, now }) => {
+      const until = avoid.find(
+        (a) => a.providerName === fact!.provider.metadata.name && a.until > now.getTime(),
+      )?.until;
+      return missed(
+        until !== undefined,
+        until === undefined ? undefined : `${fact!.provider.metadata.name} is avoided after a failed attempt`,
+      );
+    },
+  },
+  {
+    name: 'CapacityExhausted',
+    reason: 'CapacityExhausted',
+    miss: ({ lease, offer }) =>
+      missed(
+        (offer.status?.largestAvailable ?? 0) < lease.spec.gpu.count,
+        `${offer.status?.largestAvailable ?? 0} free on one node of ${offer.metadata.name}`,
+        lease.spec.gpu.count - (offer.status?.largestAvailable ?? 0),
+      ),
+  },
+];
+
+/** Filters and ranks. Pure; the CLI asks it the same question. */
+export function matchOffers(input: MatchInput): Match {
+  const rejected = new Map<string, { count: number; closest?: string; distance: number }>();
+  const candidates: Candidate[] = [];
+  let furthest = -1;
+  for (const offer of input.offers) {
+    const look: Look = { ...input, offer, fact: input.providers.get(offer.spec.providerName ?? '') };
+    const at = checks.findIndex((check) => {
+      const miss = check.miss(look);
+      if (!miss) return false;
+      const before = rejected.get(check.name);
+      const distance = miss.distance ?? Number.MAX_SAFE_INTEGER;
+      const closer = !before || distance < before.distance;
+      rejected.set(check.name, {
+        count: (before?.count ?? 0) + 1,
+        closest: closer ? miss.closest : before.closest,
+        distance: closer ? distance : before.distance,
+      });
+      return true;
+    });
+    if (at >= 0) {
+      furthest = Math.max(furthest, at);
+      continue;
+    }
+    const chosen = rail(look)!;
+    candidates.push({
+      offer,
+      provider: look.fact!.provider,
+      rail: chosen,
+      pricePerGpuHour: parseAmount(price(look)!.perGpuHour, chosen.decimals),
+    });
+  }
+  // Cheapest first; then the provider preferred by the platform team; then by name, so that the order never flaps.
+  candidates.sort(
+    (a, b) =>
+      Number(
+        micro(price({ ...input, offer: a.offer, fact: undefined })!.perGpuHour) -
+          micro(price({ ...input, offer: b.offer, fact: undefined })!.perGpuHour),
+      ) ||
+      b.provider.spec.weight - a.provider.spec.weight ||
+      a.offer.metadata.name.localeCompare(b.offer.metadata.name),
+  );
+  const selection = {
+    considered: input.offers.length,
+    eligible: candidates.length,
+    rejected: [...rejected]
+      .map(([reason, { count, closest }]) => ({
+        reason,
+        count,
+        ...(closest ? { closest: closest.slice(0, 256) } : {}),
+      }))
+      .slice(0, 16),
+  };
+  if (candidates.length > 0) return { candidates, selection };
+  return { candidates, selection, blocked: blocked(input, selection, furthest) };
+}
+
+function blocked(input: MatchInput, selection: Match['selection'], furthest: number): NonNullable<Match['blocked']> {
+  if (input.offers.length === 0) {
+    const providers = [...input.providers.values()];
+    if (providers.length === 0)
+      return { reason: 'NoMatchingOffer', message: 'No GpuProvider exists in this cluster: create one.' };
+    const down = providers.filter((p) => !p.ready);
+    if (down.length === providers.length)
+      return {
+        reason: 'ProviderUnreachable',
+        message:
+          `No provider is ready: ${down.map((p) => `${p.provider.metadata.name} (${p.reason ?? 'not probed yet'})`).join(', ')}.`.slice(
+            0,
+            1000,
+          ),
+      };
+    return { reason: 'NoMatchingOffer', message: 'The providers offer nothing at present: kubectl get gpuoffers' };
+  }
+  const check = checks[furthest]!;
+  const why = selection.rejected
+    .map((r) => `${r.count} ${r.reason}${r.closest ? ` (closest ${r.closest})` : ''}`)
+    .join(' · ');
+  return {
+    reason: check.reason,
+    message:
+      `${selection.considered} offers considered, none will do: ${why}. ${remedy(check.name, input.lease)}`.slice(
+        0,
+        1800,
+      ),
+  };
+}
+
+function remedy(name: string, lease: GpuLease): string {
+  switch (name) {
+    case 'PriceAboveLimit':
+      return `Raise spec.pricing.maxPricePerGpuHour (now ${lease.spec.pricing.maxPricePerGpuHour}).`;
+    case 'CapacityExhausted':
+      return 'Waiting for GPUs to become free; or add models to another lease.';
+    case 'CountAboveNode':
+      return `No single node has ${lease.spec.gpu.count} GPUs: make several smaller leases.`;
+    case 'LimitReached':
+      return 'Raise spec.limits of the GpuProvider, or end another lease.';
+    case 'ProviderHeld':
+      return 'The platform team holds the provider (spec.stopPolicy).';
+    case 'ProviderNotReady':
+      return 'See kubectl describe gpuprovider.';
+    case 'NoSharedRail':
+      return 'Neither side can pay the other in this token: see spec.payment.rails of the GpuProvider and the chains that the operator was given.';
+    default:
+      return 'See status.selection for what each offer missed.';
+  }
+}

@@ -1,0 +1,260 @@
+/**
+ * The narrow proxy. Paths and queries are checked and built anew (core/allocation/kube-path.ts), pods, ConfigMaps and
+ * Secrets are admitted field by field, and the provider's API server is asked with the token of the tenant's own account:
+ * what slips through here meets that account's role. Answers are streamed, so a list or a log of any size takes no memory.
+ */
+import type { IncomingMessage } from 'node:http';
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { Hex32 } from '../../api/messages.ts';
+import { admitConfig } from '../../core/allocation/admit-config.ts';
+import { type AdmittedPod, admitPod, replacePod } from '../../core/allocation/admit-pod.ts';
+import { checkQuery, type KubeTarget, kubeTarget, upstreamPath } from '../../core/allocation/kube-path.ts';
+import { type LeaseRecord, tenantNamespace } from '../../core/allocation/record.ts';
+import { Refusal } from '../../core/allocation/refusal.ts';
+import { leaseIdLabel } from '../../core/allocation/tenant.ts';
+import { problemOf, problemType } from '../problem.ts';
+import type { GatewayService, Upstream } from '../service.ts';
+import { abortedWith } from '../signals.ts';
+import type { LeaseTokens } from '../tokens.ts';
+import { leaseIdOf } from './leases.ts';
+
+export interface KubeRouteOptions {
+  readonly service: GatewayService;
+  readonly tokens: LeaseTokens;
+  readonly upstream: Upstream;
+  /** Runtime class for pods with GPUs, where the nodes need one. */
+  readonly gpuRuntimeClass?: string;
+}
+
+const answerSeconds = 30;
+/** A pod as the API server keeps it: etcd takes 1.5 MiB by default. */
+const maxObjectBytes = 4 * 1024 * 1024;
+const maxRefusalBytes = 64 * 1024;
+
+export function targetOf(rest: string): KubeTarget {
+  const target = kubeTarget(rest);
+  if (target === undefined) {
+    throw new Refusal(404, 'leases have kube/pods, kube/configmaps, kube/secrets, kube/events and kube/node');
+  }
+  return target;
+}
+
+/** The query that goes on to the API server. */
+export function queryOf(target: KubeTarget, method: string, url: string): readonly (readonly [string, string])[] {
+  const at = url.indexOf('?');
+  const checked = checkQuery(target, method, at < 0 ? [] : new URLSearchParams(url.slice(at + 1)));
+  if ('refused' in checked) {
+    throw new Refusal(400, `the query parameter "${checked.refused.slice(0, 64)}" is not known here, or malformed`);
+  }
+  return checked.query;
+}
+
+export function withQuery(path: string, query: readonly (readonly [string, string])[]): string {
+  const text = new URLSearchParams(query.map(([key, value]): [string, string] => [key, value])).toString();
+  return text === '' ? path : `${path}?${text}`;
+}
+
+export async function readAll(response: IncomingMessage, maxBytes: number): Promise<string> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of response as AsyncIterable<Buffer>) {
+    size += chunk.length;
+    if (size > maxBytes) {
+      response.destroy();
+      throw new Error(`an answer of the API server is larger than ${maxBytes} bytes`);
+    }
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString('utf8');
+}
+
+/** The API server's no, as a problem. Its word (NotFound, Conflict, Expired…) is kept: callers act on it. */
+export async function problemOfAnswer(response: IncomingMessage, target: KubeTarget, method: string) {
+  const status = response.statusCode ?? 502;
+  let told: { reason?: unknown; message?: unknown } = {};
+  try {
+    told = JSON.parse(await readAll(response, maxRefusalBytes)) ?? {};
+  } catch {
+    // Not a Status: a proxy's page, or nothing. The code says enough.
+  }
+  const message = typeof told.message === 'string' ? told.message : `the provider’s API server answered ${status}`;
+  const reason = typeof told.reason === 'string' && told.reason !== '' ? told.reason : undefined;
+  const writesPod = target.kind === 'pods' && target.stream === undefined && (method === 'POST' || method === 'PUT');
+  if (status === 403 && message.includes('exceeded quota')) {
+    // Pods that are still ending count: it may fit in a moment.
+    return problemOf(409, `the lease has no room for this now: ${message}`, 'CapacityExhausted');
+  }
+  if (writesPod && (status === 403 || status === 422 || status === 400)) return problemOf(422, message, 'PodRefused');
+  if (status === 401) return problemOf(503, 'the provider’s API server does not take the tenant’s token: try again');
+  if (status >= 500) return problemOf(502, message, reason);
+  return problemOf(status, message, reason);
+}
+
+export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): void {
+  const { service, tokens, upstream } = options;
+
+  app.route({
+    method: ['GET', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'],
+    url: '/v1/leases/:leaseId/kube/*',
+    exposeHeadRoute: false,
+    // Before the body is read.
+    onRequest: async (request, reply) => {
+      const params = request.params as { leaseId: string; '*': string };
+      tokens.check(leaseIdOf(params.leaseId), request.headers.authorization);
+      const target = targetOf(params['*']);
+      if (!target.methods.includes(request.method)) {
+        reply.header('allow', target.methods.join(', '));
+        throw new Refusal(405, `this path takes ${target.methods.join(', ')}`);
+      }
+      if (target.stream !== undefined && target.stream !== 'log') {
+        throw new Refusal(400, `${target.stream} needs an upgrade of the connection (SPDY/3.1 or WebSocket)`);
+      }
+    },
+    handler: async (request, reply) => {
+      const params = request.params as { leaseId: string; '*': string };
+      const leaseId = leaseIdOf(params.leaseId);
+      const target = targetOf(params['*']);
+      const query = queryOf(target, request.method, request.url);
+      const signal = abortedWith(request);
+      if (target.kind === 'node') return service.node(leaseId, signal);
+      const record = await service.tenant(leaseId, signal);
+      switch (request.method) {
+        case 'GET':
+          return pass(reply, record, target, { method: 'GET', path: pathOf(record, target, query) }, signal);
+        case 'POST':
+          return pass(reply, record, target, await creation(record, target, request), signal);
+        case 'PUT':
+          return pass(reply, record, target, await replacement(record, target, request, signal), signal);
+        default:
+          return pass(reply, record, target, deletion(record, target, query), signal);
+      }
+    },
+  });
+
+  interface Wanted {
+    readonly method: string;
+    readonly path: string;
+    readonly body?: string;
+  }
+
+  const pathOf = (record: LeaseRecord, target: KubeTarget, query: readonly (readonly [string, string])[] = []) =>
+    withQuery(upstreamPath(tenantNamespace(record.leaseId), target), query);
+
+  async function send(leaseId: Hex32, wanted: Wanted, signal: AbortSignal): Promise<IncomingMessage> {
+    const request = {
+      ...wanted,
+      headers: {
+        accept: 'application/json',
+        ...(wanted.body === undefined ? {} : { 'content-type': 'application/json' }),
+      },
+      // A followed log may be quiet for long before its first byte, and a watch, too.
+      timeoutSeconds: /[?&](watch|follow)=(true|1)/.test(wanted.path) ? 0 : answerSeconds,
+    };
+    const first = await upstream.raw(request, { as: await service.token(leaseId, signal) }, signal);
+    if (first.statusCode !== 401) return first;
+    // The tenant was made anew, or the API server's keys changed: once more, with a token of now.
+    first.resume();
+    service.forgetToken(leaseId);
+    return upstream.raw(request, { as: await service.token(leaseId, signal) }, signal);
+  }
+
+  async function pass(
+    reply: FastifyReply,
+    record: LeaseRecord,
+    target: KubeTarget,
+    wanted: Wanted,
+    signal: AbortSignal,
+  ) {
+    const response = await send(record.leaseId, wanted, signal);
+    const status = response.statusCode ?? 502;
+    if (status < 200 || status >= 300) {
+      const problem = await problemOfAnswer(response, target, wanted.method);
+      const retryAfter = response.headers['retry-after'];
+      if (typeof retryAfter === 'string' && /^\d{1,5}$/.test(retryAfter)) reply.header('retry-after', retryAfter);
+      return reply.code(problem.status).type(problemType).send(JSON.stringify(problem));
+    }
+    // An answer that breaks off must break off at the caller, too: it must not look complete.
+    response.once('error', () => reply.raw.destroy());
+    return reply
+      .code(status)
+      .type(response.headers['content-type'] ?? 'application/json')
+      .send(response);
+  }
+
+  function mustServe(record: LeaseRecord): void {
+    if (record.state !== 'Serving') {
+      throw new Refusal('LeaseEnded', `nothing new can be started: the lease is ${record.reason ?? record.state}`);
+    }
+  }
+
+  function admitted(record: LeaseRecord, target: KubeTarget, body: unknown): AdmittedPod | Record<string, unknown> {
+    mustServe(record);
+    const namespace = tenantNamespace(record.leaseId);
+    const leaseId = leaseIdLabel(record.leaseId);
+    if (target.kind === 'pods') {
+      const { nodeName, room } = record;
+      return admitPod(body, { namespace, leaseId, nodeName, room, gpuRuntimeClass: options.gpuRuntimeClass });
+    }
+    return admitConfig(target.kind === 'secrets' ? 'Secret' : 'ConfigMap', body, { namespace, leaseId });
+  }
+
+  async function creation(record: LeaseRecord, target: KubeTarget, request: FastifyRequest): Promise<Wanted> {
+    return {
+      method: 'POST',
+      path: pathOf(record, target),
+      body: JSON.stringify(admitted(record, target, request.body)),
+    };
+  }
+
+  async function replacement(
+    record: LeaseRecord,
+    target: KubeTarget,
+    request: FastifyRequest,
+    signal: AbortSignal,
+  ): Promise<Wanted> {
+    const path = pathOf(record, target);
+    const object = admitted(record, target, target.kind === 'pods' ? withoutPlacement(request.body) : request.body);
+    if ((object.metadata as { name?: unknown }).name !== target.name) {
+      throw new Refusal(400, 'metadata.name is not the name in the path');
+    }
+    if (target.kind !== 'pods') return { method: 'PUT', path, body: JSON.stringify(object) };
+    const current = await send(record.leaseId, { method: 'GET', path }, signal);
+    if (current.statusCode !== 200) {
+      const problem = await problemOfAnswer(current, target, 'GET');
+      throw new Refusal(problem.status, problem.detail ?? problem.title);
+    }
+    const there = JSON.parse(await readAll(current, maxObjectBytes)) as Record<string, unknown>;
+    return { method: 'PUT', path, body: JSON.stringify(replacePod(there, object as AdmittedPod)) };
+  }
+
+  function deletion(record: LeaseRecord, target: KubeTarget, query: readonly (readonly [string, string])[]): Wanted {
+    const given = new Map(query);
+    const grace = given.get('gracePeriodSeconds');
+    const uid = given.get('uid');
+    const resourceVersion = given.get('resourceVersion');
+    const preconditions = {
+      ...(uid === undefined ? {} : { uid }),
+      ...(resourceVersion === undefined ? {} : { resourceVersion }),
+    };
+    return {
+      method: 'DELETE',
+      path: pathOf(record, target),
+      body: JSON.stringify({
+        apiVersion: 'v1',
+        kind: 'DeleteOptions',
+        ...(grace === undefined ? {} : { gracePeriodSeconds: Number(grace) }),
+        ...(Object.keys(preconditions).length === 0 ? {} : { preconditions }),
+        propagationPolicy: 'Background',
+      }),
+    };
+  }
+}
+
+/** A pod that was read here and is sent back names its node; that is no wish of the caller's. */
+function withoutPlacement(body: unknown): unknown {
+  if (typeof body !== 'object' || body === null || !('spec' in body)) return body;
+  const { spec } = body as { spec: unknown };
+  if (typeof spec !== 'object' || spec === null || Array.isArray(spec)) return body;
+  const { nodeName: _placed, ...rest } = spec as Record<string, unknown>;
+  return { ...body, spec: rest };
+}

@@ -1,0 +1,95 @@
+/** One lease: its allocation, its tokens, its vouchers, its end. */
+import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { accessRequest, leaseRequest, voucherRequest } from '../../api/gateway.ts';
+import type { Hex32 } from '../../api/messages.ts';
+import { Refusal } from '../../core/allocation/refusal.ts';
+import type { Nonces } from '../nonces.ts';
+import type { RateLimit } from '../plugins/limits.ts';
+import type { GatewayService } from '../service.ts';
+import { abortedWith } from '../signals.ts';
+import type { LeaseTokens } from '../tokens.ts';
+import { validated } from '../validate.ts';
+import { route } from './methods.ts';
+
+export interface LeaseRouteOptions {
+  readonly service: GatewayService;
+  readonly tokens: LeaseTokens;
+  readonly nonces: Nonces;
+  readonly limit: RateLimit;
+  /** URLs under which consumers reach this gateway. */
+  readonly publicUrls: readonly string[];
+  readonly now: () => Date;
+}
+
+/** An Access message may be signed for no longer. */
+const longestAccessSeconds = 300;
+
+export function leaseIdOf(text: string | undefined): Hex32 {
+  if (text === undefined || !/^0x[0-9a-fA-F]{64}$/.test(text)) {
+    throw new Refusal(404, 'a lease id is 0x and 64 hexadecimal digits');
+  }
+  return text.toLowerCase() as Hex32;
+}
+
+const idOf = (request: FastifyRequest): Hex32 => leaseIdOf((request.params as { leaseId?: string }).leaseId);
+
+const withoutSlash = (url: string): string => url.replace(/\/+$/, '');
+
+export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): void {
+  const { service, tokens, nonces, limit, now } = options;
+  const audiences = new Set(options.publicUrls.map(withoutSlash));
+
+  const authorized = (request: FastifyRequest): Hex32 => {
+    const leaseId = idOf(request);
+    tokens.check(leaseId, request.headers.authorization);
+    return leaseId;
+  };
+
+  route(app, '/v1/leases', {
+    POST: async (request) => {
+      limit.take(request.ip);
+      return service.allocate(validated(leaseRequest, request.body), abortedWith(request));
+    },
+  });
+
+  route(app, '/v1/leases/:leaseId', {
+    GET: async (request) => service.allocation(authorized(request), abortedWith(request)),
+  });
+
+  route(app, '/v1/leases/:leaseId/token', {
+    POST: async (request) => {
+      limit.take(request.ip);
+      const leaseId = idOf(request);
+      const access = validated(accessRequest, request.body);
+      const nowSeconds = Math.floor(now().getTime() / 1000);
+      if (!audiences.has(withoutSlash(access.audienceUrl))) {
+        throw new Refusal(
+          'Unauthorized',
+          `the access is for ${access.audienceUrl.slice(0, 200)}, this gateway is ${[...audiences].join(' or ')}`,
+        );
+      }
+      if (access.expiresAt <= nowSeconds) throw new Refusal('Unauthorized', 'the access has run out: sign another');
+      if (access.expiresAt > nowSeconds + longestAccessSeconds) {
+        throw new Refusal('Unauthorized', `an access may hold for ${longestAccessSeconds} seconds, not longer`);
+      }
+      await service.checkAccess(leaseId, access, abortedWith(request));
+      // Last, so that only who can sign for a lease can fill the memory of nonces.
+      nonces.use(access.nonce, access.expiresAt);
+      return tokens.issue(leaseId);
+    },
+  });
+
+  route(app, '/v1/leases/:leaseId/vouchers', {
+    POST: async (request) => {
+      const leaseId = authorized(request);
+      return service.voucher(leaseId, validated(voucherRequest, request.body), abortedWith(request));
+    },
+  });
+
+  route(app, '/v1/leases/:leaseId/release', {
+    POST: async (request, reply) => {
+      const receipt = await service.release(authorized(request), abortedWith(request));
+      return reply.code(receipt.state === 'Ended' ? 200 : 202).send(receipt);
+    },
+  });
+}

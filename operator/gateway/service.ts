@@ -1,0 +1,66 @@
+/**
+ * What the HTTP side needs of the provider's side. Calls throw `Refusal` for a no that the caller may read; anything else
+ * that they throw is our own fault or silence, and is told without detail.
+ */
+import type { IncomingMessage } from 'node:http';
+import type { Duplex } from 'node:stream';
+import type {
+  AccessRequest,
+  AllocationInfo,
+  LeaseRequest,
+  OfferList,
+  ProviderInfo,
+  QuoteRequest,
+  ReleaseReceipt,
+  SignedQuote,
+  VoucherReceipt,
+  VoucherRequest,
+} from '../api/gateway.ts';
+import type { Hex32 } from '../api/messages.ts';
+import type { LeaseRecord } from '../core/allocation/record.ts';
+
+export interface GatewayService {
+  info(): ProviderInfo;
+  offers(): OfferList;
+  quote(request: QuoteRequest, signal?: AbortSignal): Promise<SignedQuote>;
+  allocate(request: LeaseRequest, signal?: AbortSignal): Promise<AllocationInfo>;
+  /** Provider and signature; audience, time and nonce are checked on this side. */
+  checkAccess(leaseId: Hex32, request: AccessRequest, signal?: AbortSignal): Promise<void>;
+  allocation(leaseId: Hex32, signal?: AbortSignal): Promise<AllocationInfo>;
+  voucher(leaseId: Hex32, request: VoucherRequest, signal?: AbortSignal): Promise<VoucherReceipt>;
+  release(leaseId: Hex32, signal?: AbortSignal): Promise<ReleaseReceipt>;
+  node(leaseId: Hex32, signal?: AbortSignal): Promise<object>;
+  /** The lease's record, while its tenant may be talked to. */
+  tenant(leaseId: Hex32, signal?: AbortSignal): Promise<LeaseRecord>;
+  /** A token of the tenant's own account in the provider's cluster. */
+  token(leaseId: Hex32, signal?: AbortSignal): Promise<string>;
+  forgetToken(leaseId: Hex32): void;
+}
+
+export interface UpstreamRequest {
+  readonly method: string;
+  readonly path: string;
+  readonly headers?: Record<string, string | string[]>;
+  readonly body?: string | Buffer;
+  /** Until the headers; 0 waits for as long as the caller does. */
+  readonly timeoutSeconds?: number;
+}
+
+/** The provider's API server, spoken to with a tenant's token and with nothing else. */
+export interface Upstream {
+  raw(request: UpstreamRequest, options: { as: string }, signal?: AbortSignal): Promise<IncomingMessage>;
+  upgrade(
+    request: UpstreamRequest,
+    options: { as: string },
+    signal?: AbortSignal,
+  ): Promise<
+    { response: IncomingMessage; socket: Duplex; head: Buffer } | { response: IncomingMessage; socket?: undefined }
+  >;
+}
+
+export interface GatewayLog {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}

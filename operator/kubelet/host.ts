@@ -1,0 +1,266 @@
+/**
+ * One virtual node in this process: what is watched at its provider, the objects carried there, and its kubelet API. The Node
+ * object itself is kept by `node.ts`.
+ */
+import { annotations } from '../api/labels.ts';
+import type { Pod } from '../core/node/pod.ts';
+import { carriedHash } from '../core/node/translate-pod.ts';
+import type { NodeHealth } from '../core/node/virtual-node.ts';
+import type { Clock } from '../engine/clock.ts';
+import { createInformer } from '../engine/informer.ts';
+import type { EngineMetrics } from '../engine/metrics.ts';
+import { type Change, type Cluster, type Informer, type KubeObject, type Log, resources } from '../engine/types.ts';
+import type { Callers } from './api/callers.ts';
+import { type KubeletServer, startKubeletServer } from './api/server.ts';
+import { createObjectCarrier, type ObjectRef, pause } from './objects.ts';
+import { type PodHost, remoteIndexes } from './pods.ts';
+import { type RemoteLease, remoteCluster } from './remote.ts';
+import { type RemoteEvent, trimEvent } from './remote-events.ts';
+import type { NodeSpec, ServingCertificate, ServingCertificates } from './types.ts';
+
+export interface Host extends PodHost {
+  spec: NodeSpec;
+  readonly port: number | undefined;
+  renewCa(): void;
+  stop(): Promise<void>;
+}
+
+export interface HostOptions {
+  readonly name: string;
+  readonly spec: NodeSpec;
+  readonly lease: RemoteLease;
+  readonly consumer: Cluster;
+  readonly address: string;
+  readonly listenHost: string;
+  readonly ports: { readonly from: number; readonly to: number } | undefined;
+  readonly certificates: ServingCertificates;
+  readonly callers: Callers;
+  readonly clientCa: () => string | undefined;
+  readonly clientCaReady: Promise<void>;
+  /** The port that the Node object names, from an earlier run. */
+  readonly lastPort: () => Promise<number | undefined>;
+  readonly podOf: (namespace: string, name: string, signal: AbortSignal) => Promise<Pod | undefined>;
+  readonly podsHere: () => readonly Pod[];
+  readonly objectPollSeconds: number;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics?: EngineMetrics;
+  /** The port opened, or the provider listed its pods. */
+  readonly onProgress: () => void;
+  readonly onRemotePod: (change: Change<Pod>) => void;
+  readonly onRemoteEvent: (event: RemoteEvent, ofFirstList: boolean) => void;
+  readonly onMissing: (ref: ObjectRef, podUids: readonly string[]) => void;
+  readonly wantedObjects: () => ReadonlySet<string>;
+}
+
+/** Beyond these a provider is not serving a tenant but filling our memory. */
+const mostEvents = 20_000;
+const mostPods = (spec: NodeSpec): number => spec.served.pods * 4 + 200;
+/** JSON of one status. The largest honest ones are a tenth of it. */
+const mostStatusBytes = 256 * 1024;
+const sweepAfterSeconds = 60;
+const sweepEverySeconds = 3600;
+
+export function openHost(options: HostOptions): Host {
+  const { name, lease, clock, log } = options;
+  const stopping = new AbortController();
+  const { signal } = stopping;
+  const flooded = new AbortController();
+  const listening = AbortSignal.any([signal, flooded.signal]);
+  const remote = remoteCluster(`provider of ${name}`, lease);
+  const informerOptions = { cluster: remote, log, clock, metrics: options.metrics };
+  const remotePods = createInformer<Pod & KubeObject>({
+    ...informerOptions,
+    resource: resources.pods,
+    trim: trimPod,
+    indexes: remoteIndexes,
+  });
+  const remoteEvents = createInformer<RemoteEvent>({ ...informerOptions, resource: resources.events, trim: trimEvent });
+  const objects = createObjectCarrier({
+    consumer: options.consumer,
+    remote,
+    clock,
+    log,
+    pollSeconds: options.objectPollSeconds,
+    onMissing: options.onMissing,
+  });
+  let server: KubeletServer | undefined;
+  let certificate: ServingCertificate | undefined;
+  let misbehaves: string | undefined;
+
+  const host: Host = {
+    name,
+    spec: options.spec,
+    address: options.address,
+    lease,
+    remote,
+    remotePods: remotePods as Informer<Pod>,
+    objects,
+    get port() {
+      return server?.port;
+    },
+    health() {
+      if (misbehaves !== undefined) return { ready: false, reason: 'ProviderMisbehaves', message: misbehaves };
+      const health = host.spec.healthy();
+      if (!health.ready || remotePods.synced) return health;
+      return {
+        ready: false,
+        reason: 'ProviderUnreachable',
+        message: 'The provider has not said yet which pods it runs.',
+      };
+    },
+    renewCa() {
+      if (certificate) server?.renew(certificate, options.clientCa());
+    },
+    async stop() {
+      stopping.abort(new Error(`${name} is served no longer by this process`));
+      await server?.close();
+    },
+  };
+
+  /** Counts what an informer holds, and stops listening to a provider that floods. */
+  function guard<T extends KubeObject>(informer: Informer<T>, most: () => number, what: string): void {
+    let held = 0;
+    informer.onChange(({ type }) => {
+      if (type === 'added') held++;
+      if (type === 'deleted') held--;
+      if (held <= most() || misbehaves !== undefined) return;
+      misbehaves = `The provider reports more than ${most()} ${what} for this lease.`;
+      log.error({ node: name, what, held }, 'the provider floods: no longer listening to it');
+      options.onProgress();
+      flooded.abort(new Error(misbehaves));
+    });
+  }
+  guard(remotePods, () => mostPods(host.spec), 'pods');
+  guard(remoteEvents, () => mostEvents, 'events');
+  remotePods.onChange((change) => options.onRemotePod(change));
+  remoteEvents.onChange(({ type, object }) => {
+    if (type !== 'deleted') options.onRemoteEvent(object, !remoteEvents.synced);
+  });
+
+  const background = (what: string, work: Promise<unknown>) =>
+    void work.catch((error: unknown) => {
+      if (!listening.aborted) log.error({ node: name, error }, `${what} ended unexpectedly`);
+    });
+  background('the watch of remote pods', remotePods.run(listening));
+  background('the watch of remote events', remoteEvents.run(listening));
+  background('carrying objects', objects.run(signal));
+  background('the first list of remote pods', remotePods.waitForSync(signal).then(options.onProgress));
+  background('the sweep', sweep());
+  background('the kubelet API', serve());
+
+  async function sweep(): Promise<void> {
+    await remotePods.waitForSync(signal);
+    await pause(clock, sweepAfterSeconds * 1000, signal);
+    while (!signal.aborted) {
+      try {
+        await objects.sweep(options.wantedObjects(), signal);
+      } catch (error) {
+        if (!signal.aborted) log.debug({ node: name, error }, 'leftover objects could not be looked for');
+      }
+      await pause(clock, sweepEverySeconds * 1000, signal);
+    }
+  }
+
+  /** Opens the port with a certificate of our own, then asks for the cluster's, and for the next before it ends. */
+  async function serve(): Promise<void> {
+    await options.clientCaReady;
+    certificate = await options.certificates.selfSigned(name, options.address);
+    while (!server && !signal.aborted) {
+      try {
+        server = await listen(certificate);
+      } catch (error) {
+        log.warn({ node: name, error }, 'the kubelet API could not be opened');
+        await pause(clock, 2000, signal);
+      }
+    }
+    if (signal.aborted) {
+      await server?.close();
+      return;
+    }
+    options.onProgress();
+    while (!signal.aborted) {
+      let waitMs = 10 * 60_000;
+      try {
+        const signed = await options.certificates.signed(name, options.address, signal);
+        if (signed) {
+          certificate = signed;
+        } else if (certificate.renewAt <= clock.now()) {
+          certificate = await options.certificates.selfSigned(name, options.address);
+        }
+        server?.renew(certificate, options.clientCa());
+        if (signed) waitMs = Math.max(60_000, signed.renewAt.getTime() - clock.now().getTime());
+      } catch (error) {
+        if (!signal.aborted) log.debug({ node: name, error }, 'no certificate was signed');
+      }
+      await pause(clock, waitMs, signal);
+    }
+  }
+
+  async function listen(first: ServingCertificate): Promise<KubeletServer> {
+    const open = (port: number) =>
+      startKubeletServer({
+        nodeName: name,
+        host: options.listenHost,
+        port,
+        certificate: first,
+        clientCaPem: options.clientCa(),
+        callers: options.callers,
+        lease,
+        podOf: options.podOf,
+        podsHere: options.podsHere,
+        log,
+      });
+    const { ports } = options;
+    const last = await options.lastPort();
+    const inRange = (port: number) => !ports || (port >= ports.from && port <= ports.to);
+    const wanted = last !== undefined && inRange(last) ? [last] : [];
+    if (ports) for (let port = ports.from; port <= ports.to; port++) wanted.push(port);
+    else wanted.push(0);
+    for (const port of wanted) {
+      try {
+        return await open(port);
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw error;
+      }
+    }
+    throw new Error(ports ? `no port of ${ports.from}-${ports.to} is free` : 'no port is free');
+  }
+
+  return host;
+}
+
+const ownAnnotations: readonly string[] = [
+  annotations.podName,
+  annotations.podNamespace,
+  annotations.podUid,
+  carriedHash,
+];
+
+/** What is read of a remote pod: whose it is, and what became of it. */
+function trimPod(pod: Pod & KubeObject): Pod & KubeObject {
+  const { name, namespace, uid, resourceVersion, creationTimestamp, deletionTimestamp, deletionGracePeriodSeconds } =
+    pod.metadata;
+  const kept: Record<string, string> = {};
+  for (const key of ownAnnotations) {
+    const value = pod.metadata.annotations?.[key];
+    if (typeof value === 'string' && value.length <= 253) kept[key] = value;
+  }
+  const bytes = pod.status === undefined ? 0 : JSON.stringify(pod.status).length;
+  return {
+    apiVersion: 'v1',
+    kind: 'Pod',
+    metadata: {
+      name,
+      namespace,
+      uid,
+      resourceVersion,
+      creationTimestamp,
+      deletionTimestamp,
+      deletionGracePeriodSeconds,
+      annotations: kept,
+    },
+    spec: { containers: [] },
+    ...(pod.status && { status: bytes <= mostStatusBytes ? pod.status : { phase: pod.status.phase } }),
+  };
+}

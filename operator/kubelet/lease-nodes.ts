@@ -1,0 +1,210 @@
+/**
+ * One virtual node for each lease that is being served, and what its heartbeat stands for: the provider answers, its node
+ * is well, and the lease is paid.
+ */
+import type { AllocationInfo } from '../api/gateway.ts';
+import { labels } from '../api/labels.ts';
+import type { GpuLease } from '../api/lease.ts';
+import type { NodeFact, QuoteRecord } from '../core/lease/observed.ts';
+import { type Node, type NodeHealth, nodeNameOf } from '../core/node/virtual-node.ts';
+import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
+import type { RemoteLease } from './remote.ts';
+import type { VirtualNodes } from './virtual-nodes.ts';
+
+export interface LeaseNodesOptions {
+  readonly cluster: Cluster;
+  readonly nodes: VirtualNodes;
+  readonly connect: (quote: QuoteRecord) => ServingLease | undefined;
+  readonly now: () => Date;
+  readonly log: Log;
+  /** How often the provider is asked whether it still serves. */
+  readonly probeSeconds?: number;
+  /** A provider that did not answer for so long is unreachable. */
+  readonly unreachableSeconds?: number;
+  /** Tells the lease controller that something changed. */
+  readonly onChange: (lease: { namespace: string; name: string }) => void;
+}
+
+/** The provider's side of one lease. */
+export type ServingLease = Omit<RemoteLease, 'allocation'> & {
+  allocation(signal?: AbortSignal): Promise<AllocationInfo>;
+};
+
+interface Served {
+  info: AllocationInfo;
+  answeredAt: number;
+  lastError?: string;
+  /** Milliseconds since the epoch until which the last chain read proves payment. */
+  paidThrough: number;
+  stop: AbortController;
+}
+
+const key = (lease: GpuLease) => ({
+  name: lease.metadata.name,
+  namespace: lease.metadata.namespace!,
+  uid: lease.metadata.uid!,
+});
+
+export function createLeaseNodes({
+  cluster,
+  nodes,
+  connect,
+  now,
+  log,
+  probeSeconds = 5,
+  unreachableSeconds = 20,
+  onChange,
+}: LeaseNodesOptions) {
+  const served = new Map<string, Served>();
+
+  function health(uid: string): NodeHealth {
+    const lease = served.get(uid);
+    if (!lease) return { ready: false, reason: 'NotServed', message: 'The operator does not serve this node yet.' };
+    const at = now().getTime();
+    if (at - lease.answeredAt > unreachableSeconds * 1000)
+      return {
+        ready: false,
+        reason: 'ProviderUnreachable',
+        message: `The provider has not answered for ${unreachableSeconds} s: ${lease.lastError ?? 'no reason known'}`,
+      };
+    if (lease.info.state !== 'Serving')
+      return {
+        ready: false,
+        reason: lease.info.reason ?? lease.info.state,
+        message: lease.info.message ?? `The allocation is ${lease.info.state}.`,
+      };
+    if (!lease.info.nodeReady)
+      return {
+        ready: false,
+        reason: 'ProviderNodeNotReady',
+        message: lease.info.nodeMessage ?? "The provider's node is not Ready.",
+      };
+    if (at > lease.paidThrough) return { ready: false, reason: 'Unpaid', message: 'The deposit is used up.' };
+    return { ready: true };
+  }
+
+  async function probe(lease: GpuLease, remote: ServingLease, entry: Served): Promise<void> {
+    const uid = lease.metadata.uid!;
+    const { signal } = entry.stop;
+    while (!signal.aborted) {
+      const before = JSON.stringify(health(uid));
+      try {
+        entry.info = await remote.allocation(AbortSignal.any([signal, AbortSignal.timeout(probeSeconds * 1000)]));
+        entry.answeredAt = now().getTime();
+        entry.lastError = undefined;
+      } catch (error) {
+        if (signal.aborted) return;
+        entry.lastError = (error instanceof Error ? error.message : String(error)).slice(0, 512);
+        log.debug({ lease: lease.metadata.name, error: entry.lastError }, 'provider did not answer');
+      }
+      if (JSON.stringify(health(uid)) !== before) {
+        nodes.get(nodeNameOf(key(lease)))?.refresh();
+        onChange(key(lease));
+      }
+      await pause(probeSeconds * 1000, signal);
+    }
+  }
+
+  return {
+    nameOf: (lease: GpuLease) => nodeNameOf(key(lease)),
+
+    async fact(lease: GpuLease, signal?: AbortSignal): Promise<NodeFact | undefined> {
+      const name = nodeNameOf(key(lease));
+      const node = await cluster.get<Node & KubeObject>(resources.nodes, { name }, signal);
+      if (!node || node.metadata.labels?.[labels.leaseUid] !== lease.metadata.uid) return undefined;
+      const ready = node.status?.conditions?.find((c) => c.type === 'Ready');
+      return {
+        name,
+        ready: ready?.status === 'True' ? 'True' : ready?.status === 'False' ? 'False' : 'Unknown',
+        since: new Date(ready?.lastTransitionTime ?? node.metadata.creationTimestamp ?? 0),
+        message: ready?.message ?? '',
+        pods: await countPods(cluster, name, signal),
+      };
+    },
+
+    async start(
+      lease: GpuLease,
+      quote: QuoteRecord,
+      info: AllocationInfo,
+      paidThrough: Date | undefined,
+    ): Promise<void> {
+      const uid = lease.metadata.uid!;
+      const remote = connect(quote);
+      if (!remote) return;
+      const known = served.get(uid);
+      const entry: Served = known ?? { info, answeredAt: now().getTime(), paidThrough: 0, stop: new AbortController() };
+      entry.info = info;
+      entry.answeredAt = now().getTime();
+      if (paidThrough) entry.paidThrough = paidThrough.getTime();
+      served.set(uid, entry);
+      const { node } = lease.spec;
+      const first = !nodes.get(nodeNameOf(key(lease)));
+      nodes.start(
+        {
+          lease: key(lease),
+          leaseId: quote.leaseId,
+          providerName: quote.providerName,
+          offerName: quote.offerName,
+          capacityType: lease.spec.capacityType,
+          labels: node.labels,
+          taints: node.taints,
+          untainted: node.untainted,
+          allowedNamespaces: lease.spec.access.namespaces ?? [lease.metadata.namespace!],
+          served: info,
+          healthy: () => health(uid),
+        },
+        remote,
+      );
+      if (!known) void probe(lease, remote, entry);
+      if (!first) nodes.get(nodeNameOf(key(lease)))?.refresh();
+    },
+
+    async drain(
+      nodeName: string,
+      { force, graceSeconds }: { force: boolean; graceSeconds: number },
+      signal?: AbortSignal,
+    ): Promise<void> {
+      const deadline = force ? now() : new Date(now().getTime() + graceSeconds * 1000);
+      const { blocked } = await nodes.drain(nodeName, deadline, signal);
+      for (const { pod, message } of blocked) log.info({ node: nodeName, pod, message }, 'eviction is held up');
+    },
+
+    async stop(lease: GpuLease, signal?: AbortSignal): Promise<void> {
+      // Repeated by the plan until the Node is gone.
+      await nodes.remove(nodeNameOf(key(lease)), signal);
+      served.get(lease.metadata.uid!)?.stop.abort();
+      served.delete(lease.metadata.uid!);
+    },
+
+    /** This process serves no more: a new leader does. Node objects stay. */
+    close() {
+      for (const entry of served.values()) entry.stop.abort();
+      served.clear();
+    },
+  };
+}
+
+interface Pod extends KubeObject {
+  status?: { phase?: string };
+}
+
+async function countPods(cluster: Cluster, nodeName: string, signal?: AbortSignal): Promise<number> {
+  const { items } = await cluster.list<Pod>(
+    resources.pods,
+    { fieldSelector: `spec.nodeName=${nodeName},status.phase!=Succeeded,status.phase!=Failed` },
+    signal,
+  );
+  return items.filter((pod) => !pod.metadata.ownerReferences?.some((o) => o.kind === 'DaemonSet')).length;
+}
+
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal.addEventListener('abort', done);
+  });
+}

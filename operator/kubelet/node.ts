@@ -1,0 +1,121 @@
+/**
+ * The Node object of one lease, and its heartbeat.
+ *
+ * The heartbeat means something: it is renewed only while the provider answers and the lease is paid. When it stops, the
+ * Node says NotReady and why at once; and if this process dies, Kubernetes says so 40 seconds later.
+ */
+import {
+  adoptNode,
+  buildNode,
+  conditionsChanged,
+  type Node,
+  type NodeHealth,
+  nodeConditions,
+  nodeStatus,
+  statusChanged,
+} from '../core/node/virtual-node.ts';
+import type { Clock } from '../engine/clock.ts';
+import { isAlreadyExists, isConflict, isNotFound } from '../engine/errors.ts';
+import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
+import type { NodeSpec } from './types.ts';
+
+export interface NodeKeeperOptions {
+  readonly cluster: Cluster;
+  readonly clock: Clock;
+  readonly kubeletVersion: string;
+  readonly address: string;
+  /** How long others believe a heartbeat. */
+  readonly heartbeatLastsSeconds: number;
+}
+
+export interface NodeSeen {
+  readonly deleting: boolean;
+  readonly ready: boolean;
+  readonly readySince?: Date;
+}
+
+export const heartbeatNamespace = 'kube-node-lease';
+
+interface Heartbeat extends KubeObject {
+  spec: { holderIdentity: string; leaseDurationSeconds: number; renewTime: string };
+}
+
+/** Registers, or brings up to date, and renews the heartbeat when healthy. An unchanged world costs one write: the heartbeat. */
+export async function keepNode(
+  options: NodeKeeperOptions,
+  spec: NodeSpec,
+  port: number,
+  health: NodeHealth,
+  stored: Node | undefined,
+  signal: AbortSignal,
+): Promise<NodeSeen> {
+  const { cluster, clock } = options;
+  const wanted = buildNode(spec, spec.served);
+  let node = stored ?? (await cluster.get<Node>(resources.nodes, { name: wanted.metadata.name }, signal));
+  node ??= await create(cluster, wanted, signal);
+  if (!node.metadata.deletionTimestamp) {
+    const adopted = adoptNode(node, spec, spec.served);
+    if (adopted) node = await replaceSpec(cluster, adopted, signal);
+  }
+
+  const now = clock.now();
+  const status = nodeStatus(spec.served, { address: options.address, port, kubeletVersion: options.kubeletVersion });
+  const conditions = nodeConditions(node.status?.conditions, health, now);
+  if (conditionsChanged(node.status?.conditions, conditions) || statusChanged(node.status, status))
+    // A strategic merge: conditions by type, so that others' survive, and addresses as a whole.
+    await cluster.patch(
+      resources.nodes,
+      { name: node.metadata.name },
+      { metadata: { uid: node.metadata.uid }, status: { ...status, conditions } },
+      { type: 'strategic', subresource: 'status' },
+      signal,
+    );
+  if (health.ready) await beat(options, node, now, signal);
+  const ready = conditions.find((c) => c.type === 'Ready');
+  return {
+    deleting: node.metadata.deletionTimestamp !== undefined,
+    ready: health.ready,
+    ...(health.ready && ready?.lastTransitionTime && { readySince: new Date(ready.lastTransitionTime) }),
+  };
+}
+
+async function create(cluster: Cluster, wanted: Node, signal: AbortSignal): Promise<Node> {
+  try {
+    return await cluster.create<Node>(resources.nodes, wanted, signal);
+  } catch (error) {
+    if (!isAlreadyExists(error)) throw error;
+    const found = await cluster.get<Node>(resources.nodes, { name: wanted.metadata.name }, signal);
+    if (!found) throw error;
+    return found;
+  }
+}
+
+/** The cache may lag: on a conflict the next look does it. */
+async function replaceSpec(cluster: Cluster, adopted: Node, signal: AbortSignal): Promise<Node> {
+  try {
+    return await cluster.replace<Node>(resources.nodes, adopted, undefined, signal);
+  } catch (error) {
+    if (isConflict(error)) return adopted;
+    throw error;
+  }
+}
+
+async function beat(options: NodeKeeperOptions, node: Node, now: Date, signal: AbortSignal): Promise<void> {
+  const { name, uid } = node.metadata;
+  const key = { namespace: heartbeatNamespace, name };
+  const spec = {
+    holderIdentity: name,
+    leaseDurationSeconds: options.heartbeatLastsSeconds,
+    renewTime: now.toISOString().replace(/Z$/, '000Z'),
+  };
+  try {
+    await options.cluster.patch(resources.leases, key, { spec }, { type: 'merge' }, signal);
+  } catch (error) {
+    if (!isNotFound(error)) throw error;
+    const heartbeat: Heartbeat = {
+      metadata: { ...key, ownerReferences: [{ apiVersion: 'v1', kind: 'Node', name, uid: uid ?? '' }] },
+      spec,
+    };
+    await options.cluster.create(resources.leases, heartbeat, signal);
+  }
+}

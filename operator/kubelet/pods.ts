@@ -1,0 +1,425 @@
+/**
+ * Pods of virtual nodes, carried to the provider.
+ *
+ *   bound to a node of ours → may it run here? → sent, with what it refers to → its status and events come back
+ *   deleted → deleted at the provider, with its grace → when the provider says that it is gone, gone here too
+ *
+ * Invariants. A pod of a namespace that may not use the lease is refused before anything of it leaves. A pod runs once: names
+ * derive from its UID, a second attempt finds the first one, and a pod that was carried (its `startTime` says so) is never
+ * made again. Silence of the provider ends nothing: only its NotFound does, and only while it says that it serves the lease.
+ * A pod that has ended stays as it ended.
+ */
+import { annotations } from '../api/labels.ts';
+import { remoteObjectName, remotePodName } from '../core/node/names.ts';
+import { isOfDaemonSet, isTerminal, type Pod, type PodStatus } from '../core/node/pod.ts';
+import { sameStatus } from '../core/node/same-status.ts';
+import { tolerationPatch } from '../core/node/tolerations.ts';
+import { carriedHash, type Reference, translatePod } from '../core/node/translate-pod.ts';
+import { lostStatus, refusedStatus, translateStatus } from '../core/node/translate-status.ts';
+import { type NodeHealth, nodeCapacity } from '../core/node/virtual-node.ts';
+import type { Clock } from '../engine/clock.ts';
+import { ApiError, isAlreadyExists, isApiError, isConflict, isNotFound } from '../engine/errors.ts';
+import { keyText } from '../engine/paths.ts';
+import {
+  type Cluster,
+  type EventRecorder,
+  type Informer,
+  type Log,
+  type ObjectKey,
+  type Result,
+  resources,
+} from '../engine/types.ts';
+import { boundedMap } from './bounded-map.ts';
+import type { ObjectCarrier, ObjectRef } from './objects.ts';
+import type { RemoteLease } from './remote.ts';
+import type { NodeSpec } from './types.ts';
+
+/** One node, as far as its pods are concerned. */
+export interface PodHost {
+  readonly name: string;
+  readonly spec: NodeSpec;
+  readonly address: string;
+  readonly lease: RemoteLease;
+  readonly remote: Cluster;
+  /** Pods of the tenant at the provider. Indexes: see `remoteIndexes`. */
+  readonly remotePods: Informer<Pod>;
+  readonly objects: ObjectCarrier;
+  health(): NodeHealth;
+}
+
+export interface PodCarrierOptions {
+  readonly consumer: Cluster;
+  readonly pods: Informer<Pod>;
+  readonly hostOf: (nodeName: string) => PodHost | undefined;
+  /** Nodes at whose provider something claims to be this pod. */
+  readonly holdersOf: (key: ObjectKey) => readonly PodHost[];
+  readonly events: EventRecorder;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+export const remoteIndexes = {
+  name: (pod: Pod): string[] => [pod.metadata.name],
+  /** Whose pod it claims to be. Only ever a reason to look. */
+  consumer: (pod: Pod): string[] => {
+    const key = consumerKeyOf(pod);
+    return key ? [keyText(key)] : [];
+  },
+} as const;
+
+export function consumerKeyOf(remote: Pod): { namespace: string; name: string } | undefined {
+  const namespace = remote.metadata.annotations?.[annotations.podNamespace];
+  const name = remote.metadata.annotations?.[annotations.podName];
+  return namespace && name && isName(namespace, 63) && isName(name, 253) ? { namespace, name } : undefined;
+}
+
+const isName = (name: string, most: number): boolean =>
+  name.length <= most && /^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/.test(name);
+
+/** Where a pod is looked at again although nobody said that anything changed. */
+const lookAgainSeconds = 30;
+
+type Presence = { readonly is: 'there'; readonly pod: Pod } | { readonly is: 'gone' } | { readonly is: 'unknown' };
+
+export interface PodCarrier {
+  reconcile(key: ObjectKey, signal: AbortSignal): Promise<Result>;
+  /** A remote pod went: what it said last is what its end looked like. */
+  remember(remote: Pod): void;
+  /** Names of all objects that pods of this node refer to, as `Kind/remote name`. */
+  wantedObjects(host: PodHost): ReadonlySet<string>;
+}
+
+export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
+  const { consumer, pods, events, clock, log } = options;
+  /** Told once each: reasons that would otherwise repeat with every look. */
+  const told = boundedMap<string, string>(10_000);
+  /** By UID: what was sent last, so that a provider which changes annotations is not sent the same again and again. */
+  const sent = boundedMap<string, string>(20_000);
+  /** By UID: pods that were ended here, perhaps before the cache has heard of it. */
+  const ended = boundedMap<string, true>(20_000);
+  const lastSeen = boundedMap<string, Pod>(2_000);
+
+  function tell(pod: Pod, type: 'Normal' | 'Warning', reason: string, message: string): void {
+    const key = `${pod.metadata.uid}/${reason}`;
+    if (told.get(key) === message) return;
+    told.set(key, message);
+    events.event(pod, type, reason, message);
+  }
+
+  async function reconcile(key: ObjectKey, signal: AbortSignal): Promise<Result> {
+    const pod = pods.get(key);
+    const host = pod?.spec.nodeName ? options.hostOf(pod.spec.nodeName) : undefined;
+    await endStrangers(key, pod, host, signal);
+    if (!pod || !host) return {};
+
+    if (isOfDaemonSet(pod)) {
+      if (pod.metadata.deletionTimestamp) await forget(pod, signal);
+      else
+        tell(
+          pod,
+          'Warning',
+          'DaemonSetNotCarried',
+          'Pods of DaemonSets are not run on leased nodes; this one stays Pending.',
+        );
+      return {};
+    }
+    const over = isTerminal(pod) || ended.get(uidOf(pod)) === true;
+    if (pod.metadata.deletionTimestamp) return end(pod, host, over, signal);
+    if (over) {
+      host.objects.release(uidOf(pod));
+      return {};
+    }
+    if (!host.spec.allowedNamespaces.includes(pod.metadata.namespace ?? ''))
+      return refuse(
+        pod,
+        'NamespaceNotAllowed',
+        `Pods of namespace ${pod.metadata.namespace} may not use lease ${host.spec.lease.namespace}/${host.spec.lease.name}: add the namespace to its spec.access.namespaces, or run the pod elsewhere.`,
+        signal,
+      );
+    // Without the provider's list nothing is known of what runs there; its first sync wakes us.
+    if (!host.remotePods.synced) return {};
+    return carry(pod, host, signal);
+  }
+
+  async function carry(pod: Pod, host: PodHost, signal: AbortSignal): Promise<Result> {
+    const translation = translatePod(pod, viewOf(host));
+    const cached = remoteOf(pod, host);
+    const wasCarried = pod.status?.startTime !== undefined;
+    if (translation.refused !== undefined) {
+      if (!wasCarried && !cached) return refuse(pod, translation.refused, translation.message, signal);
+      // It runs, in its earlier shape; the change is what cannot be carried.
+      tell(pod, 'Warning', 'ChangeNotCarried', translation.message);
+      if (cached) await report(pod, cached, host, signal);
+      return {};
+    }
+    const wanted = translation.pod;
+    await host.objects.hold(
+      uidOf(pod),
+      [...refs('ConfigMap', pod, translation.configMaps), ...refs('Secret', pod, translation.secrets)],
+      signal,
+    );
+
+    let remote = cached;
+    if (!remote && wasCarried) {
+      const presence = await look(pod, host, signal);
+      if (presence.is === 'unknown') return { requeueAfterSeconds: 10 };
+      if (presence.is === 'gone') return lose(pod, host, signal);
+      remote = presence.pod;
+    }
+    if (!remote) {
+      const made = await send(pod, wanted, host, signal);
+      if (!made) return {};
+      if ('refused' in made) return made.refused;
+      remote = made.pod;
+    } else {
+      remote = await update(pod, remote, wanted, host, signal);
+    }
+    await loosen(pod, signal);
+    await report(pod, remote, host, signal);
+    return {};
+  }
+
+  /** Makes the pod at the provider, or finds it made. */
+  async function send(
+    pod: Pod,
+    wanted: Pod,
+    host: PodHost,
+    signal: AbortSignal,
+  ): Promise<{ pod: Pod } | { refused: Result } | undefined> {
+    // Ephemeral containers come to a pod that is there.
+    const { ephemeralContainers: _, ...spec } = wanted.spec;
+    try {
+      const made = await host.remote.create<Pod>(resources.pods, { ...wanted, spec: spec as Pod['spec'] }, signal);
+      sent.set(uidOf(pod), wanted.metadata.annotations?.[carriedHash] ?? '');
+      return { pod: made };
+    } catch (error) {
+      if (isAlreadyExists(error)) {
+        const found = await host.remote.get<Pod>(resources.pods, { name: wanted.metadata.name }, signal);
+        if (!found) throw error;
+        return { pod: found };
+      }
+      const refusal = refusalOf(error);
+      if (refusal?.final) return { refused: await refuse(pod, refusal.reason, refusal.message, signal) };
+      if (refusal) tell(pod, 'Warning', refusal.reason, refusal.message);
+      throw error;
+    }
+  }
+
+  /** Carries a change of the consumer's pod: image, deadline, labels that a file shows, ephemeral containers. */
+  async function update(pod: Pod, remote: Pod, wanted: Pod, host: PodHost, signal: AbortSignal): Promise<Pod> {
+    const hash = wanted.metadata.annotations?.[carriedHash] ?? '';
+    const last = sent.get(uidOf(pod)) ?? remote.metadata.annotations?.[carriedHash];
+    if (last === hash || remote.metadata.deletionTimestamp) return remote;
+    try {
+      // The whole pod, as it would be sent anew: the provider admits it anew, and takes what may change.
+      const updated = await host.remote.replace<Pod>(resources.pods, wanted, undefined, signal);
+      sent.set(uidOf(pod), hash);
+      return updated;
+    } catch (error) {
+      const refused = error instanceof ApiError && error.code !== 409;
+      if (!refused) throw error;
+      // It says no to this change, not to the pod.
+      sent.set(uidOf(pod), hash);
+      tell(pod, 'Warning', 'ChangeRefused', `The provider refused the change: ${cut(error.message)}`);
+      return remote;
+    }
+  }
+
+  async function loosen(pod: Pod, signal: AbortSignal): Promise<void> {
+    const patch = tolerationPatch(pod);
+    if (!patch) return;
+    try {
+      await consumer.patch(resources.pods, keyOfPod(pod), patch, { type: 'json' }, signal);
+    } catch (error) {
+      // Changed or gone meanwhile: its next change brings us back here.
+      if (!isNotFound(error) && !isApiError(error, 'Invalid', 'Conflict')) throw error;
+      log.debug({ pod: keyText(keyOfPod(pod)), error }, 'tolerations were not changed');
+    }
+  }
+
+  async function report(pod: Pod, remote: Pod, host: PodHost, signal: AbortSignal): Promise<void> {
+    const status = translateStatus(remote, pod, statusView(host), clock.now());
+    if (status) await write(pod, status, signal);
+  }
+
+  async function write(pod: Pod, status: PodStatus, signal: AbortSignal): Promise<void> {
+    if (sameStatus(pod.status, status)) return;
+    // Set first: a later look, at a cache that lags, must not take the end back.
+    if (status.phase === 'Succeeded' || status.phase === 'Failed') ended.set(uidOf(pod), true);
+    try {
+      await consumer.patch(
+        resources.pods,
+        keyOfPod(pod),
+        { metadata: { uid: uidOf(pod) }, status },
+        { type: 'strategic', subresource: 'status' },
+        signal,
+      );
+    } catch (error) {
+      // Another pod of that name has taken its place, or none has: there is nobody to report to.
+      if (isNotFound(error) || isConflict(error)) return;
+      ended.delete(uidOf(pod));
+      throw error;
+    }
+  }
+
+  async function refuse(pod: Pod, reason: string, message: string, signal: AbortSignal): Promise<Result> {
+    tell(pod, 'Warning', reason, message);
+    await write(pod, refusedStatus(pod, reason, message, clock.now()), signal);
+    return {};
+  }
+
+  async function lose(pod: Pod, host: PodHost, signal: AbortSignal): Promise<Result> {
+    const message = 'The provider no longer has the pod.';
+    tell(pod, 'Warning', 'PodGoneAtProvider', message);
+    const final = finalStatus(pod, host);
+    await write(pod, final ?? lostStatus(pod, 'PodGoneAtProvider', message, clock.now()), signal);
+    host.objects.release(uidOf(pod));
+    return {};
+  }
+
+  async function end(pod: Pod, host: PodHost, over: boolean, signal: AbortSignal): Promise<Result> {
+    // Refused pods have ended and were never sent.
+    if (over && pod.status?.startTime === undefined && !remoteOf(pod, host)) return forget(pod, signal);
+    const cached = remoteOf(pod, host);
+    const presence: Presence = cached ? { is: 'there', pod: cached } : await look(pod, host, signal);
+    if (presence.is === 'unknown') return { requeueAfterSeconds: 10 };
+    if (presence.is === 'there') {
+      const remote = presence.pod;
+      const grace = pod.metadata.deletionGracePeriodSeconds ?? 30;
+      const given = remote.metadata.deletionTimestamp ? remote.metadata.deletionGracePeriodSeconds : undefined;
+      if (given === undefined || given > grace)
+        await host.remote.delete(
+          resources.pods,
+          { name: remote.metadata.name },
+          { gracePeriodSeconds: grace, uid: remote.metadata.uid },
+          signal,
+        );
+      if (!over) await report(pod, remote, host, signal);
+      return { requeueAfterSeconds: lookAgainSeconds };
+    }
+    if (!over) {
+      // Jobs wait for a terminal phase before they let a deleted pod go.
+      const final = finalStatus(pod, host);
+      if (final) await write(pod, final, signal);
+      else if (pod.status?.startTime !== undefined && pod.metadata.finalizers?.length)
+        await write(pod, lostStatus(pod, 'PodGoneAtProvider', 'The pod was deleted.', clock.now()), signal);
+    }
+    host.objects.release(uidOf(pod));
+    return forget(pod, signal);
+  }
+
+  /** What the remote pod said last, when that was an end. */
+  function finalStatus(pod: Pod, host: PodHost): PodStatus | undefined {
+    const last = lastSeen.get(remoteNameOf(pod));
+    const status = last && translateStatus(last, pod, statusView(host), clock.now());
+    return status?.phase === 'Succeeded' || status?.phase === 'Failed' ? status : undefined;
+  }
+
+  async function forget(pod: Pod, signal: AbortSignal): Promise<Result> {
+    try {
+      await consumer.delete(resources.pods, keyOfPod(pod), { gracePeriodSeconds: 0, uid: uidOf(pod) }, signal);
+    } catch (error) {
+      if (!isConflict(error)) throw error;
+    }
+    lastSeen.delete(remoteNameOf(pod));
+    return {};
+  }
+
+  /** Asks the provider itself. Gone is a fact only from one that serves the lease, or has ended it. */
+  async function look(pod: Pod, host: PodHost, signal: AbortSignal): Promise<Presence> {
+    try {
+      const found = await host.remote.get<Pod>(resources.pods, { name: remoteNameOf(pod) }, signal);
+      if (found) return { is: 'there', pod: found };
+      const { state } = await host.lease.allocation(signal);
+      if (state === 'Serving') return { is: 'gone' };
+      return pod.metadata.deletionTimestamp && state !== 'Provisioning' ? { is: 'gone' } : { is: 'unknown' };
+    } catch (error) {
+      if (signal.aborted) throw error;
+      if (saysLeaseEnded(error) && pod.metadata.deletionTimestamp) return { is: 'gone' };
+      log.debug({ pod: keyText(keyOfPod(pod)), error }, 'the provider does not say whether it has the pod');
+      return { is: 'unknown' };
+    }
+  }
+
+  /**
+   * Ends what the provider runs under this name for a pod that is no more: force-deleted here, or replaced while we were
+   * away. Decided by the API server itself, never by a cache.
+   */
+  async function endStrangers(
+    key: ObjectKey,
+    pod: Pod | undefined,
+    host: PodHost | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const expected = pod && remoteNameOf(pod);
+    for (const holder of options.holdersOf(key)) {
+      for (const remote of holder.remotePods.byIndex('consumer', keyText(key))) {
+        if ((holder === host && remote.metadata.name === expected) || remote.metadata.deletionTimestamp) continue;
+        const live = await consumer.get<Pod>(resources.pods, key, signal);
+        if (live && live.spec.nodeName === holder.name && remoteNameOf(live) === remote.metadata.name) continue;
+        log.info({ pod: keyText(key), node: holder.name }, 'ending a pod at the provider that is gone here');
+        await holder.remote.delete(
+          resources.pods,
+          { name: remote.metadata.name },
+          { uid: remote.metadata.uid },
+          signal,
+        );
+      }
+    }
+  }
+
+  return {
+    reconcile,
+    remember(remote) {
+      lastSeen.set(remote.metadata.name, remote);
+    },
+    wantedObjects(host) {
+      const wanted = new Set<string>();
+      for (const pod of pods.byIndex('node', host.name)) {
+        if (isTerminal(pod)) continue;
+        const translation = translatePod(pod, viewOf(host));
+        if (translation.refused !== undefined) continue;
+        for (const ref of [
+          ...refs('ConfigMap', pod, translation.configMaps),
+          ...refs('Secret', pod, translation.secrets),
+        ])
+          wanted.add(`${ref.kind}/${remoteObjectName(ref.kind, ref.namespace, ref.name)}`);
+      }
+      return wanted;
+    },
+  };
+}
+
+/**
+ * Why the provider does not take the pod, in words for it. Final: what it says of this pod it will always say. A full quota
+ * is not: earlier pods are still leaving.
+ */
+function refusalOf(error: unknown): { final: boolean; reason: string; message: string } | undefined {
+  if (!(error instanceof ApiError)) return undefined;
+  const message = `The provider refused the pod: ${cut(error.message)}`;
+  if (error.reason === 'PodRefused' || error.reason === 'Invalid')
+    return { final: true, reason: 'PodRefused', message };
+  if (error.reason === 'Forbidden' && /violates PodSecurity/.test(error.message))
+    return { final: true, reason: 'PodRefused', message };
+  return { final: false, reason: 'NotYetCarried', message };
+}
+
+const saysLeaseEnded = (error: unknown): boolean =>
+  error instanceof Error && 'reason' in error && error.reason === 'LeaseEnded';
+const cut = (message: string): string => message.slice(0, 900);
+const uidOf = (pod: Pod): string => pod.metadata.uid ?? '';
+const keyOfPod = (pod: Pod) => ({ namespace: pod.metadata.namespace, name: pod.metadata.name });
+const remoteNameOf = (pod: Pod): string => remotePodName(pod.metadata.name, uidOf(pod));
+const remoteOf = (pod: Pod, host: PodHost): Pod | undefined => host.remotePods.byIndex('name', remoteNameOf(pod))[0];
+const viewOf = (host: PodHost) => ({
+  nodeName: host.name,
+  nodeAddress: host.address,
+  capacity: nodeCapacity(host.spec.served),
+});
+const statusView = (host: PodHost) => ({
+  nodeAddress: host.address,
+  podIP: host.spec.podIP ?? ('None' as const),
+  nodeReady: host.health().ready,
+});
+const refs = (kind: ObjectRef['kind'], pod: Pod, references: readonly Reference[]): ObjectRef[] =>
+  references.map(({ name, optional }) => ({ kind, namespace: pod.metadata.namespace ?? '', name, optional }));

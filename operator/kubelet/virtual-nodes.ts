@@ -1,0 +1,381 @@
+/**
+ * Virtual nodes: one process serves many. Each stands for one lease: a Node with its heartbeat, a kubelet API on a port of
+ * its own, and the pods that Kubernetes binds to it, carried to the provider.
+ *
+ * Everything is found again after a restart: Nodes by their labels, pods by what is bound, remote pods by their names. Nothing
+ * is deleted because it is not known.
+ */
+import { labels, managedBy } from '../api/labels.ts';
+import { remotePodName, virtualNodePrefix } from '../core/node/names.ts';
+import type { Pod } from '../core/node/pod.ts';
+import { type Node, nodeNameOf } from '../core/node/virtual-node.ts';
+import { type Clock, systemClock } from '../engine/clock.ts';
+import { createController, watches } from '../engine/controller.ts';
+import { createInformer } from '../engine/informer.ts';
+import type { EngineMetrics } from '../engine/metrics.ts';
+import { keyOf, keyText } from '../engine/paths.ts';
+import {
+  type Change,
+  type Cluster,
+  type EventRecorder,
+  type KubeObject,
+  type Log,
+  type ObjectKey,
+  type Result,
+  resources,
+} from '../engine/types.ts';
+import { createCallers } from './api/callers.ts';
+import { createClientCa } from './client-ca.ts';
+import { type DrainProgress, drainStep, removeNode } from './drain.ts';
+import { type Host, openHost } from './host.ts';
+import { keepNode, type NodeSeen } from './node.ts';
+import type { ObjectRef } from './objects.ts';
+import { consumerKeyOf, createPodCarrier } from './pods.ts';
+import type { RemoteLease } from './remote.ts';
+import { mirrorEvents } from './remote-events.ts';
+import type { NodeSpec, ServingCertificates } from './types.ts';
+
+export type { RemoteLease } from './remote.ts';
+export type { NodeSpec, ServingCertificate, ServingCertificates } from './types.ts';
+
+export interface VirtualNodesOptions {
+  /** The consumer's cluster. */
+  readonly cluster: Cluster;
+  /** Where its API server reaches this process. */
+  readonly address: string;
+  readonly listenHost?: string;
+  /** Ports for kubelet APIs, one a node. Default: any free ones. */
+  readonly ports?: { readonly from: number; readonly to: number };
+  /** e.g. v1.36.3+gpulease.0.1.0 */
+  readonly kubeletVersion: string;
+  readonly certificates: ServingCertificates;
+  readonly callers?: {
+    /** PEM. Default: what the cluster publishes in kube-system/extension-apiserver-authentication. */
+    readonly clientCaPem?: string;
+    /** Names that need no SubjectAccessReview. */
+    readonly allowedUsers?: readonly string[];
+  };
+  readonly events: EventRecorder;
+  readonly log: Log;
+  readonly clock?: Clock;
+  readonly metrics?: EngineMetrics;
+  readonly heartbeatSeconds?: number;
+  readonly heartbeatLastsSeconds?: number;
+  readonly podWorkers?: number;
+  readonly objectPollSeconds?: number;
+}
+
+export interface NodeState extends Partial<NodeSeen> {
+  readonly registered: boolean;
+  readonly port?: number;
+  readonly ready: boolean;
+  /** Why not. */
+  readonly reason?: string;
+  readonly message?: string;
+}
+
+export interface VirtualNode {
+  readonly name: string;
+  readonly state: NodeState;
+  /** Health may have changed: look now, not at the next heartbeat. */
+  refresh(): void;
+}
+
+export interface VirtualNodes {
+  /** Informers and queues, until the signal fires. Then nothing is served here any more; Node objects stay. */
+  run(signal: AbortSignal): Promise<void>;
+  /** Serves a lease's node. Returns at once; registering goes on in the background. A second call renews what is known of it. */
+  start(spec: NodeSpec, lease: RemoteLease): VirtualNode;
+  get(name: string): VirtualNode | undefined;
+  list(): readonly VirtualNode[];
+  /** One step: cordons, evicts; after the deadline deletes. Call again until nothing is left. */
+  drain(name: string, deadline: Date, signal?: AbortSignal): Promise<DrainProgress>;
+  /** Serves it no longer here. The Node object stays, for whoever serves it next. */
+  stop(name: string): Promise<void>;
+  /** Its lease has ended. True when the Node is gone; until then, call again. Needs no earlier start. */
+  remove(name: string, signal?: AbortSignal): Promise<boolean>;
+}
+
+/** Events from before a start were told before it; those of the last seconds may not have been. */
+const eventsBeforeStartSeconds = 10;
+
+export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
+  const { cluster, log, events } = options;
+  const clock = options.clock ?? systemClock;
+  const heartbeatSeconds = options.heartbeatSeconds ?? 10;
+  const hosts = new Map<string, Host>();
+  const states = new Map<string, NodeState>();
+  /** By consumer key: nodes at whose provider something claims to be that pod. */
+  const holders = new Map<string, Map<Host, number>>();
+
+  const pods = createInformer<Pod & KubeObject>({
+    cluster,
+    resource: resources.pods,
+    // Pods that are bound; which nodes are ours, no selector can say.
+    fieldSelector: 'spec.nodeName!=',
+    trim: trimStranger,
+    indexes: {
+      node: (pod) => (pod.spec.nodeName ? [pod.spec.nodeName] : []),
+      remote: (pod) => (isOnVirtualNode(pod) ? [remotePodName(pod.metadata.name, pod.metadata.uid ?? '')] : []),
+    },
+    log,
+    clock,
+    metrics: options.metrics,
+  });
+  const nodes = createInformer<Node & KubeObject>({
+    cluster,
+    resource: resources.nodes,
+    labelSelector: `${labels.managedBy}=${managedBy}`,
+    log,
+    clock,
+    metrics: options.metrics,
+  });
+
+  const carrier = createPodCarrier({
+    consumer: cluster,
+    pods,
+    hostOf: (name) => hosts.get(name),
+    holdersOf: (key) => [...(holders.get(keyText(key))?.keys() ?? [])],
+    events,
+    clock,
+    log,
+  });
+  const podQueue = createController({
+    name: 'virtual-node-pods',
+    reconcile: (key, signal) => carrier.reconcile(key, signal),
+    watches: [watches(pods, ({ object }) => (isOnVirtualNode(object) ? [keyOf(object)] : []))],
+    concurrency: options.podWorkers ?? 32,
+    // A pod that waits for its provider is looked at again before its user wonders.
+    backoff: { baseSeconds: 0.25, maxSeconds: 30 },
+    resyncSeconds: 600,
+    clock,
+    log,
+    metrics: options.metrics,
+  });
+  const nodeQueue = createController({
+    name: 'virtual-node',
+    reconcile: reconcileNode,
+    watches: [watches(nodes, ({ object }) => (hosts.has(object.metadata.name) ? [keyOf(object)] : []))],
+    concurrency: 16,
+    backoff: { baseSeconds: 0.25, maxSeconds: heartbeatSeconds },
+    stallAfterSeconds: 60,
+    clock,
+    log,
+    metrics: options.metrics,
+  });
+  pods.onChange(({ type, object }) => {
+    if (type !== 'deleted' || !object.spec.nodeName) return;
+    hosts.get(object.spec.nodeName)?.objects.release(object.metadata.uid ?? '');
+  });
+
+  const clientCa = createClientCa({
+    cluster,
+    clock,
+    log,
+    configured: options.callers?.clientCaPem,
+    onChange: () => {
+      for (const host of hosts.values()) host.renewCa();
+    },
+  });
+  const callers = createCallers({
+    cluster,
+    clock,
+    allowedUsers: options.callers?.allowedUsers,
+    verifiesCertificates: () => clientCa.pem !== undefined,
+  });
+
+  async function reconcileNode({ name }: ObjectKey, signal: AbortSignal): Promise<Result> {
+    const host = hosts.get(name);
+    if (!host) return {};
+    const { port } = host;
+    // Opening the port wakes us.
+    if (port === undefined) return {};
+    const health = host.health();
+    const seen = await keepNode(
+      {
+        cluster,
+        clock,
+        kubeletVersion: options.kubeletVersion,
+        address: options.address,
+        heartbeatLastsSeconds: options.heartbeatLastsSeconds ?? 40,
+      },
+      host.spec,
+      port,
+      health,
+      nodes.get({ name }),
+      signal,
+    );
+    if (hosts.get(name) !== host) return {};
+    // Whether pods count as ready depends on whether their node does.
+    if (states.get(name)?.ready !== health.ready)
+      for (const pod of pods.byIndex('node', name)) podQueue.enqueue(keyOf(pod));
+    states.set(name, {
+      ...seen,
+      registered: true,
+      port,
+      ...(health.ready ? {} : { reason: health.reason, message: health.message }),
+    });
+    return { requeueAfterSeconds: heartbeatSeconds };
+  }
+
+  function onRemotePod(host: Host, { type, object, old }: Change<Pod>): void {
+    const wanted = pods.byIndex('remote', object.metadata.name);
+    if (type === 'deleted' && wanted.length > 0) carrier.remember(object);
+    const claimed = consumerKeyOf(object);
+    if (claimed) {
+      const key = keyText(claimed);
+      const counts = holders.get(key) ?? new Map<Host, number>();
+      const step = type === 'added' ? 1 : type === 'deleted' ? -1 : 0;
+      const before = old && type === 'updated' ? consumerKeyOf(old) : claimed;
+      // A claim that changes is counted as a new one; the old one only costs a look.
+      const count = (counts.get(host) ?? 0) + (before && keyText(before) === key ? step : 1);
+      if (count > 0) counts.set(host, count);
+      else counts.delete(host);
+      if (counts.size > 0) holders.set(key, counts);
+      else holders.delete(key);
+      podQueue.enqueue(claimed);
+    }
+    for (const pod of wanted) podQueue.enqueue(keyOf(pod));
+  }
+
+  function enqueueAll(name: string): void {
+    nodeQueue.enqueue({ name });
+    for (const pod of pods.byIndex('node', name)) podQueue.enqueue(keyOf(pod));
+  }
+
+  function open(name: string, spec: NodeSpec, lease: RemoteLease): Host {
+    const podsHere = () => pods.byIndex('node', name);
+    const tellEvent = mirrorEvents(
+      {
+        podOf: (remoteName) => pods.byIndex('remote', remoteName).find((pod) => pod.spec.nodeName === name),
+        events,
+        clock,
+      },
+      new Date(clock.now().getTime() - eventsBeforeStartSeconds * 1000),
+    );
+    const host: Host = openHost({
+      name,
+      spec,
+      lease,
+      consumer: cluster,
+      address: options.address,
+      listenHost: options.listenHost ?? '0.0.0.0',
+      ports: options.ports,
+      certificates: options.certificates,
+      callers,
+      clientCa: () => clientCa.pem,
+      clientCaReady: clientCa.ready(),
+      lastPort: async () => {
+        const node = nodes.get({ name }) ?? (await cluster.get<Node>(resources.nodes, { name }));
+        return node?.status?.daemonEndpoints?.kubeletEndpoint.Port;
+      },
+      podOf: async (namespace, podName, signal) => {
+        const key = { namespace, name: podName };
+        const pod = pods.get(key) ?? (await cluster.get<Pod>(resources.pods, key, signal));
+        return pod?.spec.nodeName === name ? pod : undefined;
+      },
+      podsHere,
+      objectPollSeconds: options.objectPollSeconds ?? 30,
+      clock,
+      log,
+      metrics: options.metrics,
+      onProgress: () => enqueueAll(name),
+      onRemotePod: (change) => onRemotePod(host, change),
+      onRemoteEvent: tellEvent,
+      onMissing: (ref, podUids) => tellMissing(podsHere(), ref, podUids),
+      wantedObjects: () => carrier.wantedObjects(host),
+    });
+    return host;
+  }
+
+  /** In the words that virtual kubelets use for it. */
+  function tellMissing(here: readonly Pod[], ref: ObjectRef, podUids: readonly string[]): void {
+    for (const pod of here) {
+      if (!podUids.includes(pod.metadata.uid ?? '')) continue;
+      const need = ref.optional ? 'Optional' : 'Mandatory';
+      events.event(
+        pod,
+        'Warning',
+        `${need}${ref.kind}NotFound`,
+        `${ref.kind} ${ref.namespace}/${ref.name} was not found${ref.optional ? '' : ': the pod waits for it'}`,
+      );
+    }
+  }
+
+  async function stop(name: string): Promise<void> {
+    const host = hosts.get(name);
+    hosts.delete(name);
+    states.delete(name);
+    for (const [key, counts] of holders) {
+      if (host && counts.delete(host) && counts.size === 0) holders.delete(key);
+    }
+    await host?.stop();
+  }
+
+  const handle = (name: string): VirtualNode => ({
+    name,
+    get state() {
+      const port = hosts.get(name)?.port;
+      return states.get(name) ?? { registered: false, ready: false, ...(port !== undefined && { port }) };
+    },
+    refresh: () => nodeQueue.enqueue({ name }),
+  });
+
+  return {
+    async run(signal) {
+      try {
+        await Promise.all([
+          clientCa.run(signal),
+          pods.run(signal),
+          nodes.run(signal),
+          podQueue.run(signal),
+          nodeQueue.run(signal),
+        ]);
+      } finally {
+        await Promise.all([...hosts.keys()].map(stop));
+      }
+    },
+
+    start(spec, lease) {
+      const name = nodeNameOf(spec.lease);
+      const known = hosts.get(name);
+      if (known && known.spec.leaseId === spec.leaseId) {
+        const changed = tellsPods(known.spec) !== tellsPods(spec);
+        known.spec = spec;
+        if (changed) enqueueAll(name);
+        else nodeQueue.enqueue({ name });
+        return handle(name);
+      }
+      // Another attempt of the same lease, with another provider or escrow.
+      if (known) void stop(name);
+      hosts.set(name, open(name, spec, lease));
+      enqueueAll(name);
+      return handle(name);
+    },
+
+    get: (name) => (hosts.has(name) ? handle(name) : undefined),
+    list: () => [...hosts.keys()].map(handle),
+
+    drain: (name, deadline, signal) => drainStep(cluster, name, clock.now() >= deadline, signal),
+
+    stop,
+
+    async remove(name, signal) {
+      await stop(name);
+      return removeNode(cluster, name, clock.now(), signal);
+    },
+  };
+}
+
+/** What of a node its pods depend on. */
+const tellsPods = (spec: NodeSpec): string =>
+  JSON.stringify([spec.allowedNamespaces, spec.podIP, spec.served.gpus, spec.served.resources]);
+
+const isOnVirtualNode = (pod: Pod): boolean => pod.spec.nodeName?.startsWith(virtualNodePrefix) === true;
+
+/** Pods of other nodes are only passed by: nothing of them is kept but that they exist. */
+function trimStranger(pod: Pod & KubeObject): Pod & KubeObject {
+  if (isOnVirtualNode(pod)) return pod;
+  const { name, namespace, uid, resourceVersion } = pod.metadata;
+  return { metadata: { name, namespace, uid, resourceVersion }, spec: { containers: [] } };
+}

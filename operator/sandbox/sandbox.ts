@@ -1,0 +1,369 @@
+/**
+ * Everything on one machine: a consumer cluster with the operator, a provider cluster with the gateway and two GPU nodes,
+ * and a chain with the contracts. Every part is the one that is shipped; only the GPUs are simulated.
+ */
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { Interface } from 'ethers';
+import { load } from 'js-yaml';
+import { type Deployment, type DeployResult, deployContracts } from '../adapters/chain/deploy.ts';
+import { keyFromHex } from '../adapters/chain/key.ts';
+import { connectRpc } from '../adapters/chain/rpc.ts';
+import { applyManifests } from '../adapters/kube/apply-manifests.ts';
+import { customResourceDefinition } from '../api/crd.ts';
+import { kinds } from '../api/kinds.ts';
+import { apiVersion } from '../api/labels.ts';
+import type { Address } from '../api/messages.ts';
+import { gpuToken } from '../contracts/generated/gpu-token.ts';
+import { mockUsdc } from '../contracts/generated/mock-usdc.ts';
+import { connectCluster } from '../engine/cluster.ts';
+import type { Cluster } from '../engine/types.ts';
+import { type Anvil, startAnvil } from './chain/anvil.ts';
+import { startGpuNode } from './clusters/gpu-node.ts';
+import { H100, RTX_4090, simulatedGpus } from './clusters/gpus.ts';
+import type { ClusterNode } from './clusters/node.ts';
+import { type Plane, startPlane } from './clusters/plane.ts';
+import { createSupervisor, freePorts, type ManagedProcess, type Report, type Supervisor } from './processes.ts';
+import { ensureTools } from './tools/tools.ts';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
+
+export const namespace = 'gpulease-system';
+
+export interface SandboxOptions {
+  readonly dir: string;
+  readonly report: Report;
+  readonly voucherPeriodSeconds?: number;
+  /** Blocks come at this pace; a transaction does not wait for it. */
+  readonly blockTimeSeconds?: number;
+  readonly claimWindowSeconds?: number;
+  readonly gpus?: { readonly h100: number; readonly rtx4090: number };
+  /** Further flags of the two programs. */
+  readonly operatorArgs?: readonly string[];
+  readonly gatewayArgs?: readonly string[];
+  readonly operatorEnv?: Readonly<Record<string, string>>;
+  /** Another entry point of the operator, for tests that stop it at a chosen point. */
+  readonly operatorEntry?: string;
+}
+
+export interface Sandbox {
+  readonly dir: string;
+  readonly consumer: Plane;
+  readonly provider: Plane;
+  readonly consumerCluster: Cluster;
+  readonly providerCluster: Cluster;
+  readonly nodes: readonly ClusterNode[];
+  /** No real kubelet: pods are simulated. */
+  readonly simulated: boolean;
+  readonly chain: Anvil;
+  readonly deployment: Deployment;
+  readonly wallet: Address;
+  readonly providerAddress: Address;
+  readonly gatewayUrl: string;
+  readonly operator: ManagedProcess;
+  readonly gateway: ManagedProcess;
+  /** Ports of /metrics, /livez and /readyz. */
+  readonly operations: { readonly operator: number; readonly gateway: number };
+  readonly kubectl: string;
+  stop(): Promise<void>;
+}
+
+export async function startSandbox(options: SandboxOptions, signal?: AbortSignal): Promise<Sandbox> {
+  const { dir, report } = options;
+  mkdirSync(dir, { recursive: true, mode: 0o700 });
+  const stops: (() => Promise<void>)[] = [];
+  const stop = async () => {
+    for (const one of stops.splice(0).reverse()) await one();
+  };
+  try {
+    return await build(options, stops, stop, signal);
+  } catch (error) {
+    await stop().catch((also: Error) => report(`while clearing up: ${also.message}`));
+    throw error;
+  }
+}
+
+async function build(
+  options: SandboxOptions,
+  stops: (() => Promise<void>)[],
+  stop: () => Promise<void>,
+  signal?: AbortSignal,
+): Promise<Sandbox> {
+  const {
+    dir,
+    report,
+    voucherPeriodSeconds = 5,
+    blockTimeSeconds = 1,
+    claimWindowSeconds = 30,
+    gpus = { h100: 8, rtx4090: 2 },
+  } = options;
+  const keep = <T extends { stop(): Promise<void> }>(part: T): T => {
+    stops.push(() => part.stop());
+    return part;
+  };
+  const tools = await ensureTools({ need: ['plane'], report }, signal);
+
+  report('starting two control planes (etcd, kube-apiserver, controller-manager, scheduler) and a chain (anvil)');
+  const plane = (name: string) => startPlane({ name, dir: join(dir, name), tools, report }, signal).then(keep);
+  const [consumer, provider, chain] = await Promise.all([
+    plane('consumer'),
+    plane('provider'),
+    startAnvil(
+      { dir: join(dir, 'chain'), report, blockTimeSeconds, mineAtOnceToo: true, slotsInAnEpoch: 4 },
+      signal,
+    ).then(keep),
+  ]);
+  const consumerCluster = connectCluster({ name: 'consumer', kubeconfig: consumer.kubeconfig });
+  const providerCluster = connectCluster({ name: 'provider', kubeconfig: provider.kubeconfig });
+
+  report('joining two GPU nodes to the provider (kubelet, containerd, device plugin) and deploying the contracts');
+  const node = (name: string, model: typeof H100, count: number) =>
+    startGpuNode(
+      {
+        plane: provider,
+        name,
+        dir: join(dir, name),
+        gpus: simulatedGpus(name, model, count),
+        labels: { 'gpulease.dev/offered': 'true' },
+        report,
+      },
+      signal,
+    ).then(keep);
+  const [nodes, deployed] = await Promise.all([
+    Promise.all([node('gpu-h100', H100, gpus.h100), node('gpu-4090', RTX_4090, gpus.rtx4090)]),
+    deploy(chain, claimWindowSeconds, signal),
+    applyManifests(consumerCluster, [...crds(), ...base()], { fieldManager: 'sandbox' }, signal),
+    applyManifests(providerCluster, [...crds(), ...base()], { fieldManager: 'sandbox' }, signal),
+  ]);
+  const { deployment, wallet, walletKey, providerKey, providerAddress } = deployed;
+  await Promise.all([established(consumerCluster, signal), established(providerCluster, signal)]);
+  await applyManifests(providerCluster, offers(), { fieldManager: 'sandbox' }, signal);
+
+  report('starting the gateway and the operator');
+  const programs: Supervisor = keep(createSupervisor({ dir: join(dir, 'programs'), report }));
+  const secret = (name: string, text: string) => {
+    const file = join(dir, name);
+    writeFileSync(file, text, { mode: 0o600 });
+    return file;
+  };
+  const addresses = secret('addresses.json', JSON.stringify(deployment));
+  const [gatewayPort = 0, gatewayOperations = 0, operatorOperations = 0] = await freePorts(3);
+  const gatewayUrl = `https://127.0.0.1:${gatewayPort}`;
+  const serving = await provider.issueServing('gateway', ['127.0.0.1', 'localhost']);
+  const gateway = await programs.start(
+    {
+      name: 'gateway',
+      command: process.execPath,
+      args: [
+        join(root, 'operator/cmd/gateway.ts'),
+        '--kubeconfig',
+        secret('gateway.kubeconfig', await provider.issueKubeconfig('gpulease-gateway', ['system:masters'])),
+        '--namespace',
+        namespace,
+        '--listen',
+        `127.0.0.1:${gatewayPort}`,
+        '--public-url',
+        gatewayUrl,
+        '--tls-cert',
+        secret('gateway.crt', serving.certificatePem),
+        '--tls-key',
+        secret('gateway.key', serving.privateKeyPem),
+        '--key-file',
+        secret('provider.key', providerKey),
+        '--chain',
+        `${chain.chainId}=${chain.rpcUrl}`,
+        '--addresses',
+        addresses,
+        '--operations-port',
+        String(gatewayOperations),
+        '--chain-interval',
+        '1',
+        '--tick',
+        '1',
+        ...(options.gatewayArgs ?? []),
+      ],
+      ready: () => ready(gatewayOperations),
+      readyTimeoutSeconds: 60,
+    },
+    signal,
+  );
+  const operator = await programs.start(
+    {
+      name: 'operator',
+      command: process.execPath,
+      args: [
+        options.operatorEntry ?? join(root, 'operator/cmd/operator.ts'),
+        '--kubeconfig',
+        secret('operator.kubeconfig', await consumer.issueKubeconfig('gpulease-operator', ['system:masters'])),
+        '--namespace',
+        namespace,
+        '--chain',
+        `${chain.chainId}=${chain.rpcUrl}`,
+        '--wallet-key-file',
+        secret('wallet.key', walletKey),
+        '--max-escrow',
+        'USDC=1000',
+        '--max-escrow',
+        'GPU=1000',
+        '--voucher-period-seconds',
+        String(voucherPeriodSeconds),
+        '--chain-tick-seconds',
+        '1',
+        '--refund-seconds',
+        '2',
+        '--close-timeout-seconds',
+        '20',
+        '--operations-port',
+        String(operatorOperations),
+        ...(options.operatorArgs ?? []),
+      ],
+      env: options.operatorEnv,
+      ready: () => ready(operatorOperations),
+      readyTimeoutSeconds: 60,
+    },
+    signal,
+  );
+  await applyManifests(
+    consumerCluster,
+    [gpuProvider(gatewayUrl, provider.caPem, providerAddress, deployment)],
+    { fieldManager: 'sandbox' },
+    signal,
+  );
+  return {
+    dir,
+    consumer,
+    provider,
+    consumerCluster,
+    providerCluster,
+    nodes,
+    simulated: nodes.some((n) => n.simulated),
+    chain,
+    deployment,
+    wallet,
+    providerAddress,
+    gatewayUrl,
+    operator,
+    gateway,
+    operations: { operator: operatorOperations, gateway: gatewayOperations },
+    kubectl: tools.kubectl,
+    stop,
+  };
+}
+
+/** Accounts of the local chain, by what they do here. All hold play money and have well-known keys. */
+const roles = { deployer: 0, consumer: 1, provider: 2, feeRecipient: 3 } as const;
+
+async function deploy(chain: Anvil, claimWindowSeconds: number, signal?: AbortSignal) {
+  const account = (role: keyof typeof roles) => chain.accounts[roles[role]]!;
+  const rpc = await connectRpc({ urls: [chain.rpcUrl], chainId: chain.chainId }, signal);
+  const { deployment }: DeployResult = await deployContracts(
+    {
+      rpc,
+      key: keyFromHex(account('deployer').privateKey),
+      claimWindowSeconds,
+      feeRecipient: account('feeRecipient').address as Address,
+      tokens: [
+        { name: 'USDC', source: 'mock', feeBps: 200 },
+        { name: 'GPU', source: 'gpu', feeBps: 0 },
+      ],
+    },
+    signal,
+  );
+  const wallet = account('consumer').address as Address;
+  const send = (to: Address, data: string) =>
+    chain.rpc('eth_sendTransaction', { from: account('deployer').address, to, data });
+  await send(
+    deployment.tokens.USDC!.address,
+    new Interface(mockUsdc.abi).encodeFunctionData('mint', [wallet, 1_000_000000n]),
+  );
+  await send(
+    deployment.tokens.GPU!.address,
+    new Interface(gpuToken.abi).encodeFunctionData('transfer', [wallet, 1_000n * 10n ** 18n]),
+  );
+  return {
+    deployment,
+    wallet,
+    walletKey: account('consumer').privateKey,
+    providerKey: account('provider').privateKey,
+    providerAddress: account('provider').address as Address,
+  };
+}
+
+const crds = () => kinds.map((kind) => customResourceDefinition(kind) as never);
+const base = () => [{ apiVersion: 'v1', kind: 'Namespace', metadata: { name: namespace } }] as never[];
+
+/** Prices of the day: RunPod's community and secure list, 2026-09-25. The network's own token carries no fee, so it costs less. */
+function offers() {
+  const offer = (name: string, model: string, interconnect: string, usdc: string, gpu: string) => ({
+    apiVersion,
+    kind: 'GpuOffer',
+    metadata: { name },
+    spec: {
+      model,
+      interconnect,
+      prices: [
+        { assetSymbol: 'USDC', perGpuHour: usdc },
+        { assetSymbol: 'GPU', perGpuHour: gpu },
+      ],
+    },
+  });
+  return [
+    offer('h100-sxm', 'H100-SXM', 'NVLink', '2.69', '2.64'),
+    offer('rtx4090', 'RTX4090', 'PCIe', '0.34', '0.3335'),
+  ] as never[];
+}
+
+function gpuProvider(url: string, caPem: string, address: Address, deployment: Deployment) {
+  const rails = Object.entries(deployment.tokens).map(([assetSymbol, token]) => ({
+    chainId: deployment.chainId,
+    escrow: deployment.escrow,
+    token: token.address,
+    assetSymbol,
+    maxEscrow: '500',
+  }));
+  return {
+    apiVersion,
+    kind: 'GpuProvider',
+    metadata: { name: 'sandbox' },
+    spec: {
+      endpoint: { url, caBundle: Buffer.from(caPem).toString('base64') },
+      identity: { address },
+      payment: { rails },
+      probe: { intervalSeconds: 2, timeoutSeconds: 2, failureThreshold: 3 },
+    },
+  } as never;
+}
+
+async function established(cluster: Cluster, signal?: AbortSignal): Promise<void> {
+  for (const kind of kinds) {
+    for (;;) {
+      const crd = await cluster.get<never>(
+        {
+          group: 'apiextensions.k8s.io',
+          version: 'v1',
+          plural: 'customresourcedefinitions',
+          kind: 'CustomResourceDefinition',
+          namespaced: false,
+        },
+        { name: `${kind.plural}.gpulease.dev` },
+        signal,
+      );
+      const conditions = (crd as { status?: { conditions?: { type: string; status: string }[] } } | undefined)?.status
+        ?.conditions;
+      if (conditions?.some((c) => c.type === 'Established' && c.status === 'True')) break;
+      await sleep(100, undefined, { signal });
+    }
+  }
+}
+
+async function ready(port: number): Promise<boolean> {
+  const answer = await fetch(`http://127.0.0.1:${port}/readyz`);
+  return answer.ok;
+}
+
+/** The manifests of an example, in order of their file names as given. */
+export function example(name: string, ...files: string[]): never[] {
+  return files.map((file) => load(readFileSync(join(root, 'examples', name, file), 'utf8')) as never);
+}

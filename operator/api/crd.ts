@@ -50,7 +50,8 @@ export function customResourceDefinition(kind: KindDefinition): Json {
         plural: kind.plural,
         singular: kind.kind.toLowerCase(),
         shortNames: kind.shortNames,
-        categories: ['gpulease'],
+        // Not `gpulease`: that is a kind's singular name, and kubectl would take it for the category.
+        categories: ['gpuleasing'],
       },
       scope: kind.scope,
       versions: [

@@ -1,4 +1,8 @@
 /** The escrow on a real EVM: a lease in both tokens, every refusal in words, gas, and reads that never guess. */
+import { execFile } from 'node:child_process';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { Interface } from 'ethers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { connectEscrow, encodeCalls } from '../../operator/adapters/chain/escrow-client.ts';
@@ -230,6 +234,91 @@ describe('refusals', () => {
       terminal: false,
     });
     await chain.send(keys.deployer, calls.setOpensPaused(false));
+  });
+});
+
+describe('a deployment', () => {
+  const command = new URL('../../operator/cmd/deploy-contracts.ts', import.meta.url).pathname;
+  const run = (...args: string[]) =>
+    new Promise<{ code: number; out: string; err: string }>((resolve) => {
+      execFile(process.execPath, [command, ...args], (error, out, err) =>
+        resolve({ code: Number(error?.code ?? 0), out, err }),
+      );
+    });
+  const secret = () => chain.anvil.accounts[7]!.privateKey;
+
+  it('is made once: a second run keeps it, a cut-off one goes on, a changed fee is made good', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'gpulease-deploy-'));
+    const [keyFile, out] = [join(dir, 'key'), join(dir, 'addresses.json')];
+    await writeFile(keyFile, secret());
+    const common = ['--rpc-url', chain.anvil.rpcUrl, '--key-file', keyFile, '--out', out];
+
+    const dry = await run(...common, '--dry-run');
+    expect(dry).toMatchObject({ code: 0, err: expect.stringMatching(/planned +LeaseEscrow/) });
+    await expect(readFile(out)).rejects.toThrow();
+
+    const first = await run(...common, '--claim-window-seconds', '77');
+    expect(first.code).toBe(0);
+    const deployment = JSON.parse(first.out);
+    expect(JSON.parse(await readFile(out, 'utf8'))).toEqual(deployment);
+    expect(deployment).toMatchObject({
+      chainId: 31337,
+      claimWindowSeconds: 77,
+      tokens: { USDC: { decimals: 6, feeBps: 200 } },
+    });
+    // What was planned is what came: the dry run knew the addresses.
+    expect(dry.err).toContain(deployment.escrow);
+    const client = await connectEscrow({ rpc: chain.rpc, escrow: deployment.escrow });
+    expect(client.claimWindowSeconds).toBe(77);
+    expect(await client.token(deployment.tokens.GPU.address)).toMatchObject({
+      symbol: 'GPU',
+      feeBps: 0,
+      allowed: true,
+    });
+
+    const second = await run(...common);
+    expect(second.err).toMatch(/^0 transactions/m);
+    expect(JSON.parse(second.out)).toEqual(deployment);
+
+    const { GPU: _, ...tokens } = deployment.tokens;
+    await writeFile(out, JSON.stringify({ ...deployment, tokens }));
+    const third = await run(...common, '--tokens', 'USDC=mock@300,GPU=gpu');
+    expect(third.err).toMatch(/^3 transactions/m);
+    expect(JSON.parse(third.out)).toMatchObject({
+      escrow: deployment.escrow,
+      tokens: { USDC: { ...tokens.USDC, feeBps: 300 } },
+    });
+    expect((await client.token(tokens.USDC.address)).feeBps).toBe(300);
+    expect(first.err + first.out + third.err).not.toContain(secret().slice(2));
+    await rm(dir, { recursive: true });
+  });
+
+  it('says what is missing or wrong', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'gpulease-deploy-'));
+    const keyFile = join(dir, 'key');
+    await writeFile(keyFile, secret());
+    const url = ['--rpc-url', chain.anvil.rpcUrl];
+    const all = [...url, '--key-file', keyFile, '--out', join(dir, 'out.json')];
+    expect((await run('--help')).out).toMatch(/--claim-window-seconds/);
+    const cases: readonly [string[], RegExp][] = [
+      [[], /--rpc-url URL/],
+      [url, /--key-file FILE/],
+      [[...url, '--key-file', join(dir, 'none')], /cannot read the key file/],
+      [['--rpc-url', 'http://127.0.0.1:9', '--key-file', keyFile], /no JSON-RPC endpoint answers at 127.0.0.1:9/],
+      [[...all, '--tokens', 'USDC'], /NAME=SOURCE/],
+      [[...all, '--tokens', 'USDC=mock@501'], /cap is 500/],
+      [[...all, '--claim-window-seconds', '0'], /from 1 to/],
+      [[...all, '--owner', '0x1'], /is no address/],
+      [[...all, '--tokens', `USDC=0x${'12'.repeat(20)}`], /there is no token at/],
+      [[...all, '--nonsense'], /nonsense/],
+    ];
+    for (const [args, message] of cases) {
+      const { code, err } = await run(...args);
+      expect(err).toMatch(message);
+      expect(code).toBe(1);
+      expect(err).not.toMatch(/\n\s+at /);
+    }
+    await rm(dir, { recursive: true });
   });
 });
 

@@ -123,13 +123,13 @@ describe('streams, through the API server only', () => {
       '--',
       'sh',
       '-c',
-      'test -t 0 && stty size && echo a-terminal',
+      'test -t 0 && ttysize; echo a-terminal',
     ]
       .map((a) => `'${a}'`)
       .join(' ');
     const { stdout } = await run('script', ['-qec', `stty rows 31 cols 101; ${command}`, '/dev/null']);
     expect(stdout).toContain('a-terminal');
-    expect(stdout).toContain('31 101');
+    expect(stdout).toContain('101 31');
   });
 
   it('carries 20 MB through standard input, which is then half-closed', async ({ skip }) => {

@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { leaseIdOf, signQuote } from '../../operator/adapters/chain/messages.ts';
+import { leaseIdOf, signQuote, signVoucher } from '../../operator/adapters/chain/messages.ts';
 import {
   createOutbox,
   type Intent,
@@ -337,4 +337,58 @@ describe('when the network fails', () => {
     await outbox.submit(approve('3'));
     await mine(1);
   });
+});
+
+describe('on a chain with a block a second', () => {
+  it('two leases are opened, settled and closed through two outboxes', async () => {
+    const slow = await startEscrowChain({ blockTimeSeconds: 1 });
+    try {
+      const { client, keys } = slow;
+      const rpc = slow.rpc;
+      const boxes = {
+        consumer: createOutbox({ rpc, key: keys.consumer, store: memoryStore<OutboxRecord>(), now: () => new Date() }),
+        provider: createOutbox({ rpc, key: keys.provider, store: memoryStore<OutboxRecord>(), now: () => new Date() }),
+      };
+      const mined = async (box: Outbox, keysOf: readonly string[]) => {
+        for (let turn = 0; turn < 60; turn++) {
+          await box.tick();
+          const states = await Promise.all(keysOf.map(async (name) => (await box.state(name))?.state));
+          if (states.every((state) => state === 'mined')) return;
+          await new Promise((resolve) => setTimeout(resolve, 200));
+        }
+        throw new Error(
+          JSON.stringify(await box.entries(), (_, value) => (typeof value === 'bigint' ? String(value) : value)),
+        );
+      };
+      await boxes.consumer.submit({ key: 'approve', ...client.calls.approve(slow.usdc) });
+      await mined(boxes.consumer, ['approve']);
+      const leases = await Promise.all(
+        [1, 2].map(async (which) => {
+          const quote = await slow.quote();
+          const signed = await signQuote(keys.provider, client.domain, quote);
+          await boxes.consumer.submit({
+            key: `open/${which}`,
+            ...client.calls.open(signed, keys.session.address, 100_000n),
+          });
+          return leaseIdOf(quote.consumer, quote.leaseRef);
+        }),
+      );
+      await mined(boxes.consumer, ['open/1', 'open/2']);
+      const vouchers = await Promise.all(
+        leases.map((leaseId) => signVoucher(keys.session, client.domain, { leaseId, servedSeconds: 1, last: true })),
+      );
+      await new Promise((resolve) => setTimeout(resolve, 1100));
+      for (const [index, voucher] of vouchers.entries()) {
+        expect((await boxes.provider.submit({ key: `close/${index}`, ...client.calls.close(voucher) })).outcome).toBe(
+          'accepted',
+        );
+      }
+      await mined(boxes.provider, ['close/0', 'close/1']);
+      for (const lease of await client.leases(leases)) {
+        expect(lease).toMatchObject({ closed: true, servedSeconds: 1, claimed: 94n, refunded: 99_906n });
+      }
+    } finally {
+      await slow.stop();
+    }
+  }, 60_000);
 });

@@ -194,7 +194,8 @@ export async function startProviderSide(
   const cluster = options.cluster ?? fakeCluster({ name: 'provider' });
   if (options.cluster === undefined) {
     cluster.seed(resources.nodes, ...(options.objects ?? [gpuNode('node-a', 2)]));
-    cluster.seed(resources.gpuOffers, ...((options.offers ?? [offer('rtx4090')]) as KubeObject[]));
+    const offers = [...(options.offers ?? [offer('rtx4090')])] as KubeObject[];
+    cluster.seed(resources.gpuOffers, ...offers);
   }
   const chain = options.chain ?? fakeChain(nowSeconds);
   const rail: ProviderRail = {

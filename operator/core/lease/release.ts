@@ -5,7 +5,7 @@
  */
 
 import type { Action } from './actions.ts';
-import { servedSeconds } from './meter.ts';
+import { count, servedSeconds } from './meter.ts';
 import type { Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
 import { signableSeconds } from './serve.ts';
@@ -15,7 +15,8 @@ export const release: Step = { condition: 'Released', decide };
 function decide(seen: Observed): Decision {
   const { record, node, chain, allocation, now, settings } = seen;
   const quote = record?.quote;
-  const stop: Action[] = node ? [{ do: 'stopNode' }] : [];
+  // Billed until the node is let go, not until its last pod was.
+  const stop: Action[] = node ? [{ do: 'saveMeter', meter: count(record!.meter, node, now) }, { do: 'stopNode' }] : [];
   if (node)
     return {
       status: 'Unknown',

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { hostname } from 'node:os';
-import { Counter, type Registry } from 'prom-client';
+import { Counter, Gauge, type Registry } from 'prom-client';
 import { loadKey } from '../adapters/chain/key.ts';
 import type { OutboxRecord } from '../adapters/chain/outbox.ts';
 import { needsRenewal, selfSigned, spkiSha256 } from '../adapters/gateway/certificate.ts';
@@ -84,6 +84,8 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     metrics: metrics.engine,
     counters: countersOn(metrics.registry),
   });
+
+  showFigures(metrics.registry, () => (provider.synced ? provider.figures() : undefined));
 
   const operations = await startOperationsServer({
     port: options.operationsPort,
@@ -197,6 +199,35 @@ async function certificate(options: GatewaySettings, cluster: Cluster, signal: A
   const key = stored['tls.key']?.toString('utf8') ?? '';
   // Renewed in memory only, with the stored key: consumers pin the key, not the certificate.
   return needsRenewal(cert, hosts, new Date()) ? selfSigned(hosts, new Date(), key) : { cert, key };
+}
+
+function showFigures(
+  registry: Registry,
+  figures: () => { leases: Readonly<Record<string, number>>; sold: number; free: number } | undefined,
+): void {
+  const registers = [registry];
+  new Gauge({
+    name: 'gpulease_gateway_leases',
+    help: 'Leases with a record here, by state.',
+    labelNames: ['state'],
+    registers,
+    collect() {
+      this.reset();
+      for (const [state, count] of Object.entries(figures()?.leases ?? {})) this.set({ state }, count);
+    },
+  });
+  new Gauge({
+    name: 'gpulease_gateway_gpus',
+    help: 'GPUs of offered nodes: sold, or free to be sold.',
+    labelNames: ['state'],
+    registers,
+    collect() {
+      const now = figures();
+      if (now === undefined) return;
+      this.set({ state: 'sold' }, now.sold);
+      this.set({ state: 'free' }, now.free);
+    },
+  });
 }
 
 function countersOn(registry: Registry): Counters {

@@ -1,8 +1,11 @@
 /** A signal that fires when the caller goes away before it was answered. */
-import type { FastifyRequest } from 'fastify';
+import type { FastifyReply } from 'fastify';
 
-export function abortedWith(request: FastifyRequest): AbortSignal {
+export function abortedWith(reply: FastifyReply): AbortSignal {
   const controller = new AbortController();
-  request.raw.socket?.once('close', () => controller.abort(new Error('the caller went away')));
+  // Of the response, not of the connection: that one serves many requests.
+  reply.raw.once('close', () => {
+    if (!reply.raw.writableFinished) controller.abort(new Error('the caller went away'));
+  });
   return controller.signal;
 }

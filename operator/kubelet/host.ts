@@ -5,7 +5,6 @@
 import { annotations } from '../api/labels.ts';
 import type { Pod } from '../core/node/pod.ts';
 import { carriedHash } from '../core/node/translate-pod.ts';
-import type { NodeHealth } from '../core/node/virtual-node.ts';
 import type { Clock } from '../engine/clock.ts';
 import { createInformer } from '../engine/informer.ts';
 import type { EngineMetrics } from '../engine/metrics.ts';

@@ -86,7 +86,8 @@ export function createObjectCarrier(options: ObjectCarrierOptions): ObjectCarrie
     const resource = resourceOf(ref);
     const found = await consumer.get<Carried>(resource, { namespace: ref.namespace, name: ref.name }, signal);
     const source = found?.type === tokenType ? undefined : found;
-    entry.nextAtMs = clock.monotonicMs() + (source ? options.pollSeconds : missingPollSeconds) * 1000;
+    entry.nextAtMs =
+      clock.monotonicMs() + (source ? options.pollSeconds : Math.min(missingPollSeconds, options.pollSeconds)) * 1000;
     if (!source) {
       if (!entry.missing) options.onMissing(ref, [...entry.pods]);
       entry.missing = true;
@@ -190,7 +191,7 @@ export function createObjectCarrier(options: ObjectCarrierOptions): ObjectCarrie
 
     async run(signal) {
       while (!signal.aborted) {
-        await pause(clock, 1000, signal);
+        await pause(clock, Math.min(1, options.pollSeconds) * 1000, signal);
         if (signal.aborted) return;
         const due = [...held.values()].filter((entry) => entry.nextAtMs <= clock.monotonicMs());
         const next = due[Symbol.iterator]();

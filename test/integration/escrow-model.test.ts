@@ -274,7 +274,7 @@ async function compare(state: EscrowModel, quotes: readonly Quote[]): Promise<vo
 }
 
 it('model and contract agree on every random trace', async () => {
-  const numRuns = Number(process.env.FC_RUNS ?? 25);
+  const numRuns = Number(process.env.FC_RUNS ?? 15);
   const seed = Number(process.env.FC_SEED ?? 20_260_301);
   const seen = new Map<string, number>();
   await fc.assert(

@@ -110,26 +110,17 @@ describe('streams, through the API server only', () => {
     expect(code).toBe(7);
   });
 
-  it('gives exec a terminal', async ({ skip }) => {
+  it('gives exec a terminal, and tells it when its size changes', async ({ skip }) => {
     if (!real()) skip('pods are simulated');
-    const command = [
-      sandbox.kubectl,
-      ...ctlArgs(),
-      'exec',
-      '-it',
-      '-n',
-      'ml',
-      'hello-gpu',
-      '--',
-      'sh',
-      '-c',
-      'test -t 0 && ttysize; echo a-terminal',
-    ]
-      .map((a) => `'${a}'`)
-      .join(' ');
-    const { stdout } = await run('script', ['-qec', `stty rows 31 cols 101; ${command}`, '/dev/null']);
-    expect(stdout).toContain('a-terminal');
-    expect(stdout).toContain('101 31');
+    const inPod =
+      'trap "echo resized" WINCH; test -t 0 && echo a-terminal; for i in 1 2 3 4 5 6; do sleep 0.5 & wait $!; done';
+    const exec = [sandbox.kubectl, ...ctlArgs(), 'exec', '-it', '-n', 'ml', 'hello-gpu', '--', 'sh', '-c', inPod];
+    const quoted = exec.map((a) => `'${a}'`).join(' ');
+    const resize =
+      '(sleep 1.5; stty rows 40 cols 132 </dev/tty; kill -WINCH $(pgrep -n -f "exec -it -n ml hello-gpu")) &';
+    const { stdout } = await run('script', ['-qec', `stty rows 31 cols 101; ${resize} ${quoted}`, '/dev/null']);
+    expect(stdout).toContain('a-terminal\r\n');
+    expect(stdout).toContain('resized');
   });
 
   it('carries 20 MB through standard input, which is then half-closed', async ({ skip }) => {

@@ -127,7 +127,16 @@ describe('an intent', () => {
     await mine(1);
     await outbox.tick();
     expect((await outbox.state(intent.key))!.state).toBe('mined');
-    expect((await outbox.state('twin'))!.state).toBe('reverted');
+    const twin = (await outbox.state('twin'))!;
+    expect(twin.state).toBe('reverted');
+    // As long as a reorganisation could still turn it, it stands; then it may be asked for again, and is refused unsent.
+    expect(await outbox.submit({ ...intent, key: 'twin' })).toEqual({ outcome: 'accepted', entry: twin });
+    await mine(8);
+    await outbox.tick();
+    expect(await outbox.submit({ ...intent, key: 'twin' })).toMatchObject({
+      outcome: 'refused',
+      refusal: { name: 'LeaseExists' },
+    });
   });
 });
 
@@ -341,8 +350,11 @@ describe('when the network fails', () => {
 
 describe('on a chain with a block a second', () => {
   it('two leases are opened, settled and closed through two outboxes', async () => {
-    const slow = await startEscrowChain({ blockTimeSeconds: 1 });
+    const slow = await startEscrowChain();
     try {
+      // From here on blocks come by the clock, and transactions wait for them.
+      await slow.anvil.rpc('evm_setAutomine', false);
+      await slow.anvil.rpc('evm_setIntervalMining', 1);
       const { client, keys } = slow;
       const rpc = slow.rpc;
       const boxes = {

@@ -20,8 +20,8 @@ import type { Store } from './store.ts';
 
 /**
  * stored: signed and kept, perhaps never sent. broadcast: a node took it. mined, reverted: in a block at the head; final
- * once `receipt.safe`. lost: another transaction used the nonce, so this one can never be mined; the key may be submitted
- * again.
+ * once `receipt.safe`. lost: another transaction used the nonce, so this one can never be mined. A key that is lost, or
+ * reverted and safe, had no effect and may be submitted again; it is simulated first, as any other.
  */
 export type OutboxState = 'stored' | 'broadcast' | 'mined' | 'reverted' | 'lost';
 
@@ -260,7 +260,7 @@ export function createOutbox(options: OutboxOptions): Outbox {
   async function submit(intent: Intent, signal?: AbortSignal): Promise<Submitted> {
     const { entries } = await load(signal);
     const known = entries.find((entry) => entry.key === intent.key);
-    if (known && known.state !== 'lost') return { outcome: 'accepted', entry: shown(known) };
+    if (known && !hadNoEffect(known)) return { outcome: 'accepted', entry: shown(known) };
     refuseWhenFull(entries);
 
     const call = { to: intent.to, data: intent.data };
@@ -296,7 +296,7 @@ export function createOutbox(options: OutboxOptions): Outbox {
       raw,
       submittedAt: nowSeconds(),
     };
-    // Only a lost entry can be replaced here, and it is final.
+    // An entry that is replaced here is final and had no effect.
     await put(entry, signal);
     const sent = await broadcast(entry, signal);
     await put(sent, signal);
@@ -445,6 +445,10 @@ interface SafeHead {
   /** Transactions of ours up to the safe head. */
   readonly nonce: number;
 }
+
+/** For certain: its nonce went to another, or it reverted where no reorganisation reaches. */
+const hadNoEffect = (entry: StoredEntry): boolean =>
+  entry.state === 'lost' || (entry.state === 'reverted' && entry.receipt?.safe === true);
 
 const isFinal = (entry: StoredEntry): boolean => entry.state === 'lost' || entry.receipt?.safe === true;
 

@@ -83,10 +83,7 @@ export const knownRefusals: Readonly<Record<string, Known>> = {
   ),
 };
 
-const errors = new Interface([
-  ...[...leaseEscrow.abi, ...gpuToken.abi].filter((item) => item.type === 'error'),
-  { type: 'error', name: 'SafeERC20FailedOperation', inputs: [{ name: 'token', type: 'address' }] },
-]);
+const errors = new Interface([...leaseEscrow.abi, ...gpuToken.abi].filter((item) => item.type === 'error'));
 
 /** From revert data, or the RpcError that carries it. Undefined when the contract did not refuse: then nothing is known. */
 export function decodeRefusal(error: unknown): Refusal | undefined {

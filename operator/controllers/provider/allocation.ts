@@ -7,8 +7,9 @@ import { planAllocation } from '../../core/allocation/plan.ts';
 import { type LeaseRecord, leaseIdOfRecordName, type Meter, recordName } from '../../core/allocation/record.ts';
 import type { Informer, Log, ObjectKey, Result } from '../../engine/types.ts';
 import type { ChainView } from './chain-view.ts';
+import { ledgerOfConfigMap } from './ledgers.ts';
 import { type ProvisionOptions, provision } from './provision.ts';
-import { type RecordSecret, recordOfSecret } from './records.ts';
+import { type RecordSecret, readRecord } from './records.ts';
 
 export interface AllocationOptions extends ProvisionOptions {
   readonly namespace: string;
@@ -121,8 +122,8 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
 export async function sweep(options: AllocationOptions, signal: AbortSignal): Promise<void> {
   const { stock, records, ledgers, tenants, now, log } = options;
   const youngAfter = now().getTime() - 60_000;
-  for (const node of stock.nodes.list()) {
-    const ledger = await ledgers.get(node.metadata.name, signal);
+  for (const map of stock.ledgers.list()) {
+    const ledger = ledgerOfConfigMap(map);
     for (const [leaseId, sold] of Object.entries(ledger.entries)) {
       // A reservation is made a moment before its record says so.
       if (Date.parse(sold.since) > youngAfter) continue;
@@ -134,7 +135,7 @@ export async function sweep(options: AllocationOptions, signal: AbortSignal): Pr
   }
   const known = new Map<string, LeaseRecord>();
   for (const secret of options.watched.list()) {
-    const record = readable(secret, log);
+    const record = readRecord(secret, log);
     if (record !== undefined) known.set(`gl-${record.leaseId.slice(2, 22).toLowerCase()}`, record);
   }
   for (const namespace of await tenants.list(signal)) {
@@ -148,15 +149,6 @@ export async function sweep(options: AllocationOptions, signal: AbortSignal): Pr
     }
     const record = await records.get(hinted.leaseId, signal);
     if (record?.state === 'Ended' && record.tornDown) await tenants.removeNamespace(namespace, signal);
-  }
-}
-
-function readable(secret: RecordSecret, log: Log): LeaseRecord | undefined {
-  try {
-    return recordOfSecret(secret);
-  } catch (error) {
-    log.error({ secret: secret.metadata.name, error: String(error) }, 'a lease record cannot be read');
-    return undefined;
   }
 }
 

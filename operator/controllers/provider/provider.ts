@@ -3,6 +3,7 @@
  * (write statuses, stop what is unpaid, take down what has ended, settle).
  */
 import type { Hex32 } from '../../api/messages.ts';
+import { freeOn } from '../../core/allocation/inventory.ts';
 import type { QuoteTerms } from '../../core/allocation/quote.ts';
 import type { TenantOptions } from '../../core/allocation/tenant.ts';
 import { parseAmount } from '../../core/money/amount.ts';
@@ -16,7 +17,7 @@ import { createChainView } from './chain-view.ts';
 import { createLeaseService, type LeaseService } from './leases.ts';
 import { createLedgers } from './ledgers.ts';
 import { createOfferReconciler, createTaintReconciler, ensureGuard, type OffersOptions } from './offers.ts';
-import { createRecords, type RecordSecret, recordOfSecret, recordSelector } from './records.ts';
+import { createRecords, type RecordSecret, readRecord, recordOfSecret, recordSelector } from './records.ts';
 import { settleAll } from './settlement.ts';
 import { createStock, isTenantNamespace } from './stock.ts';
 import { createTenants } from './tenants.ts';
@@ -52,6 +53,8 @@ export interface ProviderOptions {
 export interface Provider {
   readonly service: LeaseService;
   readonly synced: boolean;
+  /** For dashboards: leases by state, GPUs by whether they are sold. */
+  figures(): { readonly leases: Readonly<Record<string, number>>; readonly sold: number; readonly free: number };
   /** For every replica. Resolves when the signal fires. */
   watch(signal: AbortSignal): Promise<void>;
   /** For the leader. Resolves when the signal fires. */
@@ -127,6 +130,20 @@ export function createProvider(options: ProviderOptions): Provider {
     service,
     get synced() {
       return stock.synced && watched.synced;
+    },
+
+    figures() {
+      const leases: Record<string, number> = {};
+      for (const secret of watched.list()) {
+        const record = readRecord(secret, log);
+        if (record !== undefined) leases[record.state] = (leases[record.state] ?? 0) + 1;
+      }
+      const nodes = stock.onOffer();
+      return {
+        leases,
+        sold: nodes.reduce((sum, one) => sum + one.sold.gpus, 0),
+        free: nodes.reduce((sum, one) => sum + freeOn(one).gpus, 0),
+      };
     },
 
     async watch(signal) {

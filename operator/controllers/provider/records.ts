@@ -14,7 +14,7 @@ import {
 } from '../../core/allocation/record.ts';
 import { leaseIdLabel } from '../../core/allocation/tenant.ts';
 import { isAlreadyExists, isConflict, isNotFound } from '../../engine/errors.ts';
-import { type Cluster, type KubeObject, resources } from '../../engine/types.ts';
+import { type Cluster, type KubeObject, type Log, resources } from '../../engine/types.ts';
 
 export interface RecordSecret extends KubeObject {
   type?: string;
@@ -34,6 +34,16 @@ export function recordOfSecret(secret: RecordSecret): LeaseRecord {
     throw new RecordError(`Secret ${secret.metadata.name} holds the record of another lease`);
   }
   return record;
+}
+
+/** For rounds over all of them: one that cannot be read is told, and holds up none of the others. */
+export function readRecord(secret: RecordSecret, log: Log): LeaseRecord | undefined {
+  try {
+    return recordOfSecret(secret);
+  } catch (error) {
+    log.error({ secret: secret.metadata.name, error: String(error) }, 'a lease record cannot be read');
+    return undefined;
+  }
 }
 
 const attempts = 16;

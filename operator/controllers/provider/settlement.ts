@@ -8,7 +8,7 @@ import { planSettlement, type Settlement, type SettlementRules } from '../../cor
 import type { Escrow } from '../../core/money/escrow.ts';
 import type { Informer, Log } from '../../engine/types.ts';
 import type { ChainView } from './chain-view.ts';
-import { type RecordSecret, type Records, recordOfSecret } from './records.ts';
+import { type RecordSecret, type Records, readRecord } from './records.ts';
 import type { Call, Chains, Counters, EscrowChain } from './world.ts';
 
 export interface SettlementOptions {
@@ -34,7 +34,7 @@ export async function settleAll(options: SettlementOptions, signal: AbortSignal)
   const { log } = options;
   const records = options.watched
     .list()
-    .map((secret) => recordOrNothing(secret, log))
+    .map((secret) => readRecord(secret, log))
     .filter((record): record is LeaseRecord => record !== undefined && !record.settled);
   options.view.retain(new Set(records.map((record) => record.leaseId)));
   await Promise.all(
@@ -51,15 +51,6 @@ export async function settleAll(options: SettlementOptions, signal: AbortSignal)
     }),
   );
 }
-
-const recordOrNothing = (secret: RecordSecret, log: Log): LeaseRecord | undefined => {
-  try {
-    return recordOfSecret(secret);
-  } catch (error) {
-    log.error({ secret: secret.metadata.name, error: String(error) }, 'a lease record cannot be read');
-    return undefined;
-  }
-};
 
 const signedVoucher = (record: LeaseRecord, voucher: NonNullable<LeaseRecord['voucher']>): Signed<Voucher> => ({
   message: { leaseId: record.leaseId, servedSeconds: voucher.servedSeconds, last: voucher.last },

@@ -82,6 +82,8 @@ export interface Stock {
   node(name: string): NodeView | undefined;
   offer(name: string): OfferStock | undefined;
   all(): readonly OfferStock[];
+  /** The offered nodes themselves, each once. */
+  onOffer(): readonly NodeStock[];
   /** From the API server itself. Undefined: the node is gone. */
   sellableNow(node: string, signal?: AbortSignal): Promise<Room | undefined>;
 }
@@ -152,6 +154,7 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
       // A mirrored offer is somebody else's: this cluster may be a consumer, too.
       return offer === undefined || offer.spec.providerName !== undefined ? undefined : stockOf(offer, stocks());
     },
+    onOffer: stocks,
     all() {
       const all = stocks();
       return offers

@@ -17,7 +17,6 @@ export const endingReasons = {
   EscrowClosing: 'the consumer asked on chain to close the escrow',
   EscrowClosed: 'the escrow was closed on chain',
   Expired: 'the term is over',
-  NodeLost: 'the node is gone from the provider’s cluster',
 } as const;
 export type EndingReason = keyof typeof endingReasons;
 

@@ -62,7 +62,6 @@ export function planSettlement(
   const endedAt = record.endedAt === undefined ? nowSeconds : Date.parse(record.endedAt) / 1000;
   if (nowSeconds < endedAt + rules.patienceSeconds) return { do: 'wait' };
   if (record.reason === 'CapacityExhausted') return { do: 'providerClose', reason: 'ProviderCapacityLost' };
-  if (record.reason === 'NodeLost') return settle ?? { do: 'providerClose', reason: 'ProviderCapacityLost' };
   if (settle !== undefined) return settle;
   // A second later than the contract wants it: the next block may be stamped with the present second.
   return nowSeconds > finalizableAt(escrow, rules.claimWindowSeconds) + 1 ? { do: 'finalize' } : { do: 'wait' };

@@ -5,6 +5,7 @@ import { mayStartAnotherAttempt } from '../money/escrow.ts';
 import { priceOf } from '../money/price.ts';
 import { limitReached, type ProviderFact } from '../offer/match.ts';
 import { intents, type Observed, type QuoteRecord } from './observed.ts';
+import { soonSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
 
 export const fund: Step = { condition: 'Funded', decide };
@@ -95,7 +96,7 @@ function decide(seen: Observed): Decision {
       status: 'Unknown',
       reason: open.state === 'reverted' ? 'TransactionFailed' : 'EscrowPending',
       message,
-      requeueAfterSeconds: 1,
+      requeueAfterSeconds: soonSeconds(seen),
     };
   }
   if (lease.spec.suspend)
@@ -250,6 +251,6 @@ function decide(seen: Observed): Decision {
     reason: 'EscrowPending',
     message: `Opening the escrow with ${amount(deposit)}.`,
     actions: [{ do: 'openEscrow', quote, deposit }],
-    requeueAfterSeconds: 1,
+    requeueAfterSeconds: soonSeconds(seen),
   };
 }

@@ -1,10 +1,12 @@
 /** Provisioned: the provider has set the GPUs aside and made the tenant. */
 import type { Observed } from './observed.ts';
+import { soonSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
 
 export const provision: Step = { condition: 'Provisioned', decide };
 
-function decide({ record, allocation }: Observed): Decision {
+function decide(seen: Observed): Decision {
+  const { record, allocation } = seen;
   const quote = record!.quote!;
   const ask = [{ do: 'allocate', quote } as const];
   if (!allocation)
@@ -13,7 +15,7 @@ function decide({ record, allocation }: Observed): Decision {
       reason: 'Provisioning',
       message: `Asking ${quote.providerName} for the allocation.`,
       actions: ask,
-      requeueAfterSeconds: 1,
+      requeueAfterSeconds: soonSeconds(seen),
     };
   switch (allocation.state) {
     case 'unknown':
@@ -29,9 +31,11 @@ function decide({ record, allocation }: Observed): Decision {
       return {
         status: 'Unknown',
         reason: allocation.reason === 'CapacityExhausted' ? 'CapacityExhausted' : 'Provisioning',
-        message: allocation.message ?? `Asking ${quote.providerName} for the allocation.`,
+        message:
+          (allocation.reason !== 'LeaseNotFound' && allocation.message) ||
+          `Asking ${quote.providerName} for the allocation.`,
         actions: ask,
-        requeueAfterSeconds: 1,
+        requeueAfterSeconds: soonSeconds(seen),
       };
     case 'known':
       return allocation.info.state === 'Serving'
@@ -45,7 +49,7 @@ function decide({ record, allocation }: Observed): Decision {
             reason: 'Provisioning',
             message: allocation.info.message ?? `${quote.providerName} is making the tenant.`,
             actions: ask,
-            requeueAfterSeconds: 1,
+            requeueAfterSeconds: soonSeconds(seen),
           };
     default:
       return allocation satisfies never;

@@ -41,7 +41,8 @@ export function vouchWhenDue(seen: Observed): { readonly actions: readonly Actio
   const meter = count(record!.meter, node, now);
   if (meter.countedUntil === undefined) return { actions: [], waitSeconds: period };
   const before = record!.meter.countedUntil;
-  const sinceCount = before === undefined ? Number.POSITIVE_INFINITY : (now.getTime() - new Date(before).getTime()) / 1000;
+  const sinceCount =
+    before === undefined ? Number.POSITIVE_INFINITY : (now.getTime() - new Date(before).getTime()) / 1000;
   if (sinceCount >= period - 0.2) {
     const seconds = Math.max(signableSeconds(seen, servedSeconds(meter)), record!.signedSeconds);
     const fresh = seconds > record!.vouchedSeconds;
@@ -73,7 +74,7 @@ function decide(seen: Observed): Decision {
       reason: 'NodeNotReady',
       message: node!.message || 'The node is not Ready yet.',
       actions,
-      requeueAfterSeconds: Math.min(wait, record!.startedAt ? 5 : 0.5),
+      requeueAfterSeconds: Math.min(wait, record!.startedAt ? 5 : 0.2),
     };
   return {
     status: 'True',

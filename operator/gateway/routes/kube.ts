@@ -115,7 +115,7 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
       const leaseId = leaseIdOf(params.leaseId);
       const target = targetOf(params['*']);
       const query = queryOf(target, request.method, request.url);
-      const signal = abortedWith(request);
+      const signal = abortedWith(reply);
       if (target.kind === 'node') return service.node(leaseId, signal);
       const record = await service.tenant(leaseId, signal);
       switch (request.method) {

@@ -46,18 +46,18 @@ export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): v
   };
 
   route(app, '/v1/leases', {
-    POST: async (request) => {
+    POST: async (request, reply) => {
       limit.take(request.ip);
-      return service.allocate(validated(leaseRequest, request.body), abortedWith(request));
+      return service.allocate(validated(leaseRequest, request.body), abortedWith(reply));
     },
   });
 
   route(app, '/v1/leases/:leaseId', {
-    GET: async (request) => service.allocation(authorized(request), abortedWith(request)),
+    GET: async (request, reply) => service.allocation(authorized(request), abortedWith(reply)),
   });
 
   route(app, '/v1/leases/:leaseId/token', {
-    POST: async (request) => {
+    POST: async (request, reply) => {
       limit.take(request.ip);
       const leaseId = idOf(request);
       const access = validated(accessRequest, request.body);
@@ -72,7 +72,7 @@ export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): v
       if (access.expiresAt > nowSeconds + longestAccessSeconds) {
         throw new Refusal('Unauthorized', `an access may hold for ${longestAccessSeconds} seconds, not longer`);
       }
-      await service.checkAccess(leaseId, access, abortedWith(request));
+      await service.checkAccess(leaseId, access, abortedWith(reply));
       // Last, so that only who can sign for a lease can fill the memory of nonces.
       nonces.use(access.nonce, access.expiresAt);
       return tokens.issue(leaseId);
@@ -80,15 +80,15 @@ export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): v
   });
 
   route(app, '/v1/leases/:leaseId/vouchers', {
-    POST: async (request) => {
+    POST: async (request, reply) => {
       const leaseId = authorized(request);
-      return service.voucher(leaseId, validated(voucherRequest, request.body), abortedWith(request));
+      return service.voucher(leaseId, validated(voucherRequest, request.body), abortedWith(reply));
     },
   });
 
   route(app, '/v1/leases/:leaseId/release', {
     POST: async (request, reply) => {
-      const receipt = await service.release(authorized(request), abortedWith(request));
+      const receipt = await service.release(authorized(request), abortedWith(reply));
       return reply.code(receipt.state === 'Ended' ? 200 : 202).send(receipt);
     },
   });

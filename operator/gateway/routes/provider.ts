@@ -11,9 +11,9 @@ export function providerRoutes(app: FastifyInstance, service: GatewayService, li
   route(app, '/v1/provider', { GET: async () => service.info() });
   route(app, '/v1/offers', { GET: async () => service.offers() });
   route(app, '/v1/quotes', {
-    POST: async (request) => {
+    POST: async (request, reply) => {
       limit.take(request.ip);
-      return service.quote(validated(quoteRequest, request.body), abortedWith(request));
+      return service.quote(validated(quoteRequest, request.body), abortedWith(reply));
     },
   });
 }

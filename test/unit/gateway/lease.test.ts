@@ -365,7 +365,9 @@ describe('vouchers', () => {
     });
     expect(await send(4000)).toMatchObject({ status: 422, body: { detail: expect.stringContaining('3600') } });
     const full = side.cluster.intercept(({ method, resource }) =>
-      method === 'PUT' && resource?.plural === 'secrets' ? { code: 403, body: { kind: 'Status', reason: 'Forbidden' } } : undefined,
+      method === 'PUT' && resource?.plural === 'secrets'
+        ? { code: 403, body: { kind: 'Status', reason: 'Forbidden' } }
+        : undefined,
     );
     expect(await send(60)).toMatchObject({ status: 503 });
     full();

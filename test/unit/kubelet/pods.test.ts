@@ -110,7 +110,7 @@ describe('a pod that is bound to the node', () => {
     w.consumer.seed<Data>(resources.configMaps, configMap('conf', { a: '1' }));
     const [first] = [await carried('one', usesConfig), await carried('two', usesConfig)];
     w.consumer.erase(resources.pods, { namespace: 'team-a', name: first.metadata.name });
-    await aWhile(1500);
+    await aWhile(600);
     expect(remoteConfig()?.data).toEqual({ a: '1' });
   });
 
@@ -391,19 +391,14 @@ describe('after a restart', () => {
     await w.stop();
     w.say(done, ended(0));
     w.provider.erase(resources.pods, { namespace: 'tenant', name: w.remote(lost)!.metadata.name });
-    const forced = w.remote(kept) && (await carriedWhileAway());
+    const late = w.bind('late');
     await w.start();
     await eventually(() => expect(w.pod('done')?.status?.phase).toBe('Succeeded'));
     await eventually(() => expect(w.pod('lost')?.status?.phase).toBe('Failed'));
-    await eventually(() => expect(w.remote(forced!)).toBeDefined());
+    await eventually(() => expect(w.remote(late)).toBeDefined());
     expect(w.remote(kept)?.metadata.uid).toBe(uid);
     expect(posts('pods')).toHaveLength(4);
   });
-
-  /** Bound while nobody was there. */
-  async function carriedWhileAway(): Promise<Pod> {
-    return w.bind('late');
-  }
 
   test('nothing is deleted because it is not known yet', async () => {
     await w.start();

@@ -80,7 +80,7 @@ export function world(): World {
             told.push({ pod: `${about.metadata.namespace}/${about.metadata.name}`, type, reason, message }),
         },
         log: silentLog,
-        heartbeatSeconds: 1,
+        heartbeatSeconds: 0.2,
         objectPollSeconds: 0.2,
       });
       running = nodes.run(stopping.signal);

@@ -66,7 +66,11 @@ export function send(server: URL, access: Access, outgoing: Outgoing, signal?: A
     };
 
     request.once('socket', (socket) => {
-      if (!socket.connecting) reachedServer = true;
+      // A socket that served before will not connect again: a listener would stay on it for ever.
+      if (request.reusedSocket) {
+        reachedServer = true;
+        return;
+      }
       socket.once(secure ? 'secureConnect' : 'connect', () => {
         reachedServer = true;
       });

@@ -8,6 +8,7 @@ import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { AllocationInfo } from '../api/gateway.ts';
 import { ApiError, isRecord, statusOf, UnknownOutcomeError } from '../engine/errors.ts';
+import { readBody } from '../engine/http.ts';
 import { apiVersionOf, withQuery } from '../engine/paths.ts';
 import type { Cluster, KubeObject, ObjectKey, RawRequest, Resource } from '../engine/types.ts';
 
@@ -53,7 +54,7 @@ export function remoteCluster(name: string, lease: RemoteLease): Cluster {
         signal,
       ),
     );
-    const bytes = await readBounded(response, what, maxAnswerBytes);
+    const bytes = await readBody(response, what, { maxBytes: maxAnswerBytes, timeoutSeconds });
     const code = response.statusCode ?? 0;
     const parsed = parse(bytes);
     if (code >= 200 && code < 300) {
@@ -155,6 +156,7 @@ async function sent<T>(what: string, signal: AbortSignal | undefined, send: () =
     return await send();
   } catch (error) {
     if (signal?.aborted) throw signal.reason;
+    if (error instanceof UnknownOutcomeError) throw error;
     const message = error instanceof Error ? error.message : 'failed';
     const neverSent = error instanceof Error && 'neverSent' in error && error.neverSent === true;
     throw new UnknownOutcomeError(`${what}: ${message}`, { neverSent, cause: error });
@@ -175,30 +177,6 @@ function refusalOf(code: number, body: unknown, method: string, what: string, re
   if (method !== 'GET' && (code === 500 || code === 502 || code === 504))
     return new UnknownOutcomeError(`${what}: ${status.message}`, { code });
   return new ApiError(status, what);
-}
-
-export async function readBounded(response: IncomingMessage, what: string, maxBytes: number): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  let size = 0;
-  const timer = setTimeout(
-    () => response.destroy(new Error(`no end within ${timeoutSeconds} s`)),
-    timeoutSeconds * 1000,
-  );
-  try {
-    for await (const chunk of response as AsyncIterable<Buffer>) {
-      size += chunk.length;
-      if (size > maxBytes) throw new Error(`longer than ${maxBytes} bytes`);
-      chunks.push(chunk);
-    }
-  } catch (error) {
-    throw new UnknownOutcomeError(`${what}: the answer broke off: ${error instanceof Error ? error.message : ''}`, {
-      cause: error,
-    });
-  } finally {
-    clearTimeout(timer);
-  }
-  if (!response.complete) throw new UnknownOutcomeError(`${what}: the answer broke off`);
-  return Buffer.concat(chunks);
 }
 
 function parse(bytes: Buffer): unknown {

@@ -26,7 +26,9 @@ const keyAlgorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as 
 const selfSignedDays = 365;
 /** Of its life, a certificate is used this much before the next one is asked for. */
 const renewAfter = 0.7;
-const pollMs = 200;
+/** Between looks: at first, and at most. A thousand nodes may start at once. */
+const firstPollMs = 200;
+const longestPollMs = 1600;
 
 export interface Issued {
   readonly certificatePem: string;
@@ -94,7 +96,7 @@ export function servingCertificates(options: {
       await cluster.create(resources.csrs, asked, signal);
       const until = performance.now() + (options.waitSeconds ?? 5) * 1000;
       try {
-        while (performance.now() < until) {
+        for (let pollMs = firstPollMs; performance.now() < until; pollMs = Math.min(pollMs * 2, longestPollMs)) {
           await pause(pollMs, signal);
           const found = await cluster.get<SigningRequest>(resources.csrs, { name }, signal);
           const refused = found?.status?.conditions?.find((c) => c.type === 'Denied' || c.type === 'Failed');

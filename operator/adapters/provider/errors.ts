@@ -8,6 +8,8 @@
  */
 import type { GatewayReason, Problem } from '../../api/gateway.ts';
 
+export { UnknownOutcomeError } from '../../engine/errors.ts';
+
 export class GatewayRefusal extends Error {
   readonly status: number;
   /** One of `gatewayReasons` where the gateway is ours; what another one says is kept as it is. */
@@ -22,17 +24,6 @@ export class GatewayRefusal extends Error {
     this.reason = problem.reason ?? problem.title;
     this.problem = problem;
     this.retryAfterSeconds = retryAfterSeconds;
-  }
-}
-
-export class UnknownOutcomeError extends Error {
-  /** It certainly did not reach the gateway, so it did not happen. */
-  readonly neverSent: boolean;
-
-  constructor(message: string, options: { neverSent?: boolean; cause?: unknown } = {}) {
-    super(message, options.cause === undefined ? undefined : { cause: options.cause });
-    this.name = 'UnknownOutcomeError';
-    this.neverSent = options.neverSent ?? false;
   }
 }
 

@@ -17,9 +17,10 @@ import {
   signedQuote,
 } from '../../api/gateway.ts';
 import type { Access, Address, Hex, Hex32 } from '../../api/messages.ts';
+import { pathOnly, readBody } from '../../engine/http.ts';
 import { type Dial, dialTls, type Endpoint } from './dial.ts';
 import { GatewayRefusal, InvalidAnswerError, UnknownOutcomeError } from './errors.ts';
-import { createHttpClient, type HttpClient, pathOnly, readBody } from './http.ts';
+import { createHttpClient, type HttpClient } from './http.ts';
 import { connectLease, type LeaseConnection } from './lease-connection.ts';
 
 export interface GatewayLog {

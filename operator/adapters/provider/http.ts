@@ -1,6 +1,7 @@
 /** HTTP/1.1 over whatever `dial` gives: calls with bounded answers, streams, upgrades. */
 import http, { type IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
+import { pathOnly } from '../../engine/http.ts';
 import type { Dial } from './dial.ts';
 import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
 
@@ -135,40 +136,5 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
     },
   };
 }
-
-/** Reads a body to its end, at most `maxBytes` of it. */
-export async function readBody(
-  response: IncomingMessage,
-  what: string,
-  limits: { maxBytes: number; timeoutSeconds: number },
-): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  let size = 0;
-  let failure: UnknownOutcomeError | undefined;
-  const timer = setTimeout(() => {
-    failure = new UnknownOutcomeError(`${what}: the answer did not end within ${limits.timeoutSeconds} s`);
-    response.destroy();
-  }, limits.timeoutSeconds * 1000);
-  try {
-    for await (const chunk of response) {
-      size += chunk.length;
-      if (size > limits.maxBytes) {
-        failure = new UnknownOutcomeError(`${what}: the answer is longer than ${limits.maxBytes} bytes`);
-        break; // leaving the loop destroys the stream
-      }
-      chunks.push(chunk);
-    }
-  } catch (error) {
-    failure ??= new UnknownOutcomeError(`${what}: the answer broke off`, { cause: error });
-  } finally {
-    clearTimeout(timer);
-  }
-  if (!failure && !response.complete) failure = new UnknownOutcomeError(`${what}: the answer broke off`);
-  if (failure) throw failure;
-  return Buffer.concat(chunks);
-}
-
-/** Queries hold more than a log should: only the path is named in errors. */
-export const pathOnly = (path: string): string => path.split('?', 1)[0] ?? path;
 
 const asError = (reason: unknown): Error => (reason instanceof Error ? reason : new Error(String(reason)));

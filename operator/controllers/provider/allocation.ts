@@ -3,9 +3,10 @@
  * ended. Level-triggered: every few seconds each lease is looked at anew, from its record and the last chain read.
  */
 import type { Hex32 } from '../../api/messages.ts';
+import type { NodeLedger } from '../../core/allocation/ledger.ts';
 import { planAllocation } from '../../core/allocation/plan.ts';
 import { type LeaseRecord, leaseIdOfRecordName, type Meter, recordName } from '../../core/allocation/record.ts';
-import type { Informer, Log, ObjectKey, Result } from '../../engine/types.ts';
+import type { Informer, ObjectKey, Result } from '../../engine/types.ts';
 import type { ChainView } from './chain-view.ts';
 import { ledgerOfConfigMap } from './ledgers.ts';
 import { type ProvisionOptions, provision } from './provision.ts';
@@ -123,7 +124,14 @@ export async function sweep(options: AllocationOptions, signal: AbortSignal): Pr
   const { stock, records, ledgers, tenants, now, log } = options;
   const youngAfter = now().getTime() - 60_000;
   for (const map of stock.ledgers.list()) {
-    const ledger = ledgerOfConfigMap(map);
+    let ledger: NodeLedger;
+    try {
+      ledger = ledgerOfConfigMap(map);
+    } catch (error) {
+      // Its node is not offered while this lasts; the other nodes are none the worse for it.
+      log.error({ ledger: map.metadata.name, error: String(error) }, 'a ledger cannot be read: repair it by hand');
+      continue;
+    }
     for (const [leaseId, sold] of Object.entries(ledger.entries)) {
       // A reservation is made a moment before its record says so.
       if (Date.parse(sold.since) > youngAfter) continue;

@@ -259,13 +259,22 @@ const exitCode = (value: unknown): number =>
   typeof value === 'number' && Number.isInteger(value) && Math.abs(value) <= 0x7fffffff ? value : 255;
 const containerId = (value: unknown): string | undefined =>
   typeof value === 'string' && /^[a-z0-9+.-]{1,32}:\/\/[A-Za-z0-9_.-]{1,128}$/.test(value) ? value : undefined;
+/** The API server refuses a status with an address that is none, and then all of the pod's status would stand still. */
 const address = (value: unknown): string | undefined =>
-  typeof value === 'string' && value.length <= 45 && (isIPv4(value) || /^[0-9a-f:]+:[0-9a-f:.]*$/i.test(value))
-    ? value
-    : undefined;
+  typeof value === 'string' && value.length <= 45 && (isIPv4(value) || isIPv6(value)) ? value : undefined;
 const isIPv4 = (value: string): boolean =>
   /^\d{1,3}(\.\d{1,3}){3}$/.test(value) &&
   value.split('.').every((part) => Number(part) <= 255 && String(Number(part)) === part);
+
+const isIPv6 = (value: string): boolean => {
+  const halves = value.split('::');
+  if (halves.length > 2) return false;
+  const groups = halves.flatMap((half) => (half === '' ? [] : half.split(':')));
+  return (
+    groups.every((group) => /^[0-9a-f]{1,4}$/i.test(group)) &&
+    (halves.length === 2 ? groups.length < 8 : groups.length === 8)
+  );
+};
 
 /** As the API server writes times: whole seconds, UTC. */
 export const timestamp = (date: Date): string => date.toISOString().replace(/\.\d{3}Z$/, 'Z');

@@ -89,6 +89,7 @@ async function carry(request: IncomingMessage, socket: Duplex, head: Buffer, opt
   const record = await service.tenant(leaseId, gone.signal);
   const headers: Record<string, string | string[]> = {};
   for (const name of carriedRequestHeaders) {
+    // Callers list the protocols that they speak in several headers of one name.
     const value = request.headersDistinct[name];
     if (value !== undefined) headers[name] = value.length === 1 ? value[0]! : value;
   }
@@ -113,7 +114,9 @@ async function carry(request: IncomingMessage, socket: Duplex, head: Buffer, opt
   }
   const lines = ['HTTP/1.1 101 Switching Protocols'];
   for (const name of carriedAnswerHeaders) {
-    for (const value of answer.response.headersDistinct[name] ?? []) lines.push(`${name}: ${value}`);
+    // Chosen by the other side, so there is one of each.
+    const value = answer.response.headers[name];
+    if (typeof value === 'string') lines.push(`${name}: ${value}`);
   }
   socket.write(`${lines.join('\r\n')}\r\n\r\n`);
   join(socket, head, answer.socket, answer.head);

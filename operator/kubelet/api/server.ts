@@ -9,8 +9,9 @@ import type { Duplex } from 'node:stream';
 import { remotePodName } from '../../core/node/names.ts';
 import type { Pod } from '../../core/node/pod.ts';
 import { isRecord } from '../../engine/errors.ts';
+import { pathOnly, readBody } from '../../engine/http.ts';
 import type { Log } from '../../engine/types.ts';
-import { type RemoteLease, readBounded } from '../remote.ts';
+import type { RemoteLease } from '../remote.ts';
 import type { ServingCertificate } from '../types.ts';
 import type { Callers } from './callers.ts';
 import { join, switchingHead, upgradeHeaders } from './pipe.ts';
@@ -251,7 +252,9 @@ function list(response: ServerResponse, pods: readonly Pod[]): void {
 /** The provider's no, in its own words where it has some. A kubelet answers in plain text. */
 async function refusalOf(response: IncomingMessage, { path, remote, local }: Target): Promise<Refusal> {
   const status = response.statusCode ?? 502;
-  const text = (await readBounded(response, path.split('?', 1)[0] ?? path, 64 * 1024)).toString('utf8');
+  const text = (
+    await readBody(response, pathOnly(path), { maxBytes: 64 * 1024, timeoutSeconds: answerSeconds })
+  ).toString('utf8');
   let message = text;
   try {
     const body: unknown = JSON.parse(text);

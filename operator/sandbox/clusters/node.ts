@@ -11,7 +11,7 @@
  */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { dump } from 'js-yaml';
@@ -91,6 +91,7 @@ export async function startNode(given: RealNodeOptions, signal?: AbortSignal): P
   const started = Date.now();
   await endLeftovers(dir, report);
   await sweepNetwork(programs.iptables);
+  raiseInotifyLimit(report);
   prepareFolders(dir);
 
   const supervisor = createSupervisor({ dir, report, onCrash: options.onCrash });
@@ -387,4 +388,15 @@ async function writeKubeletConfig(
       },
     }),
   );
+}
+
+/** One control plane and one node hold about thirty inotify instances; many kernels allow a user 128 in all. */
+const inotifyInstances = 1024;
+
+function raiseInotifyLimit(report: NodeOptions['report']): void {
+  const file = '/proc/sys/fs/inotify/max_user_instances';
+  const now = Number(readFileSync(file, 'utf8'));
+  if (now >= inotifyInstances) return;
+  report(`raising fs.inotify.max_user_instances from ${now} to ${inotifyInstances}: kubelets watch many files`);
+  writeFileSync(file, String(inotifyInstances));
 }

@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs';
-import { mkdtemp, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { inspect } from 'node:util';
@@ -179,6 +179,7 @@ describe('a key', () => {
     await expect(loadKey(store, 'wrong')).rejects.toThrow(/does not open/);
     await expect(loadKey(store)).rejects.toThrow(/give its password/);
     await expect(loadKey(join(dir, 'none'))).rejects.toThrow(/ENOENT/);
+    await rm(dir, { recursive: true });
   });
 
   it('shows itself nowhere', async () => {

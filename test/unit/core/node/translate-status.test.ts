@@ -58,6 +58,10 @@ describe('a running pod', () => {
       podIP: '10.214.1.2',
       podIPs: [{ ip: '10.214.1.2' }],
     });
+    for (const ip of ['fd00::1', '::1', '1:2:3:4:5:6:7:8'])
+      expect(translate({ ...running, podIPs: [{ ip }] }, pod(), { podIP: 'Provider' })?.podIP).toBe(ip);
+    for (const ip of ['1::2::3', '1:2:3', 'g::1', '1:2:3:4:5:6:7:8:9', ':::', '127.0.0.01'])
+      expect(translate({ ...running, podIPs: [{ ip }] }, pod(), { podIP: 'Provider' })?.podIP).toBeUndefined();
     const odd = { ...running, podIPs: [{ ip: '10.0.0.999' }, { ip: 'x' }] };
     expect(translate(odd, pod(), { podIP: 'Provider' })?.podIP).toBeUndefined();
   });

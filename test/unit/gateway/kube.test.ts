@@ -1,0 +1,248 @@
+/** What goes through the narrow proxy, and as whom. */
+import { PassThrough } from 'node:stream';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { tenantNamespace } from '../../../operator/core/allocation/record.ts';
+import { type KubeObject, resources } from '../../../operator/engine/types.ts';
+import { eventually, type ProviderSide, startProviderSide } from '../../support/provider-side.ts';
+
+let side: ProviderSide;
+let lease: Awaited<ReturnType<ProviderSide['lease']>>;
+let namespace: string;
+beforeEach(async () => {
+  side = await startProviderSide();
+  lease = await side.lease();
+  namespace = tenantNamespace(lease.leaseId);
+});
+afterEach(() => side.stop());
+
+const pod = (name: string, more: object = {}) => ({
+  metadata: { name },
+  spec: { containers: [{ name: 'main', image: 'busybox', ...more }] },
+});
+
+async function ask(method: 'GET' | 'POST' | 'PUT' | 'DELETE', path: string, body?: object) {
+  const response = await side.gateway.app.inject({
+    method,
+    url: `/v1/leases/${lease.leaseId}/kube/${path}`,
+    headers: { authorization: `Bearer ${lease.token}`, ...(body ? { 'content-type': 'application/json' } : {}) },
+    payload: body ? JSON.stringify(body) : undefined,
+  });
+  return {
+    status: response.statusCode,
+    body: JSON.parse(response.body) as Record<string, never>,
+    headers: response.headers,
+  };
+}
+
+const tenantRequests = () => side.cluster.requests.filter((request) => request.as !== undefined);
+
+test('a pod is created in the tenant’s namespace, as the tenant’s account, never with the caller’s token', async () => {
+  expect(await ask('POST', 'pods', pod('train'))).toMatchObject({
+    status: 201,
+    body: { metadata: { name: 'train', namespace } },
+  });
+  expect(side.cluster.object(resources.pods, { namespace, name: 'train' })).toMatchObject({
+    spec: { automountServiceAccountToken: false, affinity: expect.anything() },
+  });
+  const sent = tenantRequests();
+  expect(sent).toHaveLength(1);
+  expect(sent[0]!.as).not.toContain(lease.token);
+  expect(sent[0]!.headers).not.toHaveProperty('authorization');
+});
+
+test('what the API server says no to keeps its word', async () => {
+  expect(await ask('GET', 'pods/absent')).toMatchObject({ status: 404, body: { reason: 'NotFound', status: 404 } });
+  await ask('POST', 'pods', pod('train'));
+  expect(await ask('POST', 'pods', pod('train'))).toMatchObject({ status: 409, body: { reason: 'AlreadyExists' } });
+  expect(await ask('DELETE', 'pods/train?uid=another')).toMatchObject({ status: 409, body: { reason: 'Conflict' } });
+});
+
+test.each([
+  [
+    'a full quota',
+    {
+      code: 403,
+      body: { kind: 'Status', reason: 'Forbidden', message: 'pods "x" is forbidden: exceeded quota: lease' },
+    },
+    409,
+    'CapacityExhausted',
+  ],
+  [
+    'pod security',
+    { code: 403, body: { kind: 'Status', reason: 'Forbidden', message: 'violates PodSecurity "baseline"' } },
+    422,
+    'PodRefused',
+  ],
+  [
+    'a pod that is not valid',
+    { code: 422, body: { kind: 'Status', reason: 'Invalid', message: 'spec.containers[0].image: Required value' } },
+    422,
+    'PodRefused',
+  ],
+  [
+    'too many requests',
+    { code: 429, body: { kind: 'Status', reason: 'TooManyRequests' }, headers: { 'retry-after': '3' } },
+    429,
+    'TooManyRequests',
+  ],
+  ['a broken API server', { code: 500, body: 'panic: stack trace at main.go:7' }, 502, undefined],
+])('%s', async (_name, answer, status, reason) => {
+  side.cluster.intercept(({ method, resource }) =>
+    method === 'POST' && resource?.plural === 'pods' ? answer : undefined,
+  );
+  const told = await ask('POST', 'pods', pod('x'));
+  expect(told.status).toBe(status);
+  expect(told.body.reason).toBe(reason);
+  expect(JSON.stringify(told.body)).not.toContain('main.go');
+  if (status === 429) expect(told.headers['retry-after']).toBe('3');
+});
+
+test('a token that the API server no longer takes is replaced once', async () => {
+  let refused = 0;
+  side.cluster.intercept(({ as, path }) => {
+    if (as === undefined || path.endsWith('/token') || refused > 0) return undefined;
+    refused += 1;
+    return { code: 401, body: { kind: 'Status', reason: 'Unauthorized' } };
+  });
+  expect(await ask('GET', 'pods')).toMatchObject({ status: 200 });
+  expect(refused).toBe(1);
+});
+
+test('an API server that is silent is told as such', async () => {
+  side.cluster.failNext({ method: 'GET', resource: 'pods', fail: 'unreachable' });
+  expect(await ask('GET', 'pods')).toMatchObject({
+    status: 502,
+    body: { detail: expect.stringContaining('did not answer') },
+  });
+});
+
+test('a pod is replaced in its image, and keeps where it runs', async () => {
+  await ask('POST', 'pods', pod('train'));
+  side.cluster.change<KubeObject & { spec: { nodeName?: string } }>(
+    resources.pods,
+    { namespace, name: 'train' },
+    (one) => {
+      one.spec.nodeName = 'node-a';
+    },
+  );
+  const seen = (await ask('GET', 'pods/train')).body as unknown as { spec: { containers: { image: string }[] } };
+  seen.spec.containers[0]!.image = 'busybox:2';
+  expect(await ask('PUT', 'pods/train', seen)).toMatchObject({ status: 200 });
+  expect(side.cluster.object(resources.pods, { namespace, name: 'train' })).toMatchObject({
+    spec: { nodeName: 'node-a', containers: [{ image: 'busybox:2', env: [{ value: 'void' }] }] },
+  });
+  expect(await ask('PUT', 'pods/other', pod('train'))).toMatchObject({ status: 400 });
+  expect(await ask('PUT', 'pods/gone', pod('gone'))).toMatchObject({ status: 404 });
+});
+
+test('a pod that was sent back with more rights than it had is refused', async () => {
+  await ask('POST', 'pods', pod('train'));
+  expect(await ask('PUT', 'pods/train', pod('train', { securityContext: { privileged: true } }))).toMatchObject({
+    status: 422,
+    body: { reason: 'PodRefused' },
+  });
+});
+
+test('lists and watches show the tenant’s own objects alone, as they come', async () => {
+  side.cluster.seed(resources.pods, { metadata: { name: 'theirs', namespace: 'gl-other' } } as KubeObject);
+  await ask('POST', 'pods', pod('mine'));
+  expect((await ask('GET', 'pods')).body).toMatchObject({ items: [{ metadata: { name: 'mine' } }] });
+
+  await side.gateway.app.listen({ host: '127.0.0.1', port: 0 });
+  const { port } = side.gateway.app.server.address() as { port: number };
+  const stop = new AbortController();
+  const response = await fetch(`http://127.0.0.1:${port}/v1/leases/${lease.leaseId}/kube/pods?watch=true`, {
+    headers: { authorization: `Bearer ${lease.token}` },
+    signal: stop.signal,
+  });
+  expect(response.status).toBe(200);
+  const reader = response.body!.getReader();
+  await eventually(
+    () => side.cluster.openWatches,
+    (open) => open > 5,
+  );
+  await ask('POST', 'pods', pod('second'));
+  let seen = '';
+  while (!seen.includes('"second"')) seen += Buffer.from((await reader.read()).value ?? []).toString();
+  const before = side.cluster.openWatches;
+  stop.abort();
+  // Whoever goes away takes its watch along.
+  await eventually(
+    () => side.cluster.openWatches,
+    (open) => open < before,
+  );
+});
+
+test('an answer that breaks off does not look whole', async () => {
+  const stream = new PassThrough();
+  side.cluster.intercept(({ path }) => (path.endsWith('/log') ? { code: 200, stream } : undefined));
+  await side.gateway.app.listen({ host: '127.0.0.1', port: 0 });
+  const { port } = side.gateway.app.server.address() as { port: number };
+  stream.write('first line\n');
+  const response = await fetch(`http://127.0.0.1:${port}/v1/leases/${lease.leaseId}/kube/pods/a/log?follow=true`, {
+    headers: { authorization: `Bearer ${lease.token}` },
+  });
+  setTimeout(() => stream.destroy(new Error('the kubelet is gone')), 50);
+  await expect(response.text()).rejects.toThrow();
+});
+
+test('kube/node is the real node’s health in the size of the lease', async () => {
+  expect((await ask('GET', 'node')).body).toMatchObject({
+    kind: 'Node',
+    metadata: { labels: { 'nvidia.com/gpu.memory': '24564' } },
+    status: {
+      capacity: { 'nvidia.com/gpu': '1' },
+      conditions: [{ type: 'Ready', status: 'True' }],
+      nodeInfo: { kubeletVersion: 'v1.36.3' },
+    },
+  });
+  side.cluster.change<KubeObject & { status: { conditions: object[] } }>(
+    resources.nodes,
+    { name: 'node-a' },
+    (node) => {
+      node.status.conditions = [{ type: 'Ready', status: 'Unknown', message: 'Kubelet stopped posting node status.' }];
+    },
+  );
+  await eventually(
+    async () =>
+      (await ask('GET', 'node')).body as unknown as { status: { conditions: { status: string; message: string }[] } },
+    (node) => node.status.conditions[0]!.status === 'False',
+  );
+  expect(await side.get(`/v1/leases/${lease.leaseId}`, lease.token)).toMatchObject({
+    body: { nodeReady: false, nodeMessage: 'Kubelet stopped posting node status.' },
+  });
+});
+
+test('a lease that is going down starts nothing new, and lets its end be watched', async () => {
+  await ask('POST', 'pods', pod('train'));
+  side.cluster.change<KubeObject & { spec: { nodeName?: string } }>(
+    resources.pods,
+    { namespace, name: 'train' },
+    (one) => {
+      one.spec.nodeName = 'node-a';
+    },
+  );
+  await side.post(`/v1/leases/${lease.leaseId}/release`, {}, lease.token);
+  await eventually(
+    async () => (await ask('POST', 'pods', pod('late'))).status,
+    (status) => status === 410,
+  );
+  expect(await ask('GET', 'pods/train')).toMatchObject({ status: 200 });
+});
+
+test('many calls over one connection leave nothing behind on it', async () => {
+  const warnings: string[] = [];
+  const onWarning = (warning: Error) => warnings.push(warning.message);
+  process.on('warning', onWarning);
+  await side.gateway.app.listen({ host: '127.0.0.1', port: 0 });
+  const { port } = side.gateway.app.server.address() as { port: number };
+  for (let call = 0; call < 30; call += 1) {
+    const response = await fetch(`http://127.0.0.1:${port}/v1/leases/${lease.leaseId}`, {
+      headers: { authorization: `Bearer ${lease.token}` },
+    });
+    await response.text();
+  }
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  process.off('warning', onWarning);
+  expect(warnings.filter((warning) => warning.includes('MaxListeners'))).toEqual([]);
+});

@@ -1,0 +1,203 @@
+/** exec, attach and port-forward: bytes go both ways, unread. */
+import { once } from 'node:events';
+import { request } from 'node:http';
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import { type Duplex, duplexPair } from 'node:stream';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { tenantNamespace } from '../../../operator/core/allocation/record.ts';
+import { join } from '../../../operator/gateway/routes/streams.ts';
+import type { FakeRequest } from '../../support/fake-cluster.ts';
+import { eventually, type ProviderSide, startProviderSide } from '../../support/provider-side.ts';
+
+let side: ProviderSide;
+let lease: Awaited<ReturnType<ProviderSide['lease']>>;
+let port: number;
+beforeEach(async () => {
+  side = await startProviderSide();
+  lease = await side.lease();
+  await side.gateway.app.listen({ host: '127.0.0.1', port: 0 });
+  port = (side.gateway.app.server.address() as { port: number }).port;
+});
+afterEach(() => side.stop());
+
+const path = (rest: string) => `/v1/leases/${lease.leaseId}/kube/${rest}`;
+
+interface Opened {
+  readonly status: number;
+  readonly headers: Record<string, unknown>;
+  readonly socket?: Socket;
+  readonly head?: Buffer;
+  readonly body?: string;
+}
+
+function open(rest: string, headers: Record<string, string> = {}, method = 'POST'): Promise<Opened> {
+  return new Promise((resolve, reject) => {
+    const outgoing = request({
+      ...{ host: '127.0.0.1', port, method, path: path(rest), agent: false },
+      headers: { authorization: `Bearer ${lease.token}`, connection: 'Upgrade', upgrade: 'SPDY/3.1', ...headers },
+    });
+    outgoing.on('upgrade', (response, socket, head) =>
+      resolve({ status: response.statusCode!, headers: response.headers, socket: socket as Socket, head }),
+    );
+    outgoing.on('response', (response) => {
+      let body = '';
+      response.on('data', (chunk) => {
+        body += String(chunk);
+      });
+      response.on('end', () => resolve({ status: response.statusCode!, headers: response.headers, body }));
+    });
+    outgoing.on('error', reject);
+    outgoing.end();
+  });
+}
+
+/** Stands for the API server behind the upgrade, at the other end of a real connection. */
+async function upstream(): Promise<{ asked: () => FakeRequest; far: Socket }> {
+  const server = createServer({ allowHalfOpen: true });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const near = connect({ port: (server.address() as { port: number }).port, allowHalfOpen: true });
+  const [far] = (await once(server, 'connection')) as [Socket];
+  server.close();
+  far.on('error', () => undefined);
+  let asked: FakeRequest | undefined;
+  side.cluster.onUpgrade((given) => {
+    asked = given;
+    return {
+      socket: near,
+      head: Buffer.from('early '),
+      headers: {
+        upgrade: 'SPDY/3.1',
+        connection: 'Upgrade',
+        'x-stream-protocol-version': 'v4.channel.k8s.io',
+        'x-internal': 'secret',
+      },
+    };
+  });
+  return { asked: () => asked!, far };
+}
+
+test('the upgrade is repeated with the tenant’s token, and nothing of the caller’s but the protocol', async () => {
+  const { asked, far } = await upstream();
+  const { status, headers, socket, head } = await open(
+    'pods/train/exec?command=sh&command=-c&command=exit%207&stdin=true&tty=true',
+    {
+      'x-stream-protocol-version': 'v4.channel.k8s.io',
+      cookie: 'a=b',
+      'x-remote-user': 'admin',
+    },
+  );
+  expect(status).toBe(101);
+  expect(headers).toMatchObject({ upgrade: 'SPDY/3.1', 'x-stream-protocol-version': 'v4.channel.k8s.io' });
+  expect(headers).not.toHaveProperty('x-internal');
+  expect(asked()).toMatchObject({
+    method: 'POST',
+    path: `/api/v1/namespaces/${tenantNamespace(lease.leaseId)}/pods/train/exec`,
+  });
+  expect(asked().query.getAll('command')).toEqual(['sh', '-c', 'exit 7']);
+  expect(asked().headers).toMatchObject({ 'x-stream-protocol-version': 'v4.channel.k8s.io' });
+  for (const name of ['cookie', 'x-remote-user', 'authorization']) expect(asked().headers).not.toHaveProperty(name);
+  expect(asked().as).not.toContain(lease.token);
+
+  let seen = String(head);
+  socket!.on('data', (chunk) => {
+    seen += String(chunk);
+  });
+  await eventually(
+    () => seen,
+    (text) => text === 'early ',
+  );
+  socket!.write('ls\n');
+  expect(String((await once(far, 'data'))[0])).toBe('ls\n');
+  far.write('bin etc\n');
+  await eventually(
+    () => seen,
+    (text) => text === 'early bin etc\n',
+  );
+  // The far side ends in order: what it said last arrives, then the end.
+  far.end('bye');
+  await eventually(
+    () => seen,
+    (text) => text.endsWith('bye'),
+  );
+  socket!.destroy();
+});
+
+test('whoever goes away takes the other side along', async () => {
+  const { far } = await upstream();
+  const { socket } = await open('pods/train/attach?stdout=true');
+  socket!.resetAndDestroy();
+  far.resume();
+  await once(far, 'close');
+
+  const second = await upstream();
+  const again = await open('pods/train/portforward', {}, 'GET');
+  again.socket!.on('error', () => undefined);
+  second.far.destroy(new Error('the node is gone'));
+  again.socket!.resume();
+  await once(again.socket!, 'close');
+});
+
+test('a refusal of the API server is told as a problem', async () => {
+  side.cluster.onUpgrade(() => ({
+    code: 404,
+    body: { kind: 'Status', reason: 'NotFound', message: 'pods "train" not found' },
+  }));
+  const { status, body } = await open('pods/train/exec?command=sh');
+  expect(status).toBe(404);
+  expect(JSON.parse(body!)).toMatchObject({ reason: 'NotFound', detail: 'pods "train" not found' });
+});
+
+test.each([
+  ['a path that takes none', 'pods/train/log', {}, 400],
+  ['an unknown query', 'pods/train/exec?cmd=sh', {}, 400],
+  ['no token', 'pods/train/exec?command=sh', { authorization: 'Bearer x.y' }, 401],
+])('no upgrade: %s', async (_name, rest, headers, status) => {
+  expect((await open(rest, headers)).status).toBe(status);
+});
+
+test('a gateway that stops ends its streams', async () => {
+  const { far } = await upstream();
+  const { socket } = await open('pods/train/exec?command=sh');
+  socket!.on('error', () => undefined);
+  socket!.resume();
+  const closed = once(socket!, 'close');
+  await side.gateway.close();
+  await closed;
+  await eventually(
+    () => far.destroyed || far.readableEnded,
+    (ended) => ended,
+  );
+});
+
+test('twenty megabytes through a half-closed connection arrive whole, and so does the answer', async () => {
+  const size = 20 * 1024 * 1024;
+  // Far side: counts until the end, then answers.
+  const sink = createServer({ allowHalfOpen: true }, (socket) => {
+    let count = 0;
+    socket.on('data', (chunk) => {
+      count += chunk.length;
+    });
+    socket.on('end', () => socket.end(`got ${count}`));
+  });
+  const hub: Server = createServer({ allowHalfOpen: true }, (socket) => {
+    join(
+      socket,
+      Buffer.alloc(0),
+      connect({ port: (sink.address() as { port: number }).port, allowHalfOpen: true }),
+      Buffer.alloc(0),
+    );
+  });
+  await Promise.all([sink, hub].map((server) => once(server.listen(0, '127.0.0.1'), 'listening')));
+  const socket = connect({ port: (hub.address() as { port: number }).port, allowHalfOpen: true });
+  let answer = '';
+  socket.on('data', (chunk) => {
+    answer += String(chunk);
+  });
+  for (let sent = 0; sent < size; sent += 64 * 1024) {
+    if (!socket.write(Buffer.alloc(64 * 1024, 1))) await once(socket, 'drain');
+  }
+  socket.end();
+  await once(socket, 'close');
+  expect(answer).toBe(`got ${size}`);
+  for (const server of [sink, hub]) server.close();
+});

@@ -3,7 +3,7 @@
  * side, and consumers that speak to them as operators do.
  */
 import { once } from 'node:events';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import type { IncomingMessage } from 'node:http';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -26,6 +26,7 @@ import type { AllocationInfo, SignedQuote } from '../../operator/api/gateway.ts'
 import type { Hex32 } from '../../operator/api/messages.ts';
 import { gpuOffer } from '../../operator/api/offer.ts';
 import { tenantNamespace } from '../../operator/core/allocation/record.ts';
+import { gatewayHomeRules, gatewayRole, gatewayRoleName, tenantRole } from '../../operator/core/allocation/rights.ts';
 import { costOf } from '../../operator/core/money/price.ts';
 import { connectCluster } from '../../operator/engine/cluster.ts';
 import { type Cluster, type KubeObject, resources } from '../../operator/engine/types.ts';
@@ -56,8 +57,10 @@ let one: Replica;
 let two: Replica;
 let attempt = 0;
 
+const figures: Record<string, unknown> = {};
 const stops: (() => Promise<unknown>)[] = [];
 afterAll(async () => {
+  console.log(JSON.stringify({ simulated: node?.simulated, ...figures }));
   for (const stop of stops.reverse())
     await stop().catch((error: Error) => console.error('while stopping:', error.message));
 });
@@ -111,7 +114,8 @@ beforeAll(async () => {
     key: join(dir, 'provider.key'),
     addresses: join(dir, 'addresses.json'),
   };
-  writeFileSync(files.kubeconfig, plane.kubeconfig, { mode: 0o600 });
+  await allowGateway();
+  writeFileSync(files.kubeconfig, await plane.issueKubeconfig('gateway', []), { mode: 0o600 });
   writeFileSync(files.key, chain.anvil.accounts[2]!.privateKey, { mode: 0o600 });
   writeFileSync(files.addresses, JSON.stringify(chain.deployment));
   programs = createSupervisor({ dir: join(dir, 'programs'), report: quiet });
@@ -147,9 +151,30 @@ beforeAll(async () => {
   await eventually(async () => (await one.client.offers()).offers[0]?.available === 3, 'three GPUs on offer');
 });
 
+/** The rights that the chart gives, and no others. */
+async function allowGateway(): Promise<void> {
+  const namespace = 'gpulease-system';
+  const apiGroup = 'rbac.authorization.k8s.io';
+  const subjects = [{ kind: 'User', name: 'gateway', apiGroup }];
+  const bound = (kind: string, name: string) => ({ roleRef: { apiGroup, kind, name }, subjects });
+  const apiVersion = `${apiGroup}/v1`;
+  const name = gatewayRoleName;
+  await applyManifests(
+    cluster,
+    [
+      { apiVersion: 'v1', kind: 'Namespace', metadata: { name: namespace } },
+      tenantRole,
+      gatewayRole,
+      { apiVersion, kind: 'ClusterRoleBinding', metadata: { name }, ...bound('ClusterRole', name) },
+      { apiVersion, kind: 'Role', metadata: { name, namespace }, rules: gatewayHomeRules },
+      { apiVersion, kind: 'RoleBinding', metadata: { name, namespace }, ...bound('Role', name) },
+    ] as never[],
+    { fieldManager: 'test' },
+  );
+}
+
 /** Trusts the key that the gateway logged, as an operator would from its provider's word. */
 async function pinned(url: string, process_: ManagedProcess): Promise<GatewayClient> {
-  const { readFileSync } = await import('node:fs');
   const line = readFileSync(process_.logFile, 'utf8')
     .split('\n')
     .find((text) => text.includes('gateway listening'));
@@ -214,7 +239,9 @@ interface Leased {
 async function leased(changes: Parameters<typeof quoted>[1] = {}, replica = one): Promise<Leased> {
   const quote = await quoted(replica.client, changes);
   const leaseId = await opened(quote);
+  const asked = Date.now();
   const info = await replica.client.allocate(quote);
+  figures.allocateMs ??= Date.now() - asked;
   return { leaseId, quote, info, at: connected(replica, leaseId) };
 }
 
@@ -488,6 +515,10 @@ describe('the provider’s own pods', () => {
     await sleep(1000);
     const waiting = await cluster.get<PodSeen>(resources.pods, { namespace: 'default', name: 'patient' });
     expect(waiting!.spec.nodeName).toBeUndefined();
+    const change = (spec: object, metadata: object = {}) =>
+      cluster.patch(resources.pods, { namespace: 'default', name: 'patient' }, { spec, metadata }, { type: 'merge' });
+    await expect(change({ tolerations: [{ operator: 'Exists' }] })).rejects.toThrow('rented out');
+    await change({}, { labels: { still: 'editable' } });
     await cluster.delete(resources.pods, { namespace: 'default', name: 'patient' }, { gracePeriodSeconds: 0 });
   });
 });
@@ -617,4 +648,17 @@ describe('kill -9', () => {
     });
     await eventually(async () => (await release(lease)).state === 'Ended', 'the release', 60);
   });
+});
+
+test('SIGTERM ends a gateway at once, watches and all', async () => {
+  const lease = await leased();
+  const response = await lease.at.raw({ method: 'GET', path: 'kube/pods?watch=true' });
+  response.on('error', () => undefined);
+  response.resume();
+  const asked = Date.now();
+  await one.process.stop();
+  figures.stopMs = Date.now() - asked;
+  expect(Date.now() - asked).toBeLessThan(5000);
+  expect(readFileSync(one.process.logFile, 'utf8')).toContain('gateway stopped');
+  await release({ ...lease, at: connected(two, lease.leaseId) });
 });

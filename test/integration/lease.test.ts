@@ -3,9 +3,11 @@ import { execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
+import { Interface } from 'ethers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { applyManifests } from '../../operator/adapters/kube/apply-manifests.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
+import { gpuToken } from '../../operator/contracts/generated/gpu-token.ts';
 import { type KubeObject, resources } from '../../operator/engine/types.ts';
 import { freePorts } from '../../operator/sandbox/processes.ts';
 import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
@@ -334,6 +336,22 @@ describe('what a pod may not have, it does not get, and says why', () => {
   });
 });
 
+/** Waits until the lease's Ready condition gives this reason. */
+const verdict = (name: string, reason: string) => {
+  let last = '';
+  return until(`${reason} on ${name}`, 30, async () => {
+    const seen = await sandbox.consumerCluster.get<GpuLease & KubeObject>(resources.gpuLeases, {
+      namespace: 'ml',
+      name,
+    });
+    const found = seen?.status?.conditions?.find((c) => c.type === 'Ready');
+    last = `${found?.reason}: ${found?.message}`;
+    return found?.reason === reason ? found : undefined;
+  }).catch((error: Error) => {
+    throw new Error(`${error.message}; it says ${last}`);
+  });
+};
+
 describe('mistakes cost nothing, and say what to change', () => {
   const cases: [string, KubeObject, string, RegExp][] = [
     ['price above limit', leaseManifest('cheap', 'H100-SXM', '0.10'), 'PriceAboveLimit', /2\.69.*maxPricePerGpuHour/s],
@@ -355,38 +373,76 @@ describe('mistakes cost nothing, and say what to change', () => {
   it.each(cases)('%s', async (_, manifest, reason, message) => {
     await apply(manifest);
     const { name } = manifest.metadata;
-    const ready = await until(`${reason} on ${name}`, 30, async () => {
-      const seen = await sandbox.consumerCluster.get<GpuLease & KubeObject>(resources.gpuLeases, {
-        namespace: 'ml',
-        name,
-      });
-      const found = seen?.status?.conditions?.find((c) => c.type === 'Ready');
-      return found?.reason === reason ? found : undefined;
-    });
+    const ready = await verdict(name, reason);
     expect(ready.message).toMatch(message);
     await ctl('delete', 'gpulease', '-n', 'ml', name, '--timeout=30s');
   });
 
-  it('a provider that signs as somebody else is not Ready, and its lease says so', async () => {
-    const good = await sandbox.consumerCluster.get<KubeObject & { spec: Record<string, unknown> }>(
-      resources.gpuProviders,
-      { name: 'sandbox' },
+  interface Provider extends KubeObject {
+    spec: { endpoint: { url: string }; identity: object; payment: { rails: { chainId: number; maxEscrow: string }[] } };
+  }
+  const others: [string, (spec: Provider['spec']) => void, string, () => RegExp][] = [
+    [
+      'impostor',
+      (spec) => {
+        spec.identity = { address: '0x00000000000000000000000000000000000000aa' };
+      },
+      'IdentityMismatch',
+      () => new RegExp(`signs as ${sandbox.providerAddress}.*spec.identity.address`, 's'),
+    ],
+    [
+      'unreachable',
+      (spec) => {
+        spec.endpoint.url = 'https://127.0.0.1:1';
+      },
+      'ProviderUnreachable',
+      () => /ECONNREFUSED.*spec.endpoint/s,
+    ],
+    [
+      'other-chain',
+      (spec) => {
+        for (const rail of spec.payment.rails) rail.chainId = 4242;
+      },
+      'WrongChain',
+      () => /--chain 4242=URL/,
+    ],
+    [
+      'little-trusted',
+      (spec) => {
+        for (const rail of spec.payment.rails) rail.maxEscrow = '0.01';
+      },
+      'LimitReached',
+      () => /maxEscrow is 0.01 USDC/,
+    ],
+  ];
+  it.each(others)('provider %s', async (name, change, reason, message) => {
+    const good = await sandbox.consumerCluster.get<Provider>(resources.gpuProviders, { name: 'sandbox' });
+    const spec = structuredClone(good!.spec);
+    change(spec);
+    await apply(
+      { apiVersion: good!.apiVersion, kind: good!.kind, metadata: { name, labels: { who: name } }, spec } as KubeObject,
+      leaseManifest(name, 'H100-SXM', '3', { providerSelector: { matchLabels: { who: name } } }),
     );
-    const impostor = {
-      apiVersion: good!.apiVersion,
-      kind: good!.kind,
-      metadata: { name: 'impostor', labels: { who: 'impostor' } },
-      spec: { ...good!.spec, identity: { address: '0x00000000000000000000000000000000000000aa' } },
-    } as unknown as KubeObject;
-    await apply(impostor);
-    const ready = await until('the verdict', 20, async () => {
-      const seen = await sandbox.consumerCluster.get<
-        KubeObject & { status?: { conditions?: { type: string; reason: string; message: string }[] } }
-      >(resources.gpuProviders, { name: 'impostor' });
-      return seen?.status?.conditions?.find((c) => c.type === 'Ready' && c.reason === 'IdentityMismatch');
-    });
-    expect(ready.message).toContain(sandbox.providerAddress);
-    await ctl('delete', 'gpuprovider', 'impostor', '--timeout=30s');
+    const ready = await verdict(name, reason);
+    expect(ready.message).toMatch(message());
+    await ctl('delete', 'gpulease', '-n', 'ml', name, '--timeout=30s');
+    await ctl('delete', 'gpuprovider', name, '--timeout=30s');
+  });
+
+  it('a wallet without the money', async () => {
+    const { GPU } = sandbox.deployment.tokens;
+    const [deployer, wallet] = sandbox.chain.accounts.map((a) => a.address);
+    const move = async (from: string, to: string, amount: bigint) => {
+      const data = new Interface(gpuToken.abi).encodeFunctionData('transfer', [to, amount]);
+      await sandbox.chain.rpc('eth_sendTransaction', { from, to: GPU!.address, data });
+    };
+    const all = 1_000n * 10n ** 18n;
+    await move(wallet!, deployer!, all);
+    await apply(leaseManifest('broke', 'H100-SXM', '3', {}, 'GPU'));
+    const ready = await verdict('broke', 'InsufficientFunds');
+    expect(ready.message).toMatch(/has 0 GPU; the deposit is 2.64 GPU. Send it 2.64 GPU more/);
+    await ctl('delete', 'gpulease', '-n', 'ml', 'broke', '--timeout=30s');
+    await move(deployer!, wallet!, all);
   });
 });
 

@@ -16,6 +16,8 @@ export interface AllocationOptions extends ProvisionOptions {
   readonly namespace: string;
   readonly watched: Informer<RecordSecret>;
   readonly chain: ChainView;
+  /** A lease has ended: the chain may be told. */
+  readonly ended: () => void;
   /** How often a serving lease is looked at. */
   readonly tickSeconds: number;
   /** Records are kept this long after their end, for late questions and for the books. */
@@ -78,6 +80,7 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
       );
       if (saved !== undefined && saved.state !== stored.state) {
         if (saved.reason !== undefined) counters.count('gpulease_gateway_endings_total', { reason: saved.reason });
+        if (saved.state === 'Ended') options.ended();
         log.info({ leaseId, state: saved.state, reason: saved.reason }, 'an allocation changed its state');
       }
       // Acted upon at the next look, which sees what is stored.

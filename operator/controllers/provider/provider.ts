@@ -113,6 +113,9 @@ export function createProvider(options: ProviderOptions): Provider {
     }
   };
 
+  /** Ends the pause between two rounds of settlements: an escrow is waited for at the other end. */
+  let wake = new AbortController();
+
   /** Repeats some work until the signal fires; what fails is tried again at the next turn. */
   async function every(seconds: number, what: string, work: () => Promise<void>, signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
@@ -152,7 +155,14 @@ export function createProvider(options: ProviderOptions): Provider {
 
     async lead(signal) {
       await Promise.all([stock.waitForSync(signal), watched.waitForSync(signal)]);
+      const settlementPause = async (): Promise<void> => {
+        wake = new AbortController();
+        const pause = AbortSignal.any([signal, wake.signal]);
+        await sleep(clock, settings.chainIntervalSeconds * 1000, pause).catch(() => undefined);
+      };
       const allocation: AllocationOptions = {
+        // A moment later: the round reads the watched records, which hear of it only now.
+        ended: () => void clock.setTimeout(() => wake.abort(new Error('a lease has ended')), 200),
         namespace,
         watched,
         stock,
@@ -212,7 +222,7 @@ export function createProvider(options: ProviderOptions): Provider {
         leases.run(signal),
         offers.run(signal),
         taints.run(signal),
-        every(settings.chainIntervalSeconds, 'settling', () => settleAll(settlement, signal), signal),
+        every(0, 'settling', () => settleAll(settlement, signal).finally(settlementPause), signal),
         every(guardSeconds, 'applying the admission policy', () => ensureGuard(cluster, signal), signal),
         every(sweepSeconds, 'sweeping', () => sweep(allocation, signal), signal),
       ]);

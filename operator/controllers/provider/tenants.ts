@@ -2,8 +2,10 @@
 import { labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
+import { tenantAccount, tenantRole, tenantRoleName } from '../../core/allocation/rights.ts';
 import type { Room } from '../../core/allocation/room.ts';
-import { type TenantOptions, tenantAccount, tenantObjects } from '../../core/allocation/tenant.ts';
+import { type TenantOptions, tenantObjects } from '../../core/allocation/tenant.ts';
+import { sameJson } from '../../engine/equal.ts';
 import { isConflict, isNotFound } from '../../engine/errors.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../../engine/types.ts';
 
@@ -68,8 +70,24 @@ export function createTenants(options: {
     return token;
   }
 
+  let roleIsThere = false;
+  /** The role that all tenants share. The chart brings it; where we may, we make it good ourselves. */
+  async function ensureRole(signal?: AbortSignal): Promise<void> {
+    if (roleIsThere) return;
+    const stored = await cluster.get<KubeObject & { rules?: unknown }>(
+      resources.clusterRoles,
+      { name: tenantRoleName },
+      signal,
+    );
+    if (!sameJson(stored?.rules, tenantRole.rules)) {
+      await cluster.apply<KubeObject>(resources.clusterRoles, tenantRole as KubeObject, { fieldManager }, signal);
+    }
+    roleIsThere = true;
+  }
+
   return {
     async make(leaseId, room, signal) {
+      await ensureRole(signal);
       // One after the other: the namespace must be there before what is in it, the account before its binding.
       for (const { resource, object } of tenantObjects(leaseId, room, options.tenant)) {
         await cluster.apply<KubeObject>(resources[resource], object as KubeObject, { fieldManager }, signal);

@@ -8,12 +8,10 @@
 import { gpuResource, managedBy, labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { tenantNamespace } from './record.ts';
+import { tenantAccount, tenantRoleName } from './rights.ts';
 import { bytesText, cpuText, type Room } from './room.ts';
 
 export const leaseIdLabel = (leaseId: Hex32): string => leaseId.slice(2, 65).toLowerCase();
-
-/** The account as which the gateway acts inside the tenant. Pods run as `default`, which has no token and no rights. */
-export const tenantAccount = 'tenant';
 
 /** Networks that a tenant's pods cannot reach: private, carrier, link-local (cloud metadata), multicast. */
 const privateV4 = [
@@ -40,7 +38,6 @@ export interface TenantObject {
   readonly resource:
     | 'namespaces'
     | 'serviceAccounts'
-    | 'roles'
     | 'roleBindings'
     | 'resourceQuotas'
     | 'limitRanges'
@@ -101,34 +98,12 @@ export function tenantObjects(leaseId: Hex32, room: Room, options: TenantOptions
       },
     },
     {
-      resource: 'roles',
-      object: {
-        apiVersion: 'rbac.authorization.k8s.io/v1',
-        kind: 'Role',
-        metadata: inside(tenantAccount),
-        rules: [
-          {
-            apiGroups: [''],
-            resources: ['pods', 'configmaps', 'secrets'],
-            verbs: ['get', 'list', 'watch', 'create', 'update', 'delete'],
-          },
-          { apiGroups: [''], resources: ['pods/log'], verbs: ['get'] },
-          {
-            apiGroups: [''],
-            resources: ['pods/exec', 'pods/attach', 'pods/portforward'],
-            verbs: ['get', 'create'],
-          },
-          { apiGroups: [''], resources: ['events'], verbs: ['get', 'list', 'watch'] },
-        ],
-      },
-    },
-    {
       resource: 'roleBindings',
       object: {
         apiVersion: 'rbac.authorization.k8s.io/v1',
         kind: 'RoleBinding',
         metadata: inside(tenantAccount),
-        roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: tenantAccount },
+        roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: tenantRoleName },
         subjects: [{ kind: 'ServiceAccount', name: tenantAccount, namespace }],
       },
     },

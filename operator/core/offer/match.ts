@@ -5,7 +5,7 @@
  * Checks stand in the order in which a person would give up on an offer: first what the hardware is, then who sells it,
  * then price, then whether it is free just now. A new rule is one entry in `checks` and one row in the test.
  */
-import type { PendingReason } from '../../api/conditions.ts';
+import { type PendingReason, pendingReasons } from '../../api/conditions.ts';
 import type { GpuLease, LeaseStatus, Requirement } from '../../api/lease.ts';
 import { modelOfProduct } from '../../api/models.ts';
 import type { GpuOffer } from '../../api/offer.ts';
@@ -108,6 +108,19 @@ export function fulfils(requirement: Requirement, labels: Readonly<Record<string
     default:
       return requirement.operator satisfies never;
   }
+}
+
+/** Whether lease and provider want each other, by their selectors. */
+const isSelected = (
+  { provider }: ProviderFact,
+  { lease, namespaceLabels }: Pick<MatchInput, 'lease' | 'namespaceLabels'>,
+): boolean =>
+  labelsMatch(lease.spec.providerSelector?.matchLabels, provider.metadata.labels) &&
+  labelsMatch(provider.spec.namespaceSelector?.matchLabels, namespaceLabels);
+
+/** A provider's own reason where a lease knows the word. */
+function notReadyReason({ reason }: ProviderFact): PendingReason {
+  return pendingReasons.find((known) => known === reason) ?? 'ProviderUnreachable';
 }
 
 const price = (look: Look) => look.offer.spec.prices.find((p) => p.assetSymbol === look.lease.spec.pricing.assetSymbol);
@@ -215,12 +228,7 @@ const checks: readonly Check[] = [
   {
     name: 'ProviderNotSelected',
     reason: 'NoMatchingOffer',
-    miss: ({ lease, fact, namespaceLabels }) =>
-      missed(
-        fact === undefined ||
-          !labelsMatch(lease.spec.providerSelector?.matchLabels, fact.provider.metadata.labels) ||
-          !labelsMatch(fact.provider.spec.namespaceSelector?.matchLabels, namespaceLabels),
-      ),
+    miss: (look) => missed(look.fact === undefined || !isSelected(look.fact, look)),
   },
   {
     name: 'AssetNotPriced',
@@ -352,22 +360,22 @@ export function matchOffers(input: MatchInput): Match {
 }
 
 function blocked(input: MatchInput, selection: Match['selection'], furthest: number): NonNullable<Match['blocked']> {
-  if (input.offers.length === 0) {
-    const providers = [...input.providers.values()];
-    if (providers.length === 0)
-      return { reason: 'NoMatchingOffer', message: 'No GpuProvider exists in this cluster: create one.' };
-    const down = providers.filter((p) => !p.ready);
-    if (down.length === providers.length)
-      return {
-        reason: 'ProviderUnreachable',
-        message:
-          `No provider is ready: ${down.map((p) => `${p.provider.metadata.name} (${p.reason ?? 'not probed yet'})`).join(', ')}.`.slice(
-            0,
-            1000,
-          ),
-      };
-    return { reason: 'NoMatchingOffer', message: 'The providers offer nothing at present: kubectl get gpuoffers' };
+  const providers = [...input.providers.values()];
+  if (providers.length === 0)
+    return { reason: 'NoMatchingOffer', message: 'No GpuProvider exists in this cluster: create one.' };
+  const selected = providers.filter((fact) => isSelected(fact, input));
+  if (selected.length > 0 && selected.every((fact) => !fact.ready)) {
+    const why = selected.map(
+      ({ provider, reason, message }) =>
+        `${provider.metadata.name}: ${reason ?? 'not probed yet'}${message ? `: ${message}` : ''}`,
+    );
+    return {
+      reason: notReadyReason(selected[0]!),
+      message: `No provider that may serve this lease is ready. ${why.join(' · ')}`.slice(0, 1800),
+    };
   }
+  if (input.offers.length === 0)
+    return { reason: 'NoMatchingOffer', message: 'The providers offer nothing at present: kubectl get gpuoffers' };
   const check = checks[furthest]!;
   const why = selection.rejected
     .map((r) => `${r.count} ${r.reason}${r.closest ? ` (closest ${r.closest})` : ''}`)

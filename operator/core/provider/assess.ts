@@ -79,9 +79,13 @@ export function assess(seen: SeenProvider): Assessment {
   const message = failed?.message ?? (held ? `spec.stopPolicy is ${provider.spec.stopPolicy}: no new leases.` : '');
   // A held provider answers and is sound, so it is Ready; matching refuses it by its stopPolicy.
   conditions.unshift({ type: 'Ready', status: ready ? 'True' : 'False', reason, message });
-  const mirrored = seen.offers.ok
-    ? seen.offers.value.slice(0, maxOffers).map((offer) => mirror(provider, offer))
-    : undefined;
+  // What somebody else says in a provider's name is not shown.
+  const impostor = failed?.reason === 'IdentityMismatch';
+  const mirrored = impostor
+    ? []
+    : seen.offers.ok
+      ? seen.offers.value.slice(0, maxOffers).map((offer) => mirror(provider, offer))
+      : undefined;
   return { ready, reason, message, conditions, mirrored };
 }
 

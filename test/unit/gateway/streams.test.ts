@@ -2,7 +2,6 @@
 import { once } from 'node:events';
 import { request } from 'node:http';
 import { connect, createServer, type Server, type Socket } from 'node:net';
-import { type Duplex, duplexPair } from 'node:stream';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { tenantNamespace } from '../../../operator/core/allocation/record.ts';
 import { join } from '../../../operator/gateway/routes/streams.ts';
@@ -127,7 +126,7 @@ test('whoever goes away takes the other side along', async () => {
   const { socket } = await open('pods/train/attach?stdout=true');
   socket!.resetAndDestroy();
   far.resume();
-  await once(far, 'close');
+  await once(far, 'end');
 
   const second = await upstream();
   const again = await open('pods/train/portforward', {}, 'GET');

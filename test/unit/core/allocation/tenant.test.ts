@@ -2,12 +2,14 @@ import { describe, expect, test } from 'vitest';
 import { guardObjects } from '../../../../operator/core/allocation/guard.ts';
 import { checkQuery, kubeTarget, upstreamPath } from '../../../../operator/core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../../../operator/core/allocation/record.ts';
+import { gatewayRole, tenantRole } from '../../../../operator/core/allocation/rights.ts';
 import { tenantObjects } from '../../../../operator/core/allocation/tenant.ts';
 
 const leaseId = `0x${'aB'.repeat(32)}` as const;
 const room = { gpus: 2, cpuMillis: 7500, memoryBytes: 8 * 1024 ** 3, ephemeralBytes: 1024 ** 3, pods: 20 };
 const objects = tenantObjects(leaseId, room, { deniedCidrs: ['203.0.113.0/24', '2001:db8::/32'] });
-const find = (kind: string) => objects.find(({ object }) => object.kind === kind)!.object as unknown as Record<string, never>;
+const find = (kind: string) =>
+  objects.find(({ object }) => object.kind === kind)!.object as unknown as Record<string, never>;
 
 describe('a tenant', () => {
   test('is a namespace of its own, named after the lease, under baseline pod security', () => {
@@ -37,7 +39,7 @@ describe('a tenant', () => {
   });
 
   test('may read and write its own objects, and nothing that leads further', () => {
-    const rules = (find('Role') as unknown as { rules: { resources: string[]; verbs: string[] }[] }).rules;
+    const { rules } = tenantRole;
     const all = rules.flatMap(({ resources }) => resources);
     expect(all.sort()).toEqual([
       'configmaps',
@@ -51,6 +53,26 @@ describe('a tenant', () => {
     ]);
     expect(rules.flatMap(({ verbs }) => verbs)).not.toContain('*');
     expect(rules.flatMap(({ verbs }) => verbs)).not.toContain('patch');
+  });
+
+  test('is acted for by a gateway that has none of its rights, and can make none but its token', () => {
+    const held = gatewayRole.rules.flatMap(({ resources, verbs }) =>
+      resources.flatMap((resource) => verbs.map((verb) => `${verb} ${resource}`)),
+    );
+    for (const right of [
+      'create pods',
+      'create pods/exec',
+      'get secrets',
+      'list secrets',
+      'create clusterroles',
+      'escalate clusterroles',
+    ]) {
+      expect(held).not.toContain(right);
+    }
+    const named = (resource: string) =>
+      gatewayRole.rules.find(({ resources }) => resources.includes(resource))!.resourceNames;
+    expect(named('serviceaccounts/token')).toEqual(['tenant']);
+    expect(named('clusterroles')).toEqual(['gpulease-tenant']);
   });
 
   test('reaches itself, DNS and the internet, not the provider’s networks', () => {

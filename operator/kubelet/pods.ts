@@ -153,11 +153,18 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       return {};
     }
     const wanted = translation.pod;
-    await host.objects.hold(
-      uidOf(pod),
-      [...refs('ConfigMap', pod, translation.configMaps), ...refs('Secret', pod, translation.secrets)],
-      signal,
-    );
+    try {
+      await host.objects.hold(
+        uidOf(pod),
+        [...refs('ConfigMap', pod, translation.configMaps), ...refs('Secret', pod, translation.secrets)],
+        signal,
+      );
+    } catch (error) {
+      // Its author may change the object, so the pod waits; but it says for what.
+      if (error instanceof ApiError)
+        tell(pod, 'Warning', 'ObjectNotCarried', `The provider refused an object of the pod: ${cut(error.message)}`);
+      throw error;
+    }
 
     let remote = cached;
     if (!remote && wasCarried) {

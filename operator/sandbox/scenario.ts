@@ -307,12 +307,13 @@ export async function wholeScenario(sandbox: Sandbox, report: Report, serveSecon
   await offersReady(sandbox, signal);
   const first = await minimal(sandbox, report, signal);
   const native = await lease(sandbox, [leaseManifest('native', 'H100-SXM', '3', {}, 'GPU')], report, signal);
-  await showTables(sandbox);
   const wait = async (running: Running, seconds: number) => {
     const left = seconds - running.witness.readySeconds();
     if (left > 0) await sleep(left * 1000, undefined, { signal });
   };
   report(`serving for ${serveSeconds} s`);
+  await wait(first, Math.min(12, serveSeconds));
+  await showTables(sandbox);
   await wait(first, serveSeconds + 0.5);
   const firstFigures = await settle(sandbox, first, report, signal);
   const second = await lease(sandbox, [leaseManifest('second', 'RTX4090', '0.60')], report, signal);

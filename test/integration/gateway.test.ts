@@ -321,7 +321,7 @@ const pod = (name: string, spec: Record<string, unknown> = {}, container: Record
 });
 
 interface PodSeen extends KubeObject {
-  spec: { nodeName?: string };
+  spec: { nodeName?: string; tolerations?: object[] };
   status: { phase: string; containerStatuses?: { state: object }[]; message?: string };
 }
 
@@ -517,7 +517,8 @@ describe('the provider’s own pods', () => {
     expect(waiting!.spec.nodeName).toBeUndefined();
     const change = (spec: object, metadata: object = {}) =>
       cluster.patch(resources.pods, { namespace: 'default', name: 'patient' }, { spec, metadata }, { type: 'merge' });
-    await expect(change({ tolerations: [{ operator: 'Exists' }] })).rejects.toThrow('rented out');
+    const added = [...(waiting!.spec.tolerations ?? []), { operator: 'Exists' }];
+    await expect(change({ tolerations: added })).rejects.toThrow('rented out');
     await change({}, { labels: { still: 'editable' } });
     await cluster.delete(resources.pods, { namespace: 'default', name: 'patient' }, { gracePeriodSeconds: 0 });
   });

@@ -4,6 +4,7 @@ import { finalizers, labels } from '../../api/labels.ts';
 import type { LeaseAttempt } from '../../api/lease.ts';
 import type { Hex } from '../../api/messages.ts';
 import type { Action } from '../../core/lease/actions.ts';
+import { gpusInWords } from '../../core/lease/amounts.ts';
 import { count, servedSeconds } from '../../core/lease/meter.ts';
 import { intents, type LeaseRecord, type Observed, type QuoteRecord, type Refused } from '../../core/lease/observed.ts';
 import { formatAmount } from '../../core/money/amount.ts';
@@ -16,7 +17,7 @@ import { allocationFact, hintsOf } from './observe-lease.ts';
 import type { Gateway } from './ports.ts';
 import { emptyRecord } from './records.ts';
 import { endOfLease } from './report-lease.ts';
-import type { LeaseWorld } from './world.ts';
+import type { Hints, LeaseWorld } from './world.ts';
 
 export async function applyAction(
   world: LeaseWorld,
@@ -72,6 +73,7 @@ export async function applyAction(
       );
       return;
     case 'allocate': {
+      tellOpened(world, seen, hints);
       const answer = await gatewayOf(world, action.quote)?.allocate(action.quote.signed, signal);
       hints.allocation = answer && allocationFact(answer);
       if (answer && !answer.ok && answer.kind === 'refused')
@@ -86,7 +88,7 @@ export async function applyAction(
           lease,
           'Normal',
           'NodeRegistered',
-          `Node ${world.nodes.nameOf(lease)} stands for ${action.quote.signed.quote.gpus} GPUs of ${action.quote.providerName}.`,
+          `Node ${world.nodes.nameOf(lease)} stands for ${gpusInWords(action.quote.signed.quote.gpus)} of ${action.quote.providerName}.`,
         );
       return;
     }
@@ -202,6 +204,21 @@ export async function applyAction(
   }
 }
 
+/** Once an escrow and process: a restart may say it again, and Kubernetes then counts it as a repeat. */
+function tellOpened(world: LeaseWorld, { lease, chain, record }: Observed, hints: Hints): void {
+  if (chain?.state !== 'known' || !chain.escrow || !record?.quote || hints.openedTold === record.quote.leaseId) return;
+  hints.openedTold = record.quote.leaseId;
+  const { decimals, assetSymbol, leaseId } = record.quote;
+  const hash = chain.txs[intents.open(leaseId)]?.hash;
+  const deposit = `${formatAmount(chain.escrow.deposit, decimals)} ${assetSymbol}`;
+  world.events.event(
+    lease,
+    'Normal',
+    'EscrowOpened',
+    `${deposit} in escrow ${leaseId}${hash ? `, transaction ${hash}` : ''}.`,
+  );
+}
+
 function gatewayOf(world: LeaseWorld, quote: QuoteRecord): Gateway | undefined {
   const provider = world.providers.get({ name: quote.providerName });
   return provider && world.gateways.of(provider);
@@ -307,7 +324,7 @@ async function mismatch(
   if (BigInt(quote.pricePerGpuHour) > pricePerGpuHour)
     return `the quote asks ${formatAmount(BigInt(quote.pricePerGpuHour), rail.decimals)} for a GPU hour, the offer said ${formatAmount(pricePerGpuHour, rail.decimals)}`;
   if (quote.gpus !== request.gpus || node.gpus !== request.gpus)
-    return `the quote is for ${quote.gpus} GPUs instead of ${request.gpus}`;
+    return `the quote is for ${gpusInWords(quote.gpus)} instead of ${request.gpus}`;
   if (quote.maxSeconds !== request.maxSeconds)
     return `the quote is for ${quote.maxSeconds} s instead of ${request.maxSeconds}`;
   if (quote.startTimeoutSeconds > request.startTimeoutSeconds)

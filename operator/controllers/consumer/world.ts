@@ -36,7 +36,8 @@ export interface Hints {
   /** Why the gateway did not allocate. */
   allocation?: AllocationFact;
   selection?: NonNullable<GpuLease['status']>['selection'];
-  /** The paying transactions, once known. */
+  /** The escrow whose opening was told as an event. */
+  openedTold?: string;
   vouchers: number;
 }
 

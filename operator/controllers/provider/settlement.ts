@@ -64,7 +64,13 @@ async function settleChain(
   signal: AbortSignal,
 ): Promise<void> {
   const { view, now, log, counters } = options;
-  await chain.tick(signal);
+  try {
+    await chain.tick(signal);
+  } catch (error) {
+    signal.throwIfAborted();
+    // The escrows are read all the same: whether a lease is paid must not hang on our own transactions.
+    log.warn({ chainId: chain.chainId, error: String(error) }, 'transactions under way could not be looked after');
+  }
 
   const wishes: { record: LeaseRecord; wish: Settlement }[] = [];
   for (let from = 0; from < records.length; from += readBatch) {

@@ -65,6 +65,6 @@ export const gatewayRole = clusterRole(gatewayRoleName, [
 
 /** In the namespace where it keeps its records, ledgers and keys. */
 export const gatewayHomeRules: readonly Rule[] = [
-  { apiGroups: [''], resources: ['secrets', 'configmaps'], verbs: [...seen, 'create', 'update', 'delete'] },
+  { apiGroups: [''], resources: ['secrets', 'configmaps'], verbs: [...seen, 'create', 'update', 'patch', 'delete'] },
   { apiGroups: ['coordination.k8s.io'], resources: ['leases'], verbs: ['get', 'create', 'update'] },
 ];

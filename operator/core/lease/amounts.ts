@@ -7,3 +7,6 @@ export function whole(units: bigint, decimals: number): string {
   const step = 10n ** BigInt(decimals - 6);
   return formatAmount((units + step - 1n) / step, 6);
 }
+
+/** `1 GPU`, `8 GPUs`. */
+export const gpusInWords = (count: number): string => `${count} GPU${count === 1 ? '' : 's'}`;

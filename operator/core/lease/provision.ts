@@ -1,4 +1,5 @@
 /** Provisioned: the provider has set the GPUs aside and made the tenant. */
+import { gpusInWords } from './amounts.ts';
 import type { Observed } from './observed.ts';
 import { soonSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
@@ -42,7 +43,7 @@ function decide(seen: Observed): Decision {
         ? {
             status: 'True',
             reason: 'Provisioned',
-            message: `${allocation.info.gpus} GPUs are set aside at ${quote.providerName}.`,
+            message: `${gpusInWords(allocation.info.gpus)} set aside at ${quote.providerName}.`,
           }
         : {
             status: 'Unknown',

@@ -3,6 +3,7 @@ import { parseAmount } from '../money/amount.ts';
 import { sizeTopUp } from '../money/deposit.ts';
 import { billableSeconds, paidSeconds } from '../money/escrow.ts';
 import type { Action } from './actions.ts';
+import { gpusInWords } from './amounts.ts';
 import { railOf, spendLimit } from './fund.ts';
 import { count, servedSeconds } from './meter.ts';
 import { intents, type Observed } from './observed.ts';
@@ -79,7 +80,7 @@ function decide(seen: Observed): Decision {
   return {
     status: 'True',
     reason: 'Serving',
-    message: `${quote.signed.quote.gpus} GPUs of ${quote.providerName} on node ${node!.name}.`,
+    message: `${gpusInWords(quote.signed.quote.gpus)} of ${quote.providerName} on node ${node!.name}.`,
     actions,
     requeueAfterSeconds: wait,
   };

@@ -116,6 +116,8 @@ const labelValue = (value: string): string => value.slice(0, 63).replace(/[^A-Za
 export function desiredLabels(node: LeaseNode, served: ServedNode): Record<string, string> {
   return {
     ...carriedLabels(served.nodeLabels),
+    // The real node may have more: this one has what was leased.
+    ...(served.nodeLabels['nvidia.com/gpu.count'] === undefined ? {} : { 'nvidia.com/gpu.count': String(served.gpus) }),
     ...node.labels,
     'kubernetes.io/hostname': nodeNameOf(node.lease),
     'kubernetes.io/os': 'linux',

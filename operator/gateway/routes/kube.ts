@@ -4,6 +4,7 @@
  * what slips through here meets that account's role. Answers are streamed, so a list or a log of any size takes no memory.
  */
 import type { IncomingMessage } from 'node:http';
+import { pipeline } from 'node:stream';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Hex32 } from '../../api/messages.ts';
 import { admitConfig } from '../../core/allocation/admit-config.ts';
@@ -173,12 +174,17 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
       if (typeof retryAfter === 'string' && /^\d{1,5}$/.test(retryAfter)) reply.header('retry-after', retryAfter);
       return reply.code(problem.status).type(problemType).send(JSON.stringify(problem));
     }
-    // An answer that breaks off must break off at the caller, too: it must not look complete.
-    response.once('error', () => reply.raw.destroy());
-    return reply
-      .code(status)
-      .type(response.headers['content-type'] ?? 'application/json')
-      .send(response);
+    // Past Fastify, which sends the headers with the first bytes only: a watch on an empty list, or a followed log, has
+    // none for minutes. An answer that breaks off breaks off at the caller, too: it must not look complete.
+    reply.hijack();
+    reply.raw.writeHead(status, {
+      'content-type': response.headers['content-type'] ?? 'application/json',
+      'cache-control': 'no-store',
+      'x-content-type-options': 'nosniff',
+    });
+    reply.raw.flushHeaders();
+    pipeline(response, reply.raw, () => undefined);
+    return reply;
   }
 
   function mustServe(record: LeaseRecord): void {

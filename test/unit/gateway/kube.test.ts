@@ -173,6 +173,19 @@ test('lists and watches show the tenant’s own objects alone, as they come', as
   );
 });
 
+test('a watch on nothing, or a quiet log, is answered at once', async () => {
+  await side.gateway.app.listen({ host: '127.0.0.1', port: 0 });
+  const { port } = side.gateway.app.server.address() as { port: number };
+  const stop = new AbortController();
+  const response = await fetch(`http://127.0.0.1:${port}/v1/leases/${lease.leaseId}/kube/events?watch=true`, {
+    headers: { authorization: `Bearer ${lease.token}` },
+    signal: AbortSignal.any([stop.signal, AbortSignal.timeout(5000)]),
+  });
+  expect(response.status).toBe(200);
+  expect(response.headers.get('content-type')).toContain('application/json');
+  stop.abort();
+});
+
 test('an answer that breaks off does not look whole', async () => {
   const stream = new PassThrough();
   side.cluster.intercept(({ path }) => (path.endsWith('/log') ? { code: 200, stream } : undefined));

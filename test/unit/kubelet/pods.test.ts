@@ -242,6 +242,28 @@ describe('a pod that may not run here', () => {
     await eventually(() => expect(w.remotes()).toHaveLength(1));
   });
 
+  test('yet, because the provider refuses its ConfigMap, waits and says so', async () => {
+    w.consumer.seed<Data>(resources.configMaps, configMap('conf', { NVIDIA_VISIBLE_DEVICES: 'all' }));
+    w.provider.intercept((request) =>
+      request.method === 'POST' &&
+      request.resource?.plural === 'configmaps' &&
+      JSON.stringify(request.body).includes('NVIDIA')
+        ? {
+            code: 422,
+            body: { type: 'x', title: 'Refused', status: 422, reason: 'PodRefused', detail: 'data.NVIDIA: no' },
+          }
+        : undefined,
+    );
+    w.bind('web', usesConfig);
+    await eventually(() => expect(w.told.map((t) => t.reason)).toContain('ObjectNotCarried'));
+    expect(w.told.find((t) => t.reason === 'ObjectNotCarried')?.message).toMatch(/data\.NVIDIA: no/);
+    expect(posts('pods')).toHaveLength(0);
+    w.consumer.change<Data>(resources.configMaps, { namespace: 'team-a', name: 'conf' }, (c) => {
+      c.data = { a: '1' };
+    });
+    await eventually(() => expect(w.remotes()).toHaveLength(1));
+  });
+
   test('and is of a DaemonSet stays Pending, with one event', async () => {
     w.bind('ds', (pod) => {
       pod.metadata.ownerReferences = [

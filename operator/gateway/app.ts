@@ -47,9 +47,21 @@ export interface Gateway {
 
 export function createGateway(options: GatewayOptions): Gateway {
   const { service, upstream, now, log, publicUrls, gpuRuntimeClass } = options;
+  // Who sends half a request is cut off by the second, not at Node's leisure of half a minute.
+  const listener = { connectionsCheckingInterval: 2_000 };
   const app = Fastify({
-    // A TLS socket that may be half-closed carries what the other half still has to say.
-    ...(options.tls ? { https: { ...options.tls, minVersion: 'TLSv1.2', allowHalfOpen: true } } : {}),
+    ...(options.tls
+      ? {
+          https: {
+            ...listener,
+            ...options.tls,
+            minVersion: 'TLSv1.2',
+            handshakeTimeout: 10_000,
+            // A socket that is half-closed still carries what the other half has to say.
+            allowHalfOpen: true,
+          },
+        }
+      : { http: listener }),
     bodyLimit: maxBodyBytes,
     requestTimeout: 30_000,
     keepAliveTimeout: 75_000,

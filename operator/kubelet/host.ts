@@ -10,7 +10,7 @@ import { createInformer } from '../engine/informer.ts';
 import type { EngineMetrics } from '../engine/metrics.ts';
 import { type Change, type Cluster, type Informer, type KubeObject, type Log, resources } from '../engine/types.ts';
 import type { Callers } from './api/callers.ts';
-import { type KubeletServer, startKubeletServer } from './api/server.ts';
+import { type KubeletServer, type StartKubeletServer, startKubeletServer } from './api/server.ts';
 import { createObjectCarrier, type ObjectRef, pause } from './objects.ts';
 import { type PodHost, remoteIndexes } from './pods.ts';
 import { type RemoteLease, remoteCluster } from './remote.ts';
@@ -41,6 +41,7 @@ export interface HostOptions {
   readonly podOf: (namespace: string, name: string, signal: AbortSignal) => Promise<Pod | undefined>;
   readonly podsHere: () => readonly Pod[];
   readonly objectPollSeconds: number;
+  readonly startServer?: StartKubeletServer;
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics?: EngineMetrics;
@@ -198,7 +199,7 @@ export function openHost(options: HostOptions): Host {
 
   async function listen(first: ServingCertificate): Promise<KubeletServer> {
     const open = (port: number) =>
-      startKubeletServer({
+      (options.startServer ?? startKubeletServer)({
         nodeName: name,
         host: options.listenHost,
         port,

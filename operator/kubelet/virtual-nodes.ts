@@ -25,6 +25,7 @@ import {
   resources,
 } from '../engine/types.ts';
 import { createCallers } from './api/callers.ts';
+import type { StartKubeletServer } from './api/server.ts';
 import { createClientCa } from './client-ca.ts';
 import { type DrainProgress, drainStep, removeNode } from './drain.ts';
 import { type Host, openHost } from './host.ts';
@@ -63,6 +64,8 @@ export interface VirtualNodesOptions {
   readonly heartbeatLastsSeconds?: number;
   readonly podWorkers?: number;
   readonly objectPollSeconds?: number;
+  /** Instead of opening a port for each node: for tests that need none. */
+  readonly startServer?: StartKubeletServer;
 }
 
 export interface NodeState extends Partial<NodeSeen> {
@@ -276,6 +279,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       },
       podsHere,
       objectPollSeconds: options.objectPollSeconds ?? 30,
+      startServer: options.startServer,
       clock,
       log,
       metrics: options.metrics,

@@ -613,10 +613,16 @@ describe('money', () => {
   });
 
   test('several leases that end together are settled in one transaction', async () => {
-    const leases = await Promise.all([leased(), leased()].map((one) => one));
+    const leases = [await leased(), await leased()];
     await sleep(2500);
     await Promise.all(leases.map((lease) => vouch(lease, 2)));
-    for (const lease of leases) await chain.send(chain.keys.consumer, chain.client.calls.requestClose(lease.leaseId));
+    // Held still for a moment, so that the next round finds both.
+    for (const replica of [one, two]) process.kill(replica.process.pid, 'SIGSTOP');
+    try {
+      for (const lease of leases) await chain.send(chain.keys.consumer, chain.client.calls.requestClose(lease.leaseId));
+    } finally {
+      for (const replica of [one, two]) process.kill(replica.process.pid, 'SIGCONT');
+    }
     for (const lease of leases) {
       await eventually(
         async () => (await chain.client.lease(lease.leaseId))?.closed === true,

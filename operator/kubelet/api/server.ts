@@ -40,6 +40,8 @@ export interface KubeletServer {
   close(): Promise<void>;
 }
 
+export type StartKubeletServer = (options: KubeletServerOptions) => Promise<KubeletServer>;
+
 /** An exec's command travels in the URL. */
 const maxHeaderBytes = 1024 * 1024;
 const maxConnections = 1000;

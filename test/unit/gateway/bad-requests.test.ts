@@ -260,6 +260,13 @@ describe('what is not HTTP', () => {
     expect(await raw(`GET / HTTP/1.1\r\nhost: x\r\n${'a: b\r\n'.repeat(20_000)}\r\n`)).toMatch(/^HTTP\/1\.1 431 /);
   });
 
+  test('half a request is waited for ten seconds', async () => {
+    const asked = Date.now();
+    const answer = await raw('GET /v1/offers HTTP/1.1\r\nhost: x\r\nx-slow');
+    expect(answer).toMatch(/^HTTP\/1\.1 408 .*problem\+json/s);
+    expect(Date.now() - asked).toBeLessThan(15_000);
+  });
+
   test('an upgrade to where there is none, and one without a token', async () => {
     const upgrade = (path: string, more = '') =>
       raw(`GET ${path} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n${more}\r\n`);

@@ -196,6 +196,8 @@ describe('capacity', () => {
       }
       const leases = held.flatMap(({ entries }) => Object.keys(entries));
       expect(new Set(leases).size).toBe(leases.length);
+      const told = answers.filter(({ status }) => status === 200).map(({ body }) => (body as AllocationInfo).leaseId);
+      expect(new Set(leases)).toEqual(new Set(told));
       expect(leases).toHaveLength(5);
     } finally {
       await other.stop();
@@ -212,6 +214,25 @@ describe('capacity', () => {
       ],
     });
     expect((await side.get('/v1/offers')).body).toMatchObject({ offers: [{ total: 0, available: 0 }] });
+  });
+
+  test('what pods of the provider’s own hold is not sold; what tenants’ pods hold is counted once', async () => {
+    side = await startProviderSide({ objects: [gpuNode('node-a', 3)] });
+    const quote = await side.quote({ gpus: 3 });
+    const gpuPod = (name: string, namespace: string) =>
+      ({
+        metadata: { name, namespace },
+        spec: { nodeName: 'node-a', containers: [{ resources: { limits: { 'nvidia.com/gpu': '1' } } }] },
+        status: { phase: 'Running' },
+      }) as KubeObject;
+    side.cluster.seed(resources.pods, gpuPod('own', 'default'), gpuPod('train', `gl-${'0'.repeat(20)}`));
+    // Sold a moment before: the reservation looks at the node itself.
+    side.open(quote);
+    expect(await side.post('/v1/leases', quote)).toMatchObject({ status: 409, body: { reason: 'CapacityExhausted' } });
+    await eventually(
+      async () => (await side.get('/v1/offers')).body as { offers: { available: number }[] },
+      ({ offers }) => offers[0]!.available === 2,
+    );
   });
 
   test('an offer without an accepted price is not shown, and says why', async () => {

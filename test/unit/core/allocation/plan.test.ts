@@ -164,6 +164,13 @@ describe('what goes to the chain', () => {
       now,
       'wait',
     ],
+    [
+      'nothing before the pods of who did not pay are gone',
+      record({ state: 'Suspended', reason: 'Unpaid', voucher: voucher(9) }),
+      escrow(),
+      now,
+      'wait',
+    ],
     ['a close with the last voucher', ended({ voucher: voucher(90, true) }), escrow(), now, 'close'],
     [
       'a settlement at once when the window runs',

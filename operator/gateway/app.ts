@@ -45,10 +45,14 @@ export interface Gateway {
   close(): Promise<void>;
 }
 
+/** As Go's HTTP server has it, and so every API server and kubelet. */
+const maxHeaderBytes = 1024 * 1024;
+
 export function createGateway(options: GatewayOptions): Gateway {
   const { service, upstream, now, log, publicUrls, gpuRuntimeClass } = options;
   // Who sends half a request is cut off by the second, not at Node's leisure of half a minute.
-  const listener = { connectionsCheckingInterval: 2_000 };
+  // The command of an exec is part of its URL.
+  const listener = { connectionsCheckingInterval: 2_000, maxHeaderSize: maxHeaderBytes };
   const app = Fastify({
     ...(options.tls
       ? {

@@ -118,6 +118,7 @@ export function createLeaseNodes({
         ready: ready?.status === 'True' ? 'True' : ready?.status === 'False' ? 'False' : 'Unknown',
         since: new Date(ready?.lastTransitionTime ?? node.metadata.creationTimestamp ?? 0),
         message: ready?.message ?? '',
+        deleting: node.metadata.deletionTimestamp !== undefined,
         pods: await countPods(cluster, name, signal),
       };
     },

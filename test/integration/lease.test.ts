@@ -446,6 +446,39 @@ describe('mistakes cost nothing, and say what to change', () => {
   });
 });
 
+it('ends a lease whose Node somebody deletes', async () => {
+  const running = await lease(sandbox, [leaseManifest('unplugged', 'H100-SXM', '3')], quiet);
+  await sandbox.consumerCluster.delete(resources.nodes, { name: running.witness.node! });
+  await until('the lease ending by itself', 60, async () => {
+    const seen = await sandbox.consumerCluster.get<GpuLease & KubeObject>(resources.gpuLeases, running.key);
+    return seen?.status?.endedAt ? true : undefined;
+  });
+  const ended = await sandbox.consumerCluster.get<GpuLease & KubeObject>(resources.gpuLeases, running.key);
+  expect(ended?.status?.endReason).toBe('Released');
+  expect(ended?.status?.settlement?.refundedBaseUnits).toMatch(/^[1-9]/);
+  await ctl('delete', 'gpulease', '-n', 'ml', 'unplugged', '--timeout=30s');
+  running.witness.stop();
+});
+
+it('ends a lease whose term is over, by itself', async () => {
+  const running = await lease(
+    sandbox,
+    [leaseManifest('short', 'H100-SXM', '3', { term: { durationSeconds: 60 }, drainTimeoutSeconds: 60 })],
+    quiet,
+  );
+  const status = await until('the end of the term', 120, async () => {
+    const seen = await sandbox.consumerCluster.get<GpuLease & KubeObject>(resources.gpuLeases, running.key);
+    return seen?.status?.endedAt ? seen.status : undefined;
+  });
+  expect(status.endReason).toBe('Expired');
+  // Draining began six seconds before the end, and took less.
+  expect(status.settlement?.servedSeconds).toBeGreaterThanOrEqual(53);
+  expect(status.settlement?.servedSeconds).toBeLessThanOrEqual(60);
+  expect(status.conditions?.find((c) => c.type === 'Settled')?.status).toBe('True');
+  await ctl('delete', 'gpulease', '-n', 'ml', 'short', '--timeout=30s');
+  running.witness.stop();
+});
+
 it('stops everything at the end: the first lease is settled too', async () => {
   const bill = await settle(sandbox, train, quiet);
   expect(BigInt(bill.deposit)).toBe(BigInt(bill.paid) + BigInt(bill.fee) + BigInt(bill.refunded));

@@ -1,31 +1,49 @@
 /** Drained: no pod of the consumer is left on the node. */
+import type { Action } from './actions.ts';
 import { count } from './meter.ts';
 import type { Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
+import { vouchWhenDue } from './serve.ts';
 
 export const drain: Step = { condition: 'Drained', decide };
 
+/** How long a silent provider may take to say that pods have ended which it was told to end. */
+const confirmSeconds = 60;
+
 function decide(seen: Observed): Decision {
-  const { record, node, now, lease } = seen;
+  const { record, node, now, lease, allocation } = seen;
   const end = record?.end;
   if (end?.drainedAt) return { status: 'True', reason: 'Drained', message: '' };
   if (!end) return { status: 'Unknown', reason: 'Draining', message: 'Beginning to drain.', requeueAfterSeconds: 0 };
   const meter = count(record.meter, node, now);
-  if (!node || node.pods === 0)
-    return {
-      status: 'Unknown',
-      reason: 'Draining',
-      message: 'No pods are left.',
-      actions: [{ do: 'markDrained', meter, at: now }],
-      requeueAfterSeconds: 0,
-    };
+  const drained = (message: string): Decision => ({
+    status: 'Unknown',
+    reason: 'Draining',
+    message,
+    actions: [{ do: 'markDrained', meter, at: now }],
+    requeueAfterSeconds: 0,
+  });
+  if (!node || node.pods === 0) return drained('No pods are left.');
   const timeout = lease.spec.drainTimeoutSeconds;
-  const force = now.getTime() - new Date(end.at).getTime() >= timeout * 1000;
+  const waited = (now.getTime() - new Date(end.at).getTime()) / 1000;
+  const force = waited >= timeout;
+  // Nobody will confirm their end, and money is not locked for that: they go with the node.
+  if (allocation?.state !== 'known' && waited >= timeout + confirmSeconds)
+    return drained(`${node.pods} pods are given up: the provider does not say that they have ended.`);
+  const actions: Action[] = [];
+  if (record.quote) {
+    // After a restart somebody has to serve the node again, or nobody would hear that its pods have ended.
+    actions.push({ do: 'startNode', quote: record.quote });
+    // What is drained is still served, and a provider that is not paid would stop before the pods could.
+    if (allocation?.state === 'known' && allocation.info.state === 'Serving')
+      actions.push(...vouchWhenDue(seen).actions);
+  }
+  actions.push({ do: 'drainNode', nodeName: node.name, force, graceSeconds: Math.max(1, timeout) });
   return {
     status: 'Unknown',
     reason: 'Draining',
     message: `${node.pods} pods are being ${force ? `deleted: they did not go within ${timeout} s` : 'evicted'}.`,
-    actions: [{ do: 'drainNode', nodeName: node.name, force, graceSeconds: Math.max(1, timeout) }],
+    actions,
     requeueAfterSeconds: 1,
   };
 }

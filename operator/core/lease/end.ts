@@ -29,6 +29,7 @@ export function whyEnd(seen: Observed): Ending | undefined {
   if (lease.metadata.deletionTimestamp) return end('Released', 'the lease was deleted.');
   const quote = record?.quote;
   if (!quote) return undefined;
+  if (node?.deleting) return end('Released', 'its Node was deleted.');
   const started = record.startedAt !== undefined;
 
   const provider = seen.providers.get(quote.providerName)?.provider;

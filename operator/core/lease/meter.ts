@@ -10,6 +10,8 @@ export interface Meter {
   readonly servedMs: number;
   /** Counted up to here; absent before the first Ready. */
   readonly countedUntil?: string;
+  /** Whether the node was Ready then. Left out: it was. */
+  readonly ready?: boolean;
 }
 
 export interface ReadyFact {
@@ -22,17 +24,18 @@ export interface ReadyFact {
  * counted: for the part before, the condition no longer tells how long it lasted.
  */
 export function count(meter: Meter, node: ReadyFact | undefined, now: Date): Meter {
-  if (!node) return meter.countedUntil === undefined ? meter : { ...meter, countedUntil: now.toISOString() };
+  const countedUntil = now.toISOString();
+  if (!node) return meter.countedUntil === undefined ? meter : { ...meter, countedUntil, ready: false };
   const since = node.since.getTime();
   const from = meter.countedUntil === undefined ? since : new Date(meter.countedUntil).getTime();
   if (node.ready === 'True') {
     const served = Math.max(0, now.getTime() - Math.max(from, since));
-    return { servedMs: meter.servedMs + served, countedUntil: now.toISOString() };
+    return { servedMs: meter.servedMs + served, countedUntil, ready: true };
   }
   if (meter.countedUntil === undefined) return meter;
-  // It was Ready when last counted (or not: then `since` lies before, and nothing is added).
-  const served = Math.max(0, Math.min(since, now.getTime()) - from);
-  return { servedMs: meter.servedMs + served, countedUntil: now.toISOString() };
+  // Only if it was Ready when last counted: from False to Unknown is a transition, too, and none that was served before.
+  const served = meter.ready === false ? 0 : Math.max(0, Math.min(since, now.getTime()) - from);
+  return { servedMs: meter.servedMs + served, countedUntil, ready: false };
 }
 
 /** Whole seconds; the started one is not billed. */

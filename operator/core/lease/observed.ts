@@ -108,6 +108,8 @@ export interface NodeFact {
   /** When Ready last changed. */
   readonly since: Date;
   readonly message: string;
+  /** Somebody deleted the Node; our finalizer holds it. */
+  readonly deleting?: boolean;
   /** Pods of the node that have not ended, DaemonSets' left out. */
   readonly pods: number;
 }

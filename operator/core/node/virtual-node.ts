@@ -216,8 +216,12 @@ export function nodeConditions(
     quiet('PIDPressure', 'ProviderManaged', 'the provider watches its processes'),
     quiet('NetworkUnavailable', 'ProviderManaged', 'pods have the network of the provider'),
   ];
-  return wanted.map((condition) => {
-    const before = stored?.find((c) => c.type === condition.type);
+  return wanted.map((wish) => {
+    const before = stored?.find((c) => c.type === wish.type);
+    // Without heartbeats Kubernetes says Unknown after a while. To answer with False would begin a quarrel in which the
+    // transition time, from which seconds are billed and nodes given up, moves for ever.
+    const silenced = !health.ready && before?.status === 'Unknown';
+    const condition = !silenced ? wish : wish.type === 'Ready' ? { ...wish, status: 'Unknown' } : { ...before };
     const same = before?.status === condition.status;
     return {
       ...condition,

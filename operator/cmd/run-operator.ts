@@ -24,6 +24,7 @@ import { collectRefunds } from '../controllers/consumer/treasury.ts';
 import type { LeaseWorld } from '../controllers/consumer/world.ts';
 import { parseAmount } from '../core/money/amount.ts';
 import { virtualNodePrefix } from '../core/node/names.ts';
+import { systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { createController, watches } from '../engine/controller.ts';
 import { createEventRecorder } from '../engine/events.ts';
@@ -91,6 +92,10 @@ const declared = {
 /** Points at which a test stops the world. */
 export interface OperatorFaults {
   readonly outbox?: OutboxFaults;
+  /** Another clock than the machine's. */
+  readonly now?: () => Date;
+  /** Stands between the lease controller and what it touches. */
+  readonly world?: (world: LeaseWorld) => LeaseWorld;
 }
 
 /** Runs until SIGTERM or SIGINT. Throws UsageError for configuration that cannot be right. */
@@ -110,7 +115,8 @@ export async function runOperator(
   const { signal } = stop;
   const log = createLog({ name: 'operator', level: options.logLevel, pretty: options.logFormat === 'pretty' });
   const metrics = createMetrics();
-  const now = () => new Date();
+  const now = faults.now ?? (() => new Date());
+  const clock = { ...systemClock, now };
   const { namespace } = options;
 
   const wallet = await loadKey(
@@ -156,9 +162,12 @@ export async function runOperator(
     const session = keyFromHex(await sessionKey(cluster, namespace, leadSignal));
     const chains = new Map<number, ChainAccess & { opened: () => Outbox | undefined }>();
     for (const [id, urls] of options.chain)
-      chains.set(chainId(id), chainAccess(chainId(id), urls.split(','), cluster, namespace, wallet, faults.outbox));
+      chains.set(
+        chainId(id),
+        chainAccess(chainId(id), urls.split(','), cluster, namespace, wallet, now, faults.outbox),
+      );
 
-    const money = createLeaseMoney({ wallet, session, clusterUid, chains });
+    const money = createLeaseMoney({ wallet, session, clusterUid, chains, now });
     const gateways = createGateways({ signAccess: money.signAccess, now, log });
     const records = await loadRecords(cluster, namespace, leadSignal);
     const events = createEventRecorder({ cluster, controller: 'gpulease.dev/operator', instance: identity, log });
@@ -184,6 +193,7 @@ export async function runOperator(
       certificates: servingCertificates({ cluster, now, log }),
       callers: {},
       events,
+      clock,
       log,
       metrics: metrics.engine,
     });
@@ -236,7 +246,7 @@ export async function runOperator(
         .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
     const controller = createController({
       name: 'lease',
-      reconcile: reconcileLease(world),
+      reconcile: reconcileLease(faults.world?.(world) ?? world),
       // New offers are what a waiting lease waits for.
       watches: [watches(leases, changedLease), watches(offers, waiting), watches(providers, waiting)],
       concurrency: 16,
@@ -256,6 +266,9 @@ export async function runOperator(
         events,
         log,
         now,
+        onReady: () => {
+          for (const key of waiting()) controller.enqueue(key);
+        },
       }),
       watches: [watches(providers, changedProvider)],
       concurrency: 8,
@@ -356,6 +369,7 @@ function chainAccess(
   cluster: Cluster,
   namespace: string,
   key: Awaited<ReturnType<typeof loadKey>>,
+  now: () => Date,
   faults: OutboxFaults | undefined,
 ) {
   let rpc: Promise<Rpc> | undefined;
@@ -381,7 +395,7 @@ function chainAccess(
           namespace,
           name: `outbox-${id}-${key.address.slice(2, 12).toLowerCase()}`,
         }),
-        now: () => new Date(),
+        now,
         faults,
       });
       return outbox;

@@ -5,8 +5,9 @@
 import type { AllocationInfo } from '../api/gateway.ts';
 import { labels } from '../api/labels.ts';
 import type { GpuLease } from '../api/lease.ts';
+import type { Meter } from '../core/lease/meter.ts';
 import type { NodeFact, QuoteRecord } from '../core/lease/observed.ts';
-import { type Node, type NodeHealth, nodeNameOf } from '../core/node/virtual-node.ts';
+import { type Node, type NodeHealth, nodeNameOf, readySince } from '../core/node/virtual-node.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
 import type { RemoteLease } from './remote.ts';
 import type { VirtualNodes } from './virtual-nodes.ts';
@@ -36,6 +37,9 @@ interface Served {
   lastError?: string;
   /** Milliseconds since the epoch until which the last chain read proves payment. */
   paidThrough: number;
+  /** As stored when the node was started last. Absent: it had not been Ready by then. */
+  meter?: Meter;
+  startedAt: number;
   stop: AbortController;
 }
 
@@ -80,7 +84,10 @@ export function createLeaseNodes({
         message: lease.info.nodeMessage ?? "The provider's node is not Ready.",
       };
     if (at > lease.paidThrough) return { ready: false, reason: 'Unpaid', message: 'The deposit is used up.' };
-    return { ready: true };
+    const { meter, startedAt } = lease;
+    const counted = (since: Date) =>
+      meter?.countedUntil === undefined ? startedAt >= since.getTime() : meter.ready === false;
+    return { ready: true, counted };
   }
 
   async function probe(lease: GpuLease, remote: ServingLease, entry: Served): Promise<void> {
@@ -116,7 +123,7 @@ export function createLeaseNodes({
       return {
         name,
         ready: ready?.status === 'True' ? 'True' : ready?.status === 'False' ? 'False' : 'Unknown',
-        since: new Date(ready?.lastTransitionTime ?? node.metadata.creationTimestamp ?? 0),
+        since: new Date(readySince(node.status?.conditions) ?? node.metadata.creationTimestamp ?? 0),
         message: ready?.message ?? '',
         deleting: node.metadata.deletionTimestamp !== undefined,
         pods: await countPods(cluster, name, signal),
@@ -128,14 +135,21 @@ export function createLeaseNodes({
       quote: QuoteRecord,
       info: AllocationInfo,
       paidThrough: Date | undefined,
+      meter?: Meter,
     ): Promise<void> {
       const uid = lease.metadata.uid!;
       const remote = connect(quote);
       if (!remote) return;
       const known = served.get(uid);
-      const entry: Served = known ?? { info, answeredAt: now().getTime(), paidThrough: 0, stop: new AbortController() };
-      entry.info = info;
-      entry.answeredAt = now().getTime();
+      const at = now().getTime();
+      const entry: Served = known ?? {
+        info,
+        answeredAt: at,
+        startedAt: at,
+        paidThrough: 0,
+        stop: new AbortController(),
+      };
+      Object.assign(entry, { info, meter, answeredAt: at, startedAt: at });
       if (paidThrough) entry.paidThrough = paidThrough.getTime();
       served.set(uid, entry);
       const { node } = lease.spec;

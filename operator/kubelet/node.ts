@@ -12,6 +12,7 @@ import {
   type NodeHealth,
   nodeConditions,
   nodeStatus,
+  readySince,
   statusChanged,
 } from '../core/node/virtual-node.ts';
 import type { Clock } from '../engine/clock.ts';
@@ -60,23 +61,38 @@ export async function keepNode(
 
   const now = clock.now();
   const status = nodeStatus(spec.served, { address: options.address, port, kubeletVersion: options.kubeletVersion });
-  const conditions = nodeConditions(node.status?.conditions, health, now);
+  const healthNow = mayReturn(node, health) ? health : { ready: false, reason: 'Counting', message: uncounted };
+  const conditions = nodeConditions(node.status?.conditions, healthNow, now);
   if (conditionsChanged(node.status?.conditions, conditions) || statusChanged(node.status, status))
-    // A strategic merge: conditions by type, so that others' survive, and addresses as a whole.
+    // A strategic merge: conditions by type, so that others' survive, and addresses as a whole. With the version that was
+    // read: a process that slept, or a cache that lags, must not move the time of a transition that it has not seen.
     await cluster.patch(
       resources.nodes,
       { name: node.metadata.name },
-      { metadata: { uid: node.metadata.uid }, status: { ...status, conditions } },
+      {
+        metadata: { uid: node.metadata.uid, resourceVersion: node.metadata.resourceVersion },
+        status: { ...status, conditions },
+      },
       { type: 'strategic', subresource: 'status' },
       signal,
     );
-  if (health.ready) await beat(options, node, now, signal);
+  if (healthNow.ready) await beat(options, node, now, signal);
   const ready = conditions.find((c) => c.type === 'Ready');
   return {
     deleting: node.metadata.deletionTimestamp !== undefined,
-    ready: health.ready,
-    ...(health.ready && ready?.lastTransitionTime && { readySince: new Date(ready.lastTransitionTime) }),
+    ready: healthNow.ready,
+    ...(healthNow.ready && ready?.lastTransitionTime && { readySince: new Date(ready.lastTransitionTime) }),
   };
+}
+
+const uncounted = 'The seconds that it was Ready before are being counted.';
+
+/** The condition tells of its last transition only: seconds before it that nobody has counted could never be told again. */
+function mayReturn(node: Node, health: NodeHealth): boolean {
+  const ready = node.status?.conditions?.find((one) => one.type === 'Ready');
+  const since = readySince(node.status?.conditions);
+  if (!ready || ready.status === 'True' || since === undefined) return true;
+  return health.counted?.(new Date(since)) ?? true;
 }
 
 async function create(cluster: Cluster, wanted: Node, signal: AbortSignal): Promise<Node> {

@@ -93,7 +93,7 @@ export interface SupervisorOptions {
   readonly dir: string;
   readonly report: Report;
   /** Called when a program ends that nobody asked to end. Reported in any case. */
-  readonly onCrash?: (error: ProcessError) => void;
+  readonly onCrash?: (error: ProcessError, name: string) => void;
 }
 
 export function createSupervisor({ dir, report, onCrash }: SupervisorOptions): Supervisor {
@@ -110,7 +110,7 @@ export function createSupervisor({ dir, report, onCrash }: SupervisorOptions): S
       if (all.get(spec.name)?.running) throw new Error(`${spec.name} is running already`);
       const managed = new Managed(spec, { logFile: join(dir, 'log', `${spec.name}.log`), recordDir }, (error) => {
         report(error.message);
-        onCrash?.(error);
+        onCrash?.(error, spec.name);
       });
       all.delete(spec.name); // a later start belongs at the end of the order
       all.set(spec.name, managed);

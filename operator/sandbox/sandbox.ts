@@ -24,7 +24,7 @@ import { type Anvil, startAnvil } from './chain/anvil.ts';
 import { startGpuNode } from './clusters/gpu-node.ts';
 import { H100, RTX_4090, simulatedGpus } from './clusters/gpus.ts';
 import type { ClusterNode } from './clusters/node.ts';
-import { type Plane, startPlane } from './clusters/plane.ts';
+import { type Plane, type PlaneOptions, startPlane } from './clusters/plane.ts';
 import { createSupervisor, freePorts, type ManagedProcess, type Report, type Supervisor } from './processes.ts';
 import { ensureTools } from './tools/tools.ts';
 
@@ -44,9 +44,24 @@ export interface SandboxOptions {
   readonly operatorArgs?: readonly string[];
   readonly gatewayArgs?: readonly string[];
   readonly operatorEnv?: Readonly<Record<string, string>>;
-  /** Another entry point of the operator, for tests that stop it at a chosen point. */
+  /** Other entry points of the two programs, for tests that stop them at a chosen point. */
   readonly operatorEntry?: string;
+  readonly gatewayEntry?: string;
+  /** For tests that put something between two parts: called once a connection, answers with the URL that the caller is given. */
+  readonly route?: (link: Link, url: string) => Promise<string>;
+  /** Further flags of the control planes' programs. */
+  readonly planeArgs?: Readonly<Partial<Record<'consumer' | 'provider', NonNullable<PlaneOptions['extraArgs']>>>>;
+  /** A gateway or an operator ended that nobody asked to end. Reported in any case. */
+  readonly onCrash?: (program: string) => void;
 }
+
+/** Who calls whom: the name of the way from one part to another. */
+export type Link =
+  | 'operator-to-cluster'
+  | 'operator-to-gateway'
+  | 'operator-to-chain'
+  | 'gateway-to-cluster'
+  | 'gateway-to-chain';
 
 export interface Sandbox {
   readonly dir: string;
@@ -61,13 +76,25 @@ export interface Sandbox {
   readonly deployment: Deployment;
   readonly wallet: Address;
   readonly providerAddress: Address;
+  /** As consumers reach it. */
   readonly gatewayUrl: string;
+  /** host:port where it listens. */
+  readonly gatewayListens: string;
   readonly operator: ManagedProcess;
   readonly gateway: ManagedProcess;
   /** Ports of /metrics, /livez and /readyz. */
   readonly operations: { readonly operator: number; readonly gateway: number };
+  /** A second operator or gateway beside the first, under a name and a user of its own. Ends with the sandbox. */
+  startReplica(of: 'operator' | 'gateway', name: string, signal?: AbortSignal): Promise<Replica>;
   readonly kubectl: string;
   stop(): Promise<void>;
+}
+
+export interface Replica {
+  readonly process: ManagedProcess;
+  readonly operationsPort: number;
+  /** Of a gateway: where it listens. */
+  readonly url?: string;
 }
 
 export async function startSandbox(options: SandboxOptions, signal?: AbortSignal): Promise<Sandbox> {
@@ -106,7 +133,8 @@ async function build(
   const tools = await ensureTools({ need: ['plane'], report }, signal);
 
   report('starting two control planes (etcd, kube-apiserver, controller-manager, scheduler) and a chain (anvil)');
-  const plane = (name: string) => startPlane({ name, dir: join(dir, name), tools, report }, signal).then(keep);
+  const plane = (name: 'consumer' | 'provider') =>
+    startPlane({ name, dir: join(dir, name), tools, report, extraArgs: options.planeArgs?.[name] }, signal).then(keep);
   const [consumer, provider, chain] = await Promise.all([
     plane('consumer'),
     plane('provider'),
@@ -142,89 +170,117 @@ async function build(
   await applyManifests(providerCluster, offers(), { fieldManager: 'sandbox' }, signal);
 
   report('starting the gateway and the operator');
-  const programs: Supervisor = keep(createSupervisor({ dir: join(dir, 'programs'), report }));
+  const programs: Supervisor = keep(
+    createSupervisor({ dir: join(dir, 'programs'), report, onCrash: (_, name) => options.onCrash?.(name) }),
+  );
   const secret = (name: string, text: string) => {
     const file = join(dir, name);
     writeFileSync(file, text, { mode: 0o600 });
     return file;
   };
+  const route = options.route ?? (async (_: Link, url: string) => url);
   const addresses = secret('addresses.json', JSON.stringify(deployment));
-  const [gatewayPort = 0, gatewayOperations = 0, operatorOperations = 0] = await freePorts(3);
-  const gatewayUrl = `https://127.0.0.1:${gatewayPort}`;
+  const [gatewayPort = 0] = await freePorts(1);
+  const ownUrl = `https://127.0.0.1:${gatewayPort}`;
+  // Consumers sign for the address by which they reach the gateway.
+  const gatewayUrl = await route('operator-to-gateway', ownUrl);
   const serving = await provider.issueServing('gateway', ['127.0.0.1', 'localhost']);
-  const gateway = await programs.start(
-    {
-      name: 'gateway',
-      command: process.execPath,
-      args: [
-        join(root, 'operator/cmd/gateway.ts'),
-        '--kubeconfig',
-        secret('gateway.kubeconfig', await provider.issueKubeconfig('gpulease-gateway', ['system:masters'])),
-        '--namespace',
-        namespace,
-        '--listen',
-        `127.0.0.1:${gatewayPort}`,
-        '--public-url',
-        gatewayUrl,
-        '--tls-cert',
-        secret('gateway.crt', serving.certificatePem),
-        '--tls-key',
-        secret('gateway.key', serving.privateKeyPem),
-        '--key-file',
-        secret('provider.key', providerKey),
-        '--chain',
-        `${chain.chainId}=${chain.rpcUrl}`,
-        '--addresses',
-        addresses,
-        '--operations-port',
-        String(gatewayOperations),
-        '--chain-interval',
-        '1',
-        '--tick',
-        '1',
-        ...(options.gatewayArgs ?? []),
-      ],
-      ready: () => ready(gatewayOperations),
-      readyTimeoutSeconds: 60,
-    },
-    signal,
-  );
-  const operator = await programs.start(
-    {
-      name: 'operator',
-      command: process.execPath,
-      args: [
-        options.operatorEntry ?? join(root, 'operator/cmd/operator.ts'),
-        '--kubeconfig',
-        secret('operator.kubeconfig', await consumer.issueKubeconfig('gpulease-operator', ['system:masters'])),
-        '--namespace',
-        namespace,
-        '--chain',
-        `${chain.chainId}=${chain.rpcUrl}`,
-        '--wallet-key-file',
-        secret('wallet.key', walletKey),
-        '--max-escrow',
-        'USDC=1000',
-        '--max-escrow',
-        'GPU=1000',
-        '--voucher-period-seconds',
-        String(voucherPeriodSeconds),
-        '--chain-tick-seconds',
-        '1',
-        '--refund-seconds',
-        '2',
-        '--close-timeout-seconds',
-        '20',
-        '--operations-port',
-        String(operatorOperations),
-        ...(options.operatorArgs ?? []),
-      ],
-      env: options.operatorEnv,
-      ready: () => ready(operatorOperations),
-      readyTimeoutSeconds: 60,
-    },
-    signal,
-  );
+  const [tlsCert, tlsKey] = [
+    secret('gateway.crt', serving.certificatePem),
+    secret('gateway.key', serving.privateKeyPem),
+  ];
+  const providerKeyFile = secret('provider.key', providerKey);
+  const walletKeyFile = secret('wallet.key', walletKey);
+  const atProvider = { server: await route('gateway-to-cluster', provider.server) };
+  const atConsumer = { server: await route('operator-to-cluster', consumer.server) };
+  const gatewayChain = `${chain.chainId}=${await route('gateway-to-chain', chain.rpcUrl)}`;
+  const operatorChain = `${chain.chainId}=${await route('operator-to-chain', chain.rpcUrl)}`;
+
+  const startGateway = async (name: string, port: number, abort?: AbortSignal): Promise<Replica> => {
+    const [operationsPort = 0] = await freePorts(1);
+    const kubeconfig = await provider.issueKubeconfig(`gpulease-${name}`, ['system:masters'], atProvider);
+    const started = await programs.start(
+      {
+        name,
+        command: process.execPath,
+        args: [
+          options.gatewayEntry ?? join(root, 'operator/cmd/gateway.ts'),
+          '--kubeconfig',
+          secret(`${name}.kubeconfig`, kubeconfig),
+          '--namespace',
+          namespace,
+          '--listen',
+          `127.0.0.1:${port}`,
+          '--public-url',
+          gatewayUrl,
+          '--tls-cert',
+          tlsCert,
+          '--tls-key',
+          tlsKey,
+          '--key-file',
+          providerKeyFile,
+          '--chain',
+          gatewayChain,
+          '--addresses',
+          addresses,
+          '--operations-port',
+          String(operationsPort),
+          '--chain-interval',
+          '1',
+          '--tick',
+          '1',
+          ...(options.gatewayArgs ?? []),
+        ],
+        ready: () => ready(operationsPort),
+        readyTimeoutSeconds: 60,
+      },
+      abort,
+    );
+    return { process: started, operationsPort, url: `https://127.0.0.1:${port}` };
+  };
+  const startOperator = async (name: string, abort?: AbortSignal): Promise<Replica> => {
+    const [operationsPort = 0] = await freePorts(1);
+    const kubeconfig = await consumer.issueKubeconfig(`gpulease-${name}`, ['system:masters'], atConsumer);
+    const started = await programs.start(
+      {
+        name,
+        command: process.execPath,
+        args: [
+          options.operatorEntry ?? join(root, 'operator/cmd/operator.ts'),
+          '--kubeconfig',
+          secret(`${name}.kubeconfig`, kubeconfig),
+          '--namespace',
+          namespace,
+          '--chain',
+          operatorChain,
+          '--wallet-key-file',
+          walletKeyFile,
+          '--max-escrow',
+          'USDC=1000',
+          '--max-escrow',
+          'GPU=1000',
+          '--voucher-period-seconds',
+          String(voucherPeriodSeconds),
+          '--chain-tick-seconds',
+          '1',
+          '--refund-seconds',
+          '2',
+          '--close-timeout-seconds',
+          '20',
+          '--operations-port',
+          String(operationsPort),
+          ...(options.operatorArgs ?? []),
+        ],
+        env: options.operatorEnv,
+        ready: () => ready(operationsPort),
+        readyTimeoutSeconds: 60,
+      },
+      abort,
+    );
+    return { process: started, operationsPort };
+  };
+  const gateway = await startGateway('gateway', gatewayPort, signal);
+  const operator = await startOperator('operator', signal);
   await applyManifests(
     consumerCluster,
     [gpuProvider(gatewayUrl, provider.caPem, providerAddress, deployment)],
@@ -244,9 +300,15 @@ async function build(
     wallet,
     providerAddress,
     gatewayUrl,
-    operator,
-    gateway,
-    operations: { operator: operatorOperations, gateway: gatewayOperations },
+    gatewayListens: `127.0.0.1:${gatewayPort}`,
+    operator: operator.process,
+    gateway: gateway.process,
+    operations: { operator: operator.operationsPort, gateway: gateway.operationsPort },
+    async startReplica(of, name, abort) {
+      if (of === 'operator') return startOperator(name, abort);
+      const [port = 0] = await freePorts(1);
+      return startGateway(name, port, abort);
+    },
     kubectl: tools.kubectl,
     stop,
   };

@@ -1,9 +1,10 @@
 /** What dies comes back to the same lease: one escrow, the same pod, a right bill. */
-import { mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Interface } from 'ethers';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
+import type { OutboxEntry } from '../../operator/adapters/chain/outbox.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
 import { leaseEscrow } from '../../operator/contracts/generated/lease-escrow.ts';
 import { type KubeObject, resources } from '../../operator/engine/types.ts';
@@ -101,12 +102,13 @@ describe('killed between two steps of opening the escrow', () => {
     const dir = scratch(`fault-${point}`);
     const faults = join(dir, 'faults');
     mkdirSync(faults, { recursive: true });
+    writeFileSync(join(faults, 'at.json'), JSON.stringify({ point, do: 'kill', match: '"open:' }));
     sandbox = await startSandbox({
       dir,
       report: quiet,
       voucherPeriodSeconds: 2,
       operatorEntry: new URL('../support/faulty-operator.ts', import.meta.url).pathname,
-      operatorEnv: { FAULT_POINT: point, FAULT_INTENT: 'open:', FAULT_DIR: faults },
+      operatorEnv: { FAULT_DIR: faults },
     });
     await namespaceReady(sandbox);
     await offersReady(sandbox);
@@ -114,7 +116,7 @@ describe('killed between two steps of opening the escrow', () => {
     const manifest = leaseManifest('once', 'RTX4090', '0.60');
     const made = lease(sandbox, [manifest], quiet);
     await until('the operator killing itself', 30, () => (operator.running ? undefined : true));
-    const hash = readFileSync(join(faults, `killed-${point}`), 'utf8');
+    const { hash } = JSON.parse(readFileSync(join(faults, 'reached'), 'utf8')) as OutboxEntry;
     const mined = async () => (await sandbox!.chain.rpc<object | null>('eth_getTransactionReceipt', hash)) !== null;
     if (point === 'beforeBroadcast') expect(await mined()).toBe(false);
     await sleep(1000);

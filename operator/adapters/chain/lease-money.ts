@@ -16,6 +16,7 @@ import {
   type Refused,
   type TxFact,
 } from '../../core/lease/observed.ts';
+import type { Escrow } from '../../core/money/escrow.ts';
 import type { RailFact } from '../../core/provider/assess.ts';
 import { type Call, connectEscrow, type EscrowClient } from './escrow-client.ts';
 import type { ChainKey } from './key.ts';
@@ -45,15 +46,29 @@ export interface LeaseMoneyOptions {
   readonly session: ChainKey;
   readonly clusterUid: string;
   readonly chains: ReadonlyMap<number, ChainAccess>;
+  readonly now: () => Date;
 }
+
+type LastRead = NonNullable<Extract<ChainFact, { state: 'unknown' }>['last']>;
+const mostLastReads = 10_000;
 
 export type LeaseMoneyAdapter = ReturnType<typeof createLeaseMoney>;
 
 /** Leave this much time for an answer before a lease waits for the next look. */
 const readTimeoutMs = 10_000;
 
-export function createLeaseMoney({ wallet, session, clusterUid, chains }: LeaseMoneyOptions) {
+export function createLeaseMoney({ wallet, session, clusterUid, chains, now }: LeaseMoneyOptions) {
   const clients = new Map<string, EscrowClient>();
+  /** By lease id: vouchers go on from here while no endpoint answers. Escrows that are closed need none. */
+  const lastReads = new Map<string, LastRead>();
+
+  function remember(leaseId: string, escrow: Escrow | undefined, blockTime: number): void {
+    lastReads.delete(leaseId);
+    if (!escrow || escrow.closed) return;
+    // The one that was not read for longest goes first.
+    if (lastReads.size >= mostLastReads) lastReads.delete(lastReads.keys().next().value as string);
+    lastReads.set(leaseId, { escrow, blockTime, at: now() });
+  }
 
   function chainOf(chainId: number): ChainAccess {
     const chain = chains.get(chainId);
@@ -131,7 +146,7 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains }: LeaseM
         const client = await clientOf(chainId, escrow, signal);
         // Time first, then the escrow: one that is absent from the later block was absent from the earlier one too.
         const [head, safeHead] = await Promise.all([client.block('latest', signal), client.block('safe', signal)]);
-        const [now, safe, balance, gas, allowance, known] = await Promise.all([
+        const [latest, safe, balance, gas, allowance, known] = await Promise.all([
           client.lease(quote.leaseId, 'latest', signal),
           client.lease(quote.leaseId, 'safe', signal),
           client.balance(token, wallet.address, signal),
@@ -139,9 +154,10 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains }: LeaseM
           client.allowance(token, wallet.address, signal),
           txs(quote, record, signal),
         ]);
+        remember(quote.leaseId, latest, head.timestamp);
         return {
           state: 'known',
-          escrow: now,
+          escrow: latest,
           blockTime: head.timestamp,
           safe: { escrow: safe, blockTime: safeHead.timestamp },
           claimWindowSeconds: client.claimWindowSeconds,
@@ -155,6 +171,8 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains }: LeaseM
           state: 'unknown',
           reason: wrong ? 'WrongChain' : 'ChainUnreachable',
           message: `Chain ${chainId}: ${error instanceof Error ? error.message : String(error)}`.slice(0, 512),
+          // Another chain's word is no silence: nothing is signed on the strength of what was read before it.
+          ...(wrong ? {} : { last: lastReads.get(quote.leaseId) }),
         };
       }
     },

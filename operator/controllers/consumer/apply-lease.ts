@@ -82,7 +82,7 @@ export async function applyAction(
     }
     case 'startNode': {
       if (seen.allocation?.state !== 'known') return; // Without what the provider promises there is nothing to show.
-      await world.nodes.start(lease, action.quote, seen.allocation.info, paidThrough(seen));
+      await world.nodes.start(lease, action.quote, seen.allocation.info, paidThrough(seen), record().meter);
       if (!seen.node)
         world.events.event(
           lease,
@@ -194,8 +194,9 @@ export async function applyAction(
       return;
     case 'forget':
       await world.nodes.stop(lease, signal);
-      await removeFinalizer(world.cluster, resources.gpuLeases, lease, finalizers.lease, signal);
+      // The lease goes last: once it is gone, nobody would come back for its record.
       await world.records.remove(uid, signal);
+      await removeFinalizer(world.cluster, resources.gpuLeases, lease, finalizers.lease, signal);
       world.hints.delete(uid);
       world.metrics?.pending(uid, undefined);
       return;

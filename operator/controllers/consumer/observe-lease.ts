@@ -30,7 +30,9 @@ export async function observeLease(
 
   const money = record?.quote ? await world.money.facts(record.quote, record, signal) : undefined;
   const chain = money?.state === 'known' ? { ...money, txs: withRefusals(money.txs, hints) } : money;
-  const escrowed = chain?.state === 'known' && chain.escrow !== undefined && !chain.escrow.closed;
+  // While the chain does not answer, what was open when the lease began to be served is taken to be so still.
+  const escrowed =
+    chain?.state === 'known' ? chain.escrow !== undefined && !chain.escrow.closed : record?.startedAt !== undefined;
   return {
     lease,
     now: world.now(),

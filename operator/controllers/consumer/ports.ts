@@ -12,6 +12,7 @@ import type {
 import type { GpuLease } from '../../api/lease.ts';
 import type { Address, Hex, Hex32 } from '../../api/messages.ts';
 import type { GpuProvider, Rail } from '../../api/provider.ts';
+import type { Meter } from '../../core/lease/meter.ts';
 import type { ChainFact, LeaseRecord, NodeFact, QuoteRecord, Refused } from '../../core/lease/observed.ts';
 import type { Answer, RailFact } from '../../core/provider/assess.ts';
 
@@ -68,8 +69,17 @@ export interface LeaseNodes {
   nameOf(lease: GpuLease): string;
   /** Undefined: there is no such Node, as the API server says. */
   fact(lease: GpuLease, signal?: AbortSignal): Promise<NodeFact | undefined>;
-  /** Makes it, or adopts the one that is there. Starting twice is harmless. `paidThrough`: what the last chain read proves. */
-  start(lease: GpuLease, quote: QuoteRecord, allocation: AllocationInfo, paidThrough: Date | undefined): Promise<void>;
+  /**
+   * Makes it, or adopts the one that is there. Starting twice is harmless. `paidThrough`: what the last chain read proves.
+   * `meter`, as stored: a node that was not Ready returns only when what it had served is counted.
+   */
+  start(
+    lease: GpuLease,
+    quote: QuoteRecord,
+    allocation: AllocationInfo,
+    paidThrough: Date | undefined,
+    meter?: Meter,
+  ): Promise<void>;
   drain(
     nodeName: string,
     options: { readonly force: boolean; readonly graceSeconds: number },

@@ -31,6 +31,8 @@ export interface ProviderWorld {
   readonly events: EventRecorder;
   readonly log: Log;
   readonly now: () => Date;
+  /** A provider became ready, or was found so after a restart: leases that wait for one may look now. */
+  readonly onReady?: () => void;
 }
 
 const fieldManager = 'gpulease-provider';
@@ -96,6 +98,7 @@ export const reconcileProvider =
       );
 
     if (assessment.mirrored) await mirrorOffers(world, provider, assessment.mirrored, signal);
+    if (assessment.ready && !before?.assessment.ready) world.onReady?.();
     await report(world, provider, assessment, info, rails, signal);
     return { requeueAfterSeconds: provider.spec.probe.intervalSeconds };
   };

@@ -3,7 +3,8 @@
  * it is done. A Secret, because it holds the provider's signature, with which the lease's escrow can be opened.
  *
  * All records are read at start and kept; there is one writer, the leader, and each write names the version that it
- * replaces, so that a leader who lost the lock without noticing cannot overwrite its successor.
+ * replaces, so that a leader who lost the lock without noticing cannot overwrite its successor. Where such a write fails, or
+ * nobody knows whether it was made, what is stored is the truth: it is read again, and the reconciler decides anew.
  */
 import { group, labels, managedBy } from '../../api/labels.ts';
 import type { GpuLease } from '../../api/lease.ts';
@@ -36,26 +37,42 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
   const type = `${group}/lease-record`;
   const records = new Map<string, LeaseRecord>();
   const versions = new Map<string, string>();
+  /** Written with an outcome that nobody knows, or by another: to be read again before anything is written over it. */
+  const doubtful = new Set<string>();
   const name = (uid: string) => `lease-${uid}`;
+
+  function remember(secret: Secret): void {
+    const uid = secret.metadata.labels?.[labels.leaseUid];
+    const text = secret.data?.record;
+    if (secret.type !== type || !uid || text === undefined) return;
+    records.set(uid, JSON.parse(Buffer.from(text, 'base64').toString('utf8')) as LeaseRecord);
+    versions.set(uid, secret.metadata.resourceVersion ?? '');
+  }
+
+  async function readAgain(uid: string, readSignal?: AbortSignal): Promise<void> {
+    const secret = await cluster.get<Secret>(resources.secrets, { namespace, name: name(uid) }, readSignal);
+    records.delete(uid);
+    versions.delete(uid);
+    if (secret) remember(secret);
+    doubtful.delete(uid);
+  }
 
   const { items } = await cluster.list<Secret>(
     resources.secrets,
     { namespace, labelSelector: `${labels.managedBy}=${managedBy},${labels.leaseUid}` },
     signal,
   );
-  for (const secret of items) {
-    const uid = secret.metadata.labels?.[labels.leaseUid];
-    const text = secret.data?.record;
-    if (secret.type !== type || !uid || text === undefined) continue;
-    records.set(uid, JSON.parse(Buffer.from(text, 'base64').toString('utf8')) as LeaseRecord);
-    versions.set(uid, secret.metadata.resourceVersion ?? '');
-  }
+  for (const secret of items) remember(secret);
 
   return {
     get: (uid) => records.get(uid),
     all: () => records,
     async save(lease, record, saveSignal) {
       const uid = lease.metadata.uid!;
+      if (doubtful.has(uid)) {
+        await readAgain(uid, saveSignal);
+        throw new Error(`the record of lease ${uid} was read again: what was decided before is decided anew`);
+      }
       const version = versions.get(uid);
       const secret: Secret = {
         apiVersion: 'v1',
@@ -74,17 +91,20 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
         },
         data: { record: Buffer.from(JSON.stringify(record)).toString('base64') },
       };
+      doubtful.add(uid);
       const saved =
         version === undefined
           ? await cluster.create<Secret>(resources.secrets, secret, saveSignal)
           : await cluster.replace<Secret>(resources.secrets, secret, undefined, saveSignal);
       versions.set(uid, saved.metadata.resourceVersion ?? '');
       records.set(uid, record);
+      doubtful.delete(uid);
     },
     async remove(uid, removeSignal) {
       await cluster.delete(resources.secrets, { namespace, name: name(uid) }, undefined, removeSignal);
       records.delete(uid);
       versions.delete(uid);
+      doubtful.delete(uid);
     },
   };
 }

@@ -198,6 +198,10 @@ export function createLeaseService(options: LeaseServiceOptions) {
     record.reason === undefined ? 'this lease has ended' : `this lease has ended: ${endingReasons[record.reason]}`;
 
   function describe(record: LeaseRecord): AllocationInfo {
+    // A replica that has just started has not heard of any node: that is no news of this one.
+    if (!stock.synced) {
+      throw new Refusal(503, 'the provider’s cluster has not answered yet: try again', { retryAfterSeconds: 1 });
+    }
     const node = stock.node(record.nodeName);
     const health = healthOf(record, node);
     return {

@@ -54,8 +54,12 @@ export function vouchWhenDue(seen: Observed): { readonly actions: readonly Actio
   }
   const waitSeconds = Math.max(0.2, period - sinceCount);
   // Ready came or went since: after another change nobody could tell any more how long this one lasted.
-  const changed = before !== undefined && node !== undefined && node.since.getTime() > new Date(before).getTime();
-  return { actions: changed ? [{ do: 'saveMeter', meter }] : [], waitSeconds };
+  const changed =
+    before !== undefined &&
+    node !== undefined &&
+    (node.since.getTime() > new Date(before).getTime() || (node.ready === 'True') !== (record!.meter.ready ?? true));
+  // Soon again: a node that may return waits until this is stored.
+  return changed ? { actions: [{ do: 'saveMeter', meter }], waitSeconds: 0.2 } : { actions: [], waitSeconds };
 }
 
 function decide(seen: Observed): Decision {

@@ -80,6 +80,8 @@ export interface NodeHealth {
   /** CamelCase, when not ready: ProviderUnreachable, Unpaid, NodeNotReady, … */
   readonly reason?: string;
   readonly message?: string;
+  /** Whether what was served before it stopped being Ready, then, is counted: a node that returns before that forgets it. */
+  readonly counted?: (notReadySince: Date) => boolean;
 }
 
 export function nodeNameOf(lease: LeaseNode['lease']): string {
@@ -195,6 +197,23 @@ export function adoptNode(stored: Node, node: LeaseNode, served: ServedNode): No
   return unchanged ? undefined : adopted;
 }
 
+/**
+ * Ours alone: Ready as we said it last. Kubernetes turns the other conditions to Unknown when heartbeats stay out, and with
+ * them the time from which Ready is not true; this one keeps it.
+ */
+export const servedCondition = 'LeaseServed';
+
+/** Since when Ready is what it is; for one that is not true, since when it is not. */
+export function readySince(conditions: readonly NodeCondition[] | undefined): string | undefined {
+  const ready = conditions?.find((one) => one.type === 'Ready');
+  const served = conditions?.find((one) => one.type === servedCondition);
+  if (!ready?.lastTransitionTime || ready.status === 'True' || served?.status !== 'False') {
+    return ready?.lastTransitionTime ?? undefined;
+  }
+  const earlier = Date.parse(served.lastTransitionTime ?? '') < Date.parse(ready.lastTransitionTime);
+  return (earlier ? served : ready).lastTransitionTime ?? undefined;
+}
+
 /** The conditions that are ours. Others' survive, since the patch merges by type. */
 export function nodeConditions(
   stored: readonly NodeCondition[] | undefined,
@@ -216,6 +235,7 @@ export function nodeConditions(
     quiet('PIDPressure', 'ProviderManaged', 'the provider watches its processes'),
     quiet('NetworkUnavailable', 'ProviderManaged', 'pods have the network of the provider'),
   ];
+  wanted.push({ ...wanted[0]!, type: servedCondition });
   return wanted.map((wish) => {
     const before = stored?.find((c) => c.type === wish.type);
     // Without heartbeats Kubernetes says Unknown after a while. To answer with False would begin a quarrel in which the

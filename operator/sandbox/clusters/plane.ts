@@ -57,9 +57,18 @@ export interface PlaneAccess {
   issueServing(commonName: string, hosts: readonly string[], organizations?: readonly string[]): Promise<KeyPem>;
 }
 
+/** For tests that fill the store up. */
+export interface EtcdAccess {
+  readonly url: string;
+  readonly caFile: string;
+  readonly certificateFile: string;
+  readonly privateKeyFile: string;
+}
+
 export interface Plane extends PlaneAccess {
   readonly tools: ToolPaths;
   readonly pids: Readonly<Record<string, number>>;
+  readonly etcd: EtcdAccess;
   /** SIGKILL unless another signal is given; the program stays down until `restart`. */
   kill(program: PlaneProgram, signal?: NodeJS.Signals): Promise<void>;
   /** The same data, ports and flags. Ends the program first if it runs: SIGTERM unless told otherwise. */
@@ -125,6 +134,12 @@ async function startOnce(options: PlaneOptions, signal?: AbortSignal): Promise<P
       tools,
       get pids() {
         return supervisor.pids;
+      },
+      etcd: {
+        url: `https://127.0.0.1:${etcdPort}`,
+        caFile: join(dir, 'pki/etcd-ca.crt'),
+        certificateFile: join(dir, 'pki/etcd-client.crt'),
+        privateKeyFile: join(dir, 'pki/etcd-client.key'),
       },
       kill: (program, how = 'SIGKILL') => supervisor.get(program).kill(how),
       restart: (program, how, abort) => supervisor.get(program).restart(how, abort),

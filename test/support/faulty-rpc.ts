@@ -1,0 +1,182 @@
+/**
+ * A JSON-RPC endpoint with bad habits, in front of a good one. Each habit is one that public endpoints have.
+ *
+ *   down          connections are reset            hang       nobody answers
+ *   error         HTTP 500 and a page              slow       the answer comes seconds late
+ *   truncate      half an answer, then the end     wrongChain eth_chainId names another chain
+ *   dropAnswers   the call is done, the answer lost: for methods that match
+ *
+ * Beside any of them, `refuseSmallBumps` keeps to the rule of real nodes that a replacement pays ten percent more, which
+ * anvil does not.
+ */
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Transaction } from 'ethers';
+
+export type RpcHabit =
+  | { readonly is: 'down' | 'hang' | 'error' | 'truncate' }
+  | { readonly is: 'slow'; readonly seconds: number }
+  | { readonly is: 'wrongChain'; readonly chainId: number }
+  | { readonly is: 'dropAnswers'; readonly methods: RegExp; readonly times?: number };
+
+export interface FaultyRpc {
+  readonly url: string;
+  /** Calls that came in, by method. */
+  readonly calls: ReadonlyMap<string, number>;
+  /** Calls that a habit got in the way of. */
+  readonly spoiled: number;
+  /** Transactions that were sent anew with another fee, while that was looked at. */
+  readonly replacements: number;
+  /** Replacements that were refused for paying too little more. */
+  readonly bumpsRefused: number;
+  misbehave(habit: RpcHabit): void;
+  refuseSmallBumps(on: boolean): void;
+  behave(): void;
+  close(): Promise<void>;
+}
+
+interface Call {
+  readonly id: number | string;
+  readonly method: string;
+  readonly params?: readonly unknown[];
+}
+
+const mostBytes = 16 << 20;
+
+export async function startFaultyRpc(target: string): Promise<FaultyRpc> {
+  const calls = new Map<string, number>();
+  const sockets = new Set<Socket>();
+  /** Highest fee seen for each sender and nonce. */
+  const fees = new Map<string, bigint>();
+  let habit: RpcHabit | undefined;
+  let dropped = 0;
+  let spoiled = 0;
+  let strict = false;
+  let bumpsRefused = 0;
+  let replacements = 0;
+
+  async function answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const body = await read(request);
+    const call = JSON.parse(body) as Call;
+    calls.set(call.method, (calls.get(call.method) ?? 0) + 1);
+    const now = habit;
+    const drops =
+      now?.is === 'dropAnswers' && now.methods.test(call.method) && dropped < (now.times ?? Number.POSITIVE_INFINITY);
+    if (now && (now.is !== 'dropAnswers' || drops)) spoiled += 1;
+
+    if (now?.is === 'hang') return; // until the caller gives up
+    if (now?.is === 'error') {
+      response.writeHead(500, { 'content-type': 'text/html' }).end('<h1>Internal Server Error</h1>');
+      return;
+    }
+    if (now?.is === 'slow') await sleep(now.seconds * 1000);
+    const refused = strict ? tooCheap(call) : undefined;
+    let text: string;
+    if (now?.is === 'wrongChain' && call.method === 'eth_chainId')
+      text = JSON.stringify({ jsonrpc: '2.0', id: call.id, result: `0x${now.chainId.toString(16)}` });
+    else if (refused) text = JSON.stringify({ jsonrpc: '2.0', id: call.id, error: refused });
+    else {
+      const upstream = await fetch(target, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body,
+        signal: AbortSignal.timeout(20_000),
+      });
+      text = await upstream.text();
+    }
+    if (drops) {
+      dropped += 1;
+      response.socket?.resetAndDestroy();
+      return;
+    }
+    if (now?.is === 'truncate') {
+      // Whole by HTTP's reckoning, so that only its reader can tell.
+      response.writeHead(200, { 'content-type': 'application/json' }).end(text.slice(0, Math.floor(text.length / 2)));
+      return;
+    }
+    response.writeHead(200, { 'content-type': 'application/json' }).end(text);
+  }
+
+  function tooCheap(call: Call): { code: number; message: string } | undefined {
+    if (call.method !== 'eth_sendRawTransaction') return undefined;
+    const transaction = Transaction.from(String(call.params?.[0]));
+    const key = `${transaction.from}/${transaction.nonce}`;
+    const fee = transaction.maxFeePerGas ?? 0n;
+    const before = fees.get(key);
+    if (before !== undefined && fee !== before) replacements += 1;
+    if (before !== undefined && fee !== before && fee * 10n < before * 11n) {
+      bumpsRefused += 1;
+      return { code: -32000, message: 'replacement transaction underpriced' };
+    }
+    if (before === undefined || fee > before) fees.set(key, fee);
+    return undefined;
+  }
+
+  const server = createServer((request, response) => {
+    response.on('error', () => response.destroy());
+    if (habit?.is === 'down') {
+      spoiled += 1;
+      return void request.socket.resetAndDestroy();
+    }
+    answer(request, response).catch(() => response.socket?.resetAndDestroy());
+  });
+  server.on('connection', (socket) => {
+    sockets.add(socket);
+    socket.on('error', () => socket.destroy());
+    socket.once('close', () => sockets.delete(socket));
+    if (habit?.is === 'down') socket.resetAndDestroy();
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(0, '127.0.0.1', resolve);
+  });
+  const { port } = server.address() as { port: number };
+  const resetAll = () => {
+    for (const socket of sockets) socket.resetAndDestroy();
+  };
+
+  return {
+    url: `http://127.0.0.1:${port}`,
+    calls,
+    get spoiled() {
+      return spoiled;
+    },
+    get replacements() {
+      return replacements;
+    },
+    get bumpsRefused() {
+      return bumpsRefused;
+    },
+    misbehave(given) {
+      habit = given;
+      dropped = 0;
+      // Connections that hang, or are to hang, are dropped in either direction of the change.
+      if (given.is === 'down') resetAll();
+    },
+    refuseSmallBumps(on) {
+      strict = on;
+    },
+    behave() {
+      const hung = habit?.is === 'hang';
+      habit = undefined;
+      strict = false;
+      if (hung) resetAll();
+    },
+    close() {
+      resetAll();
+      return new Promise((resolve) => server.close(() => resolve()));
+    },
+  };
+}
+
+async function read(request: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of request) {
+    size += (chunk as Buffer).length;
+    if (size > mostBytes) throw new Error('the request is too long');
+    chunks.push(chunk as Buffer);
+  }
+  return Buffer.concat(chunks).toString('utf8');
+}

@@ -155,12 +155,21 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     await Promise.all(work);
   } finally {
     stop.abort(new Error('stopping'));
+    // What does not end by then ends with the process: one that serves nothing must not stay, or nobody starts another.
+    const late = setTimeout(() => {
+      log.error({ seconds: closeSeconds }, 'not everything could be closed in time; ending the process');
+      process.exit(1);
+    }, closeSeconds * 1000);
     await gateway.close();
     await Promise.allSettled(work);
     await operations.close();
+    clearTimeout(late);
     log.info({}, 'gateway stopped');
   }
 }
+
+/** Streams are ended at once; only what is being answered is waited for. */
+const closeSeconds = 10;
 
 async function ensureNamespace(cluster: Cluster, name: string, signal: AbortSignal): Promise<void> {
   if ((await cluster.get(resources.namespaces, { name }, signal)) !== undefined) return;

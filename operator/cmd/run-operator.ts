@@ -28,6 +28,7 @@ import { systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { createController, watches } from '../engine/controller.ts';
 import { createEventRecorder } from '../engine/events.ts';
+import { fenced } from '../engine/fence.ts';
 import { createInformer } from '../engine/informer.ts';
 import { runAsLeader } from '../engine/leader.ts';
 import { type Cluster, resources } from '../engine/types.ts';
@@ -123,7 +124,7 @@ export async function runOperator(
     options.walletKeyFile,
     options.walletPasswordFile && readFileSync(options.walletPasswordFile, 'utf8').trim(),
   );
-  const cluster = connectCluster({
+  const api = connectCluster({
     name: 'consumer',
     kubeconfig: options.kubeconfig,
     userAgent: `gpulease-operator/${version}`,
@@ -154,8 +155,9 @@ export async function runOperator(
   );
 
   const identity = `${hostname()}_${process.pid}_${randomBytes(4).toString('hex')}`;
-  const lead = async (leadSignal: AbortSignal): Promise<void> => {
+  const lead = async (leadSignal: AbortSignal, isLeader = () => true): Promise<void> => {
     leading = true;
+    const cluster = fenced(api, isLeader);
     const clusterUid = (await cluster.get(resources.namespaces, { name: 'kube-system' }, leadSignal))?.metadata.uid;
     if (!clusterUid)
       throw new Error('the cluster has no namespace kube-system, whose UID names this cluster in every lease');
@@ -323,7 +325,7 @@ export async function runOperator(
   if (options.leaderElection === 'off') await lead(signal);
   else {
     const leader = runAsLeader(
-      { cluster, namespace, name: 'gpulease-operator', identity, log, metrics: metrics.engine, onLead: lead },
+      { cluster: api, namespace, name: 'gpulease-operator', identity, log, metrics: metrics.engine, onLead: lead },
       signal,
     );
     const ended = await leader.ended;

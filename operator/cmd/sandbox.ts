@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 /** `npm run sandbox`: everything on one machine, from YAML to refund. Stays up to play with, or ends by itself with --exit. */
+import { rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { formatAmount } from '../core/money/amount.ts';
@@ -16,6 +17,8 @@ import {
 } from '../sandbox/scenario.ts';
 import { integer, parseOptions, text, UsageError } from './options.ts';
 
+const defaultDir = join(tmpdir(), `gpulease-sandbox-${process.getuid?.() ?? 0}`);
+
 const usage = `
 Runs a consumer cluster, a provider cluster with simulated GPUs and a chain on this machine, leases a GPU, runs a pod on it,
 pays for the seconds that were served and gets the rest back.
@@ -29,9 +32,9 @@ const declared = {
   serveSeconds: integer('With --exit: how long the first lease is served.', 'SECONDS', 10, 3600, 30),
   voucherPeriodSeconds: integer('How often the operator vouches for served seconds.', 'SECONDS', 1, 600, 5),
   dir: text(
-    'Where the clusters and logs live while it runs.',
+    'Where the clusters and logs live while it runs. The default one is removed afterwards.',
     'DIR',
-    join(tmpdir(), `gpulease-sandbox-${process.getuid?.() ?? 0}`),
+    defaultDir,
   ),
 };
 
@@ -47,6 +50,7 @@ async function main(): Promise<void> {
     abort.abort(new Error('stopped'));
     report('clearing up');
     await sandbox?.stop();
+    leaveNothing(options.dir);
   }, report);
   try {
     sandbox = await startSandbox(
@@ -68,7 +72,14 @@ async function main(): Promise<void> {
       off();
     }
   }
-  if (figures && process.exitCode === undefined) console.log(JSON.stringify(figures));
+  if (process.exitCode !== undefined) return; // The logs say why.
+  leaveNothing(options.dir);
+  if (figures) console.log(JSON.stringify(figures));
+}
+
+/** A folder that somebody named may hold more than ours. */
+function leaveNothing(dir: string): void {
+  if (dir === defaultDir) rmSync(dir, { recursive: true, force: true });
 }
 
 let figures: object | undefined;

@@ -14,7 +14,7 @@ const usage = `
 Breaks things on purpose, in a sandbox of real processes: two control planes, GPU nodes, a chain, the operator, the gateway.
 After every scenario: no second escrow, no orphan, no pod restarted, ended pods final, money conserved.
 
-  npm run test:faults                          all scenarios, one after the other
+  npm run test:faults                          one after the other, 20 minutes
   npm run test:faults -- --only gateway-killed only those whose names begin so
   npm run test:faults -- --list                names them
 `;
@@ -27,6 +27,10 @@ const declared = {
     parse: (t: string) => t,
   },
   list: { description: 'Names the scenarios and ends.', parse: () => true },
+  all: {
+    description: 'Also those that differ from others by a moment or a duration only; 40 minutes.',
+    parse: () => true,
+  },
   long: { description: 'Also those that take many minutes each.', parse: () => true },
   seed: integer('Of the random kills.', 'NUMBER', 0, 1_000_000, 1),
   verbose: { description: 'Shows what the sandbox reports.', parse: () => true },
@@ -52,10 +56,17 @@ async function main(): Promise<void> {
   const options = parseOptions(usage, declared, process.argv.slice(2), process.env);
   if (!options) return;
   const all = scenarios(options.seed);
-  const named = (one: Scenario) => options.only.length === 0 || options.only.some((name) => one.name.startsWith(name));
-  const chosen = all.filter((one) => named(one) && (options.long || !one.long || options.only.includes(one.name)));
+  const named = (one: Scenario) => options.only.some((name) => one.name.startsWith(name));
+  const chosen = all.filter((one) =>
+    options.only.length > 0
+      ? named(one) && (options.long || !one.long || options.only.includes(one.name))
+      : (options.long || !one.long) && (options.all || !one.onlyWithAll),
+  );
   if (options.list) {
-    for (const one of all) console.log(`${one.name.padEnd(36)}${one.broke}${one.long ? ' (with --long)' : ''}`);
+    for (const one of all)
+      console.log(
+        `${one.name.padEnd(40)}${one.broke}${one.long ? ' (with --long)' : one.onlyWithAll ? ' (with --all)' : ''}`,
+      );
     return;
   }
   if (chosen.length === 0) throw new UsageError(`--only ${options.only.join(' ')}: no scenario begins so; see --list`);
@@ -150,8 +161,8 @@ async function runOne(scenario: Scenario, { lab, checker }: Bench, report: (line
   let since = Date.now();
   let seconds: number | undefined;
   const notes: string[] = [];
-  const wanted = async () => {
-    await asWanted(lab);
+  const wanted = async (look: () => Promise<void> = () => asWanted(lab)) => {
+    await look();
     seconds ??= (Date.now() - since) / 1000;
   };
   try {
@@ -164,7 +175,8 @@ async function runOne(scenario: Scenario, { lab, checker }: Bench, report: (line
       note: (words) => void notes.push(words),
     });
     lab.release();
-    if (seconds === undefined) await wanted();
+    await asWanted(lab);
+    seconds ??= (Date.now() - since) / 1000;
     await checker.check();
     console.log(
       row(name, scenario.broke, seconds!.toFixed(1), `ok${notes.length > 0 ? ` (${notes.join(', ')})` : ''}`),
@@ -202,7 +214,7 @@ async function recovered({ lab, checker }: Bench): Promise<boolean> {
 }
 
 const row = (name: string, broke: string, seconds: string, verdict: string) =>
-  `${name.padEnd(36)}${broke.padEnd(68)}${seconds.padStart(8)}  ${verdict}`;
+  `${name.padEnd(40)}${broke.padEnd(74)}${seconds.padStart(8)}  ${verdict}`;
 
 main().catch((error: Error) => {
   console.error(error instanceof UsageError ? error.message : error.stack);

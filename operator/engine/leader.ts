@@ -31,7 +31,7 @@ export interface LeaderOptions {
   readonly log?: Log;
   readonly metrics?: EngineMetrics;
   /** The work. Its signal fires when leadership ends, whichever way; the lock is released after this has settled. */
-  readonly onLead: (signal: AbortSignal) => Promise<void> | void;
+  readonly onLead: (signal: AbortSignal, isLeader: () => boolean) => Promise<void> | void;
   /** Leadership was lost, not given up: another replica may lead by now. The usual answer is to end the process. */
   readonly onLost?: (why: string) => void;
 }
@@ -141,6 +141,7 @@ export function runAsLeader(options: LeaderOptions, signal: AbortSignal): Leader
     }
   }
 
+  const attemptMs = (renewDeadlineSeconds * 1000) / 3;
   const retryMs = () => retrySeconds * 1000 * (1 + 0.2 * Math.random());
 
   async function release() {
@@ -173,7 +174,7 @@ export function runAsLeader(options: LeaderOptions, signal: AbortSignal): Leader
 
     const ended = new AbortController();
     const work = Promise.resolve()
-      .then(() => options.onLead(stop.signal))
+      .then(() => options.onLead(stop.signal, isLeader))
       .finally(() => ended.abort(new Error('the work has ended')));
     work.catch(() => undefined); // told by `await work` below
     // Renewed until the work has ended, not just until it was asked to: while it winds down, nobody else may start.
@@ -183,7 +184,8 @@ export function runAsLeader(options: LeaderOptions, signal: AbortSignal): Leader
         () => false,
       );
       if (!waited) break;
-      if (leftMs() > 0) await holdWithin(leftMs(), ended.signal);
+      // One attempt on a connection that is dead, unknown to both ends, must not use up all the time there is.
+      if (leftMs() > 0) await holdWithin(Math.min(leftMs(), attemptMs), ended.signal);
       if (!ended.signal.aborted && !isLeader()) {
         outcome = 'lost';
         stop.abort(new Error('leadership was lost'));

@@ -120,7 +120,9 @@ export function createGateway(options: GatewayOptions): Gateway {
 
 /** What the HTTP parser gives up on: no request yet, so an answer by hand. */
 function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) {
+  // Who did not even finish the TLS handshake can be told nothing: what is written waits for it, and holds the socket for ever.
+  const ofHttp = error.code?.startsWith('HPE_') || error.code === 'ERR_HTTP_REQUEST_TIMEOUT';
+  if (!ofHttp || !socket.writable) {
     socket.destroy();
     return;
   }
@@ -132,5 +134,7 @@ function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
   const body = JSON.stringify(problem);
   socket.end(
     `HTTP/1.1 ${status} ${problem.title}\r\ncontent-type: ${problemType}\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+    // Not when the caller closes its half, which it may never do.
+    () => socket.destroy(),
   );
 }

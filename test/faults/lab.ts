@@ -163,6 +163,7 @@ export async function startLab({ dir, report, signal, ...options }: LabOptions):
   const wires = new Map<Link, CuttingProxy>();
   const rpcs = new Map<Link, FaultyRpc>();
   const closing: (() => Promise<void>)[] = [];
+  const witnesses: Witness[] = [];
   const down = new Set<string>();
   const deaths = new Map<string, number>();
   let sandbox: Sandbox | undefined;
@@ -187,6 +188,7 @@ export async function startLab({ dir, report, signal, ...options }: LabOptions):
 
   const stop = async () => {
     stopped = true;
+    for (const witness of witnesses) witness.stop();
     await sandbox?.stop();
     for (const close of closing.splice(0)) await close();
   };
@@ -238,6 +240,7 @@ export async function startLab({ dir, report, signal, ...options }: LabOptions):
     await offersReady(sandbox, signal);
     const made = new Map<string, string>();
     const base = await minimal(sandbox, () => undefined, signal);
+    witnesses.push(base.witness);
     made.set(base.witness.lease!.metadata.uid!, 'train');
     const apply = (...manifests: KubeObject[]) =>
       applyManifests(sandbox.consumerCluster, manifests, { fieldManager: 'kubectl' }, signal);
@@ -282,6 +285,7 @@ export async function startLab({ dir, report, signal, ...options }: LabOptions):
       async begin(name, { model = 'H100-SXM', spec = {} } = {}) {
         const key = { namespace: 'ml', name };
         const witness = await watchLease(sandbox.consumerCluster, key, () => new Date());
+        witnesses.push(witness);
         const price = model === 'H100-SXM' ? '3' : '0.60';
         const [object] = await apply(leaseManifest(name, model, price, { drainTimeoutSeconds: 10, ...spec }));
         const uid = object!.metadata.uid!;

@@ -10,16 +10,18 @@ export interface Scenario {
   readonly broke: string;
   /** Cannot be had everywhere: `real` needs a kubelet, `git` the code of an earlier commit. */
   readonly needs?: 'real' | 'git';
-  /** Runs only when asked for: it takes minutes. */
+  /** Runs only when asked for: it takes many minutes. */
   readonly long?: boolean;
+  /** Runs only when all are asked for, or this one is. */
+  readonly onlyWithAll?: boolean;
   run(lab: Lab, clock: Stopwatch): Promise<void>;
 }
 
 export interface Stopwatch {
   /** From now on it is to get well: the seconds of the table begin. A later call begins anew. */
   mended(): void;
-  /** All is as wanted; what follows is not counted. Without a call, the runner looks. */
-  wanted(): Promise<void>;
+  /** Waits until all is as wanted, by `look` or else as for every scenario; what follows is not counted. Otherwise the runner looks. */
+  wanted(look?: () => Promise<void>): Promise<void>;
   /** Shown beside the verdict. */
   note(text: string): void;
 }

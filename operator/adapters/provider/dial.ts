@@ -19,6 +19,8 @@ export interface Endpoint {
   readonly spkiSHA256?: string;
 }
 
+const keepAliveMs = 15_000;
+
 export type Dial = () => Promise<Duplex>;
 
 /**
@@ -78,6 +80,8 @@ export function dialTls(endpoint: Endpoint, timeoutSeconds: number): Dial {
           return;
         }
         socket.setNoDelay(true);
+        // A path that is gone without a word is found out in half a minute, also by a stream on which nothing is due.
+        socket.setKeepAlive(true, keepAliveMs);
         resolve(socket);
       });
     });

@@ -63,6 +63,7 @@ export interface Provider {
 
 const guardSeconds = 300;
 const sweepSeconds = 60;
+const againSeconds = 10;
 
 export function createProvider(options: ProviderOptions): Provider {
   const { cluster, namespace, chains, now, log, metrics, counters, settings } = options;
@@ -116,16 +117,18 @@ export function createProvider(options: ProviderOptions): Provider {
   /** Ends the pause between two rounds of settlements: an escrow is waited for at the other end. */
   let wake = new AbortController();
 
-  /** Repeats some work until the signal fires; what fails is tried again at the next turn. */
+  /** Repeats some work until the signal fires; what fails is tried again soon. */
   async function every(seconds: number, what: string, work: () => Promise<void>, signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
+      let pauseSeconds = seconds;
       try {
         await work();
       } catch (error) {
         if (signal.aborted) return;
         log.warn({ error: (error as Error).message }, `${what} failed; trying again`);
+        pauseSeconds = Math.min(seconds, againSeconds);
       }
-      await sleep(clock, seconds * 1000, signal).catch(() => undefined);
+      await sleep(clock, pauseSeconds * 1000, signal).catch(() => undefined);
     }
   }
 

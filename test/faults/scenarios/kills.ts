@@ -141,7 +141,7 @@ export const kills: Scenario[] = [
   killedWhile('gateway', 'draining', 2),
   killedWhile('gateway', 'settling', 2),
   killedWhile('anvil', 'opening', 3),
-  killedServing('anvil', 10),
+  killedServing('anvil', 5),
   killedWhile('anvil', 'settling', 3),
   killedWhile('consumer/kube-apiserver', 'opening', 2),
   killedServing('consumer/kube-apiserver', 5),

@@ -87,7 +87,7 @@ const storeFull = (side: Side, seconds: number): Scenario => ({
 
 const clockOff = (seconds: number): Scenario => ({
   name: `operator-clock-${seconds > 0 ? 'ahead' : 'behind'}`,
-  broke: `operator's clock ${Math.abs(seconds / 60)} minutes ${seconds > 0 ? 'ahead' : 'behind'} for 25 s, then right again`,
+  broke: `operator's clock ${Math.abs(seconds / 60)} minutes ${seconds > 0 ? 'ahead' : 'behind'} for 15 s, then right again`,
   async run(lab, clock) {
     const lease = await lab.begin(fresh('skew'));
     await lease.ready();
@@ -96,7 +96,7 @@ const clockOff = (seconds: number): Scenario => ({
     await sleep(4000);
     lab.setClock(seconds);
     await lab.sandbox.operator.restart();
-    await sleep(25_000);
+    await sleep(15_000);
     const vouched = (await lab.vouched(leaseId))!;
     const ready = lease.witness.readySeconds();
     expect(vouched <= ready + 3, `${vouched} s are vouched for, the node was Ready for ${ready.toFixed(1)} s`);
@@ -127,8 +127,8 @@ export const outages: Scenario[] = [
     600,
     true,
   ),
-  storeFull('consumer', 20),
-  storeFull('provider', 20),
+  storeFull('consumer', 14),
+  storeFull('provider', 14),
   clockOff(300),
   clockOff(-300),
 ];

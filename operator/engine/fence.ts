@@ -10,7 +10,8 @@ import type { Cluster } from './types.ts';
 
 export function fenced(cluster: Cluster, mayWrite: () => boolean): Cluster {
   /** The same method, which rejects instead of sending once we may not. */
-  const guard = <A extends unknown[], R>(what: string, send: (...args: A) => Promise<R>) =>
+  const guard =
+    <A extends unknown[], R>(what: string, send: (...args: A) => Promise<R>) =>
     (...args: A): Promise<R> =>
       mayWrite()
         ? send(...args)

@@ -147,7 +147,5 @@ export const replicas: Scenario[] = [
 async function servedAgain(lab: Lab): Promise<void> {
   const { leaseId } = lab.base.witness.lease!.status!.settlement!;
   const before = (await lab.vouched(leaseId))!;
-  await until('vouchers again', 30, async () =>
-    (await lab.vouched(leaseId))! > before ? true : undefined,
-  );
+  await until('vouchers again', 30, async () => ((await lab.vouched(leaseId))! > before ? true : undefined));
 }

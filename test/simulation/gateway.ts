@@ -1,0 +1,181 @@
+/**
+ * One replica of the gateway: the production provider side, and of its HTTP server as much as says what a call does. What
+ * HTTP adds (tokens, limits, problem documents on the wire) has tests of its own.
+ */
+
+import type { Hex32 } from '../../operator/api/messages.ts';
+import type { LeaseService } from '../../operator/controllers/provider/leases.ts';
+import { createProvider, type Provider } from '../../operator/controllers/provider/provider.ts';
+import { noCounters } from '../../operator/controllers/provider/world.ts';
+import { admitConfig } from '../../operator/core/allocation/admit-config.ts';
+import { type AdmittedPod, admitPod, replacePod } from '../../operator/core/allocation/admit-pod.ts';
+import { upstreamPath } from '../../operator/core/allocation/kube-path.ts';
+import { tenantNamespace } from '../../operator/core/allocation/record.ts';
+import { Refusal } from '../../operator/core/allocation/refusal.ts';
+import { leaseIdLabel } from '../../operator/core/allocation/tenant.ts';
+import { isRecord } from '../../operator/engine/errors.ts';
+import { runAsLeader } from '../../operator/engine/leader.ts';
+import type { Cluster, Log, RawRequest } from '../../operator/engine/types.ts';
+import { problemOfError } from '../../operator/gateway/problem.ts';
+import { problemOfAnswer, queryOf, readAll, targetOf, withQuery } from '../../operator/gateway/routes/kube.ts';
+import type { SimChain } from './chain.ts';
+import { linesOf } from './cluster-link.ts';
+import { addressOf } from './keys.ts';
+import { notaryOf, providerChains } from './money.ts';
+import type { Lines, Network, Place } from './network.ts';
+import type { Party } from './timeline.ts';
+
+export const providerAccount = addressOf('provider');
+export const gatewayNamespace = 'gpulease-system';
+export const quoteSeconds = 60;
+/** Records of ended leases are kept this long: short, so that a run can see them go. */
+export const retentionSeconds = 120;
+
+export interface GatewayParts {
+  readonly party: Party;
+  readonly network: Network;
+  readonly rpc: Place;
+  readonly chain: SimChain;
+  readonly cluster: Cluster;
+  readonly log: Log;
+  readonly replicas: number;
+  readonly nonce: () => bigint;
+  readonly onLost: () => void;
+  /** Fires when the run is over. */
+  readonly signal: AbortSignal;
+}
+
+export interface GatewayProcess {
+  readonly party: Party;
+  readonly provider: Provider;
+  readonly service: LeaseService;
+  kube(leaseId: Hex32, request: RawRequest): Promise<KubeAnswer>;
+}
+
+export type KubeAnswer =
+  | { readonly status: number; readonly text: string; readonly lines?: undefined }
+  | { readonly status: 200; readonly lines: Lines };
+
+export function startGateway(parts: GatewayParts): GatewayProcess {
+  const { party, network, cluster, log } = parts;
+  const { clock } = party;
+  const now = () => clock.now();
+  const namespace = gatewayNamespace;
+  const money = providerChains(
+    { network, party, place: parts.rpc, chain: parts.chain, cluster, namespace, now },
+    providerAccount,
+  );
+  const provider = createProvider({
+    cluster,
+    namespace,
+    name: 'ams',
+    version: '0',
+    notary: notaryOf(providerAccount, parts.nonce),
+    chains: money.chains,
+    terms: { provider: providerAccount, maxUnpaid: '0.05', quoteSeconds },
+    tenant: { deniedCidrs: [] },
+    held: () => false,
+    settings: {
+      tickSeconds: 6,
+      chainIntervalSeconds: 6,
+      settleIntervalSeconds: 120,
+      settleThreshold: '1',
+      settlePatienceSeconds: 60,
+      retentionSeconds,
+    },
+    now,
+    clock,
+    log,
+    counters: noCounters,
+  });
+  const { signal } = parts;
+  void money.connect(signal);
+  void provider.watch(signal);
+  // As the entry point does: whoever leads now must be alone, and what cannot lead is started again.
+  if (parts.replicas === 1) provider.lead(signal).catch(parts.onLost);
+  else {
+    const leader = runAsLeader(
+      {
+        cluster,
+        namespace,
+        name: 'gpulease-gateway',
+        identity: `${party.name}@${clock.now().getTime()}`,
+        leaseDurationSeconds: 30,
+        renewDeadlineSeconds: 20,
+        retrySeconds: 6,
+        clock,
+        log,
+        onLead: (leadSignal) => provider.lead(leadSignal),
+      },
+      signal,
+    );
+    leader.ended.then((how) => how === 'lost' && parts.onLost(), parts.onLost);
+  }
+  return {
+    party,
+    provider,
+    service: provider.service,
+    kube: (leaseId, request) => kube(provider, cluster, leaseId, request),
+  };
+}
+
+/** gateway/routes/kube.ts without HTTP: the same checks, the same admission, the same words. */
+async function kube(provider: Provider, cluster: Cluster, leaseId: Hex32, request: RawRequest): Promise<KubeAnswer> {
+  const { service } = provider;
+  try {
+    const [path = ''] = request.path.split('?');
+    const target = targetOf(path.replace(/^kube\//, ''));
+    const { method } = request;
+    const query = queryOf(target, method, request.path);
+    const record = await service.tenant(leaseId);
+    const namespace = tenantNamespace(leaseId);
+    const send = async (wanted: { method: string; path: string; body?: string }) => {
+      const headers = { accept: 'application/json', 'content-type': 'application/json' };
+      return cluster.raw({ ...wanted, headers }, { as: await service.token(leaseId) });
+    };
+    const admitted = (): AdmittedPod | Record<string, unknown> => {
+      if (record.state !== 'Serving') throw new Refusal('LeaseEnded', 'nothing new can be started');
+      const body: unknown = JSON.parse(String(request.body));
+      const id = leaseIdLabel(leaseId);
+      if (target.kind !== 'pods')
+        return admitConfig(target.kind === 'secrets' ? 'Secret' : 'ConfigMap', body, { namespace, leaseId: id });
+      if (isRecord(body) && isRecord(body.spec)) delete body.spec.nodeName;
+      return admitPod(body, { namespace, leaseId: id, nodeName: record.nodeName, room: record.room });
+    };
+    const upstream = upstreamPath(namespace, target);
+    let wanted: { method: string; path: string; body?: string };
+    if (method === 'GET') wanted = { method, path: withQuery(upstream, query) };
+    else if (method === 'POST') wanted = { method, path: upstream, body: JSON.stringify(admitted()) };
+    else if (method === 'PUT') {
+      let object: object = admitted();
+      if (target.kind === 'pods') {
+        const current = await send({ method: 'GET', path: upstream });
+        if (current.statusCode !== 200) return problem(await problemOfAnswer(current, target, 'GET'));
+        object = replacePod(JSON.parse(await readAll(current, 1e6)), object as AdmittedPod);
+      }
+      wanted = { method, path: upstream, body: JSON.stringify(object) };
+    } else {
+      const given = new Map(query);
+      const uid = given.get('uid');
+      wanted = {
+        method,
+        path: upstream,
+        body: JSON.stringify({
+          apiVersion: 'v1',
+          kind: 'DeleteOptions',
+          ...(given.has('gracePeriodSeconds') ? { gracePeriodSeconds: Number(given.get('gracePeriodSeconds')) } : {}),
+          ...(uid === undefined ? {} : { preconditions: { uid } }),
+        }),
+      };
+    }
+    const response = await send(wanted);
+    const status = response.statusCode ?? 502;
+    if (status < 200 || status >= 300) return problem(await problemOfAnswer(response, target, method));
+    if (/[?&]watch=true/.test(wanted.path)) return { status: 200, lines: linesOf(response) };
+    return { status, text: await readAll(response, 1e7) };
+  } catch (error) {
+    return problem(problemOfError(error).problem);
+  }
+}
+
+const problem = (told: { status: number }): KubeAnswer => ({ status: told.status, text: JSON.stringify(told) });

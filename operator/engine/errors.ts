@@ -62,9 +62,14 @@ export const isApiError = (error: unknown, ...reasons: string[]): error is ApiEr
 
 export const isNotFound = (error: unknown): error is ApiError => isApiError(error) && error.code === 404;
 export const isAlreadyExists = (error: unknown): error is ApiError => isApiError(error, 'AlreadyExists');
-/** The object changed since it was read. AlreadyExists shares its code, 409, but is another fact. */
+/**
+ * The object changed since it was read, or is another one of that name. AlreadyExists shares the first one's code, 409, but
+ * is another fact; for the second, API servers say Invalid when it is found out while patching: "metadata.uid is immutable".
+ */
 export const isConflict = (error: unknown): error is ApiError =>
-  isApiError(error) && error.code === 409 && error.reason !== 'AlreadyExists';
+  isApiError(error) &&
+  ((error.code === 409 && error.reason !== 'AlreadyExists') ||
+    (error.code === 422 && error.causes.some((cause) => cause.field === 'metadata.uid')));
 /** The resourceVersion is too old to go on from. */
 export const isExpired = (error: unknown): error is ApiError => isApiError(error) && error.code === 410;
 

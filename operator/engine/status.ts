@@ -2,12 +2,11 @@
  * Writing status and finalizers, so that an unchanged world writes nothing and concurrent writers lose nothing.
  *
  * Status goes by server-side apply, one field manager per controller: a merge patch would lose conditions that others
- * wrote meanwhile. The UID goes with it, so that a status decided for one object never lands on its successor of the
- * same name (the API server answers Conflict).
+ * wrote meanwhile.
  */
 import { sameJson } from './equal.ts';
-import { isConflict, isNotFound } from './errors.ts';
-import { keyOf } from './paths.ts';
+import { ApiError, isConflict, isNotFound } from './errors.ts';
+import { keyOf, keyText } from './paths.ts';
 import type { Cluster, KubeObject, Resource } from './types.ts';
 
 export interface StatusTarget<T extends KubeObject> {
@@ -22,17 +21,41 @@ export interface StatusTarget<T extends KubeObject> {
 /**
  * Makes the status what `status` says: fields that this manager applied before and left out now disappear; those of other
  * managers stay. Returns what the server stored, or undefined when nothing was to be written.
+ *
+ * A status decided for one object never lands on its successor of the same name: that is a Conflict. The UID alone would
+ * not see to it, as the status of custom kinds is written without a look at it. So the version goes along; where that one
+ * has passed, the object is read again, and written to if it is still the same one.
  */
 export async function applyStatus<T extends KubeObject>(
   target: StatusTarget<T>,
   status: object,
   signal?: AbortSignal,
 ): Promise<T | undefined> {
-  const { cluster, resource, object, fieldManager } = target;
-  if (sameJson(object.status, status)) return undefined;
-  const { name, namespace, uid } = object.metadata;
-  const wanted = { metadata: { name, namespace, uid }, status } as unknown as T;
-  return cluster.apply<T>(resource, wanted, { fieldManager, subresource: 'status' }, signal);
+  const { cluster, resource, fieldManager } = target;
+  const { name, namespace, uid } = target.object.metadata;
+  let seen = target.object;
+  for (let attempt = 1; ; attempt++) {
+    if (sameJson(seen.status, status)) return undefined;
+    const metadata = { name, namespace, uid, resourceVersion: seen.metadata.resourceVersion };
+    try {
+      return await cluster.apply<T>(
+        resource,
+        { metadata, status } as unknown as T,
+        { fieldManager, subresource: 'status' },
+        signal,
+      );
+    } catch (error) {
+      if (!isConflict(error) || attempt === 5) throw error;
+      const fresh = await cluster.get<T>(resource, keyOf(seen), signal);
+      if (fresh?.metadata.uid !== uid) throw replaced(resource, seen);
+      seen = fresh!;
+    }
+  }
+}
+
+function replaced(resource: Resource, object: KubeObject): ApiError {
+  const message = `${resource.plural} ${keyText(keyOf(object))} is not the one that this was decided for`;
+  return new ApiError({ code: 409, reason: 'Conflict', message });
 }
 
 /** Safe to repeat. Resolves with the object that has it, or undefined when the object is gone or being deleted. */

@@ -34,6 +34,7 @@ import {
   applyMergePatch,
   applyStrategicPatch,
   mergeApplied,
+  namesEntry,
   ownedPaths,
   removePath,
   valueAt,
@@ -255,10 +256,25 @@ export function fakeCluster(
   }
 
   /** The one way in which an existing object changes. Returns what is stored afterwards; undefined when it went. */
-  function update(resource: Resource, old: Stored, wanted: Stored, subresource?: string): Stored | undefined {
+  function update(
+    resource: Resource,
+    old: Stored,
+    wanted: Stored,
+    subresource?: string,
+    patching = false,
+  ): Stored | undefined {
     const next = copy(wanted);
     const { metadata } = next;
-    if (metadata.uid !== undefined && metadata.uid !== old.metadata.uid)
+    // The status of custom kinds is written without a look at the rest of the object, its uid included.
+    const looksAtUid = subresource !== 'status' || !isCustom(resource);
+    if (looksAtUid && metadata.uid !== undefined && metadata.uid !== old.metadata.uid && patching)
+      throw new Refusal(
+        422,
+        'Invalid',
+        `${resource.kind} "${metadata.name}" is invalid: metadata.uid: field is immutable`,
+        [{ reason: 'FieldValueInvalid', message: 'field is immutable', field: 'metadata.uid' }],
+      );
+    if (looksAtUid && metadata.uid !== undefined && metadata.uid !== old.metadata.uid)
       throw conflict(resource, old.metadata.name, `the UID in the request (${metadata.uid}) is not that of the object`);
     if (metadata.resourceVersion !== undefined && metadata.resourceVersion !== old.metadata.resourceVersion)
       throw conflict(
@@ -338,7 +354,7 @@ export function fakeCluster(
     )
       throw new Refusal(422, 'Invalid', `${resource.kind} "${metadata.name}" is invalid: metadata.name: Invalid value`);
     if (metadata.resourceVersion !== undefined)
-      throw new Refusal(400, 'BadRequest', 'resourceVersion should not be set on objects to be created');
+      throw new Refusal(500, 'InternalError', 'resourceVersion should not be set on objects to be created');
     const store = storeOf(resource);
     const key = keyText(keyOf(object));
     if (store.has(key))
@@ -451,7 +467,8 @@ export function fakeCluster(
       return { code: 201, body: created };
     }
     const next = copy(old) as unknown as Record<string, unknown>;
-    for (const path of managers.get(me) ?? []) {
+    // What names an entry of a list goes last, or the rest of the entry would not be found any more.
+    for (const path of [...(managers.get(me) ?? [])].sort((a, b) => Number(namesEntry(a)) - Number(namesEntry(b)))) {
       const others = [...managers].some(([name, theirs]) => name !== me && theirs.has(path));
       if (!paths.has(path) && !others) removePath(next, path);
     }
@@ -464,7 +481,7 @@ export function fakeCluster(
     const wanted = next as unknown as Stored;
     wanted.metadata.uid = given.metadata.uid;
     wanted.metadata.resourceVersion = given.metadata.resourceVersion;
-    const stored = update(resource, old, wanted, request.subresource);
+    const stored = update(resource, old, wanted, request.subresource, true);
     managers.set(me, paths);
     owners.set(ownerKey, managers);
     return { code: 200, body: stored ?? wanted };
@@ -495,7 +512,7 @@ export function fakeCluster(
     const given = isRecord(request.body) && isRecord(request.body.metadata) ? request.body.metadata : {};
     // A version in the patch is a precondition; without one, the patch is for whatever is there.
     if (given.resourceVersion === undefined) wanted.metadata.resourceVersion = old.metadata.resourceVersion;
-    return { code: 200, body: changed(resource, old, wanted, request.subresource) };
+    return { code: 200, body: changed(resource, old, wanted, request.subresource, true) };
   }
 
   function replace(resource: Resource, request: FakeRequest, key: ObjectKey): FakeAnswer {
@@ -507,8 +524,8 @@ export function fakeCluster(
   }
 
   /** A plain write takes from appliers what it changes. */
-  function changed(resource: Resource, old: Stored, wanted: Stored, subresource?: string): Stored {
-    const stored = update(resource, old, wanted, subresource);
+  function changed(resource: Resource, old: Stored, wanted: Stored, subresource?: string, patching = false): Stored {
+    const stored = update(resource, old, wanted, subresource, patching);
     for (const theirs of owners.get(`${placeOf(resource)}/${keyText(keyOf(old))}`)?.values() ?? []) {
       for (const path of theirs)
         if (!sameJson(valueAt(old, path), valueAt(stored ?? wanted, path))) theirs.delete(path);
@@ -728,7 +745,7 @@ export function fakeCluster(
       }
       return { response: respond(upgraded, signal) };
     }
-    const answered = await answer(request);
+    const answered = await unlessAborted(answer(request), signal);
     if (fault?.fail === 'answer-lost') throw new UnknownOutcomeError(`${what}: the answer was lost, as asked`);
     return { response: respond(answered, signal) };
   }
@@ -896,6 +913,16 @@ function respond(answer: FakeAnswer, signal?: AbortSignal): IncomingMessage {
           : JSON.stringify(answer.body),
     );
   return stream as unknown as IncomingMessage;
+}
+
+/** A caller that stops waiting is let go; what it asked for may still happen. */
+function unlessAborted<T>(promise: Promise<T>, signal?: AbortSignal): Promise<T> {
+  if (!signal) return promise;
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(signal.reason);
+    signal.addEventListener('abort', onAbort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
+  });
 }
 
 const copy = <T>(value: T): T => structuredClone(value);

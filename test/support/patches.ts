@@ -131,6 +131,12 @@ export function ownedPaths(value: unknown, at: unknown[] = [], field = ''): stri
   return [JSON.stringify(at)];
 }
 
+/** Whether a path is of the field by which a list knows its entry. */
+export function namesEntry(path: string): boolean {
+  const [entry, name] = (JSON.parse(path) as unknown[]).slice(-2);
+  return isRecord(entry) && typeof name === 'string' && name in entry;
+}
+
 /** Writes `part` into `target`, in place. */
 export function mergeApplied(target: Record<string, unknown>, part: Record<string, unknown>) {
   for (const [name, value] of Object.entries(part)) {
@@ -173,15 +179,12 @@ export function removePath(document: Record<string, unknown>, path: string) {
   const last = steps.pop();
   const parents: unknown[] = [document];
   for (const step of steps) parents.push(stepInto(parents.at(-1), step));
-  const remove = (parent: unknown, step: unknown) => {
-    if (typeof step === 'string') {
-      if (isRecord(parent)) delete parent[step];
-    } else if (Array.isArray(parent)) {
-      const at = parent.indexOf(stepInto(parent, step));
-      if (at >= 0) parent.splice(at, 1);
-    }
+  const remove = (parent: unknown, step: unknown, child: unknown) => {
+    // By identity: what named it may be gone already.
+    if (Array.isArray(parent) && parent.includes(child)) parent.splice(parent.indexOf(child), 1);
+    else if (typeof step === 'string' && isRecord(parent)) delete parent[step];
   };
-  remove(parents.at(-1), last);
+  remove(parents.at(-1), last, stepInto(parents.at(-1), last));
   // Upwards: an entry of a keyed list that only has its key left, and empty lists and objects, go as well.
   for (let depth = steps.length - 1; depth >= 0; depth--) {
     const child = parents[depth + 1];
@@ -189,6 +192,6 @@ export function removePath(document: Record<string, unknown>, path: string) {
     const names = isRecord(child) ? Object.keys(child) : [];
     const hollow = Array.isArray(child) ? child.length === 0 : isRecord(child) && names.length === 0;
     if (!hollow) break;
-    remove(parents[depth], step);
+    remove(parents[depth], step, child);
   }
 }

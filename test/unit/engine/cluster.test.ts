@@ -1,12 +1,14 @@
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import type { RequestListener, ServerResponse } from 'node:http';
+import { createServer, type RequestListener, type ServerResponse } from 'node:http';
+import { type AddressInfo, connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TLSSocket } from 'node:tls';
 import { afterEach, describe, expect, it } from 'vitest';
 import { connectCluster } from '../../../operator/engine/cluster.ts';
 import { ApiError, UnknownOutcomeError } from '../../../operator/engine/errors.ts';
+import { readBody } from '../../../operator/engine/http.ts';
 import { resources } from '../../../operator/engine/types.ts';
 import { manualClock } from '../../support/clock.ts';
 import { type MisbehavingServer, misbehavingServer } from '../../support/misbehaving-server.ts';
@@ -304,6 +306,53 @@ describe('credentials', () => {
     ['not in a cluster', 'in-cluster', /KUBERNETES_SERVICE_HOST is not set/],
   ])('say what is wrong with a kubeconfig: %s', (_, kubeconfig, message) => {
     expect(() => connectCluster({ name: 'it', kubeconfig })).toThrow(message);
+  });
+
+  it('go through the proxy that the kubeconfig names, and a guest\u2019s without them too', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'gpulease-'));
+    folders.push(folder);
+    const subject = ['-subj', '/CN=server', '-addext', 'subjectAltName=IP:127.0.0.1'];
+    const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'key'];
+    execFileSync('openssl', ['req', '-x509', '-days', '1', ...key, ...subject, '-out', 'crt'], {
+      cwd: folder,
+      stdio: 'ignore',
+    });
+    const certificate = readFileSync(join(folder, 'crt'));
+    const tunnels: string[] = [];
+    const proxy = createServer().on('connect', (request, socket: Socket) => {
+      tunnels.push(request.url ?? '');
+      const [host, port] = (request.url ?? '').split(':');
+      const onward = connect(Number(port), host, () => {
+        socket.write('HTTP/1.1 200 Connection established\r\n\r\n');
+        onward.pipe(socket).pipe(onward);
+      });
+      for (const end of [socket, onward]) end.on('error', () => end.destroy());
+    });
+    await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+    const { port } = proxy.address() as AddressInfo;
+    try {
+      const { cluster, server } = await start(
+        (request, r) => json(r, 200, { authorization: request.headers.authorization }),
+        {},
+        {
+          tls: { key: readFileSync(join(folder, 'key')), cert: certificate },
+          cluster: {
+            'certificate-authority-data': certificate.toString('base64'),
+            'proxy-url': `http://127.0.0.1:${port}`,
+          },
+        },
+      );
+      expect(await cluster.get(resources.pods, { namespace: 'a', name: 'x' })).toEqual({
+        authorization: 'Bearer own-secret-token',
+      });
+      const response = await cluster.raw({ method: 'GET', path: '/api' }, { as: 'theirs' });
+      const body = await readBody(response, 'GET /api', { maxBytes: 1000, timeoutSeconds: 5 });
+      expect(JSON.parse(body.toString())).toEqual({ authorization: 'Bearer theirs' });
+      expect(tunnels).toEqual([`127.0.0.1:${server.port}`, `127.0.0.1:${server.port}`]);
+    } finally {
+      proxy.closeAllConnections();
+      proxy.close();
+    }
   });
 
   it('of ours never go with somebody else’s token, not even the certificate', async () => {

@@ -167,6 +167,22 @@ describe('leadership', () => {
     await one.ended;
   });
 
+  it('survives one connection on which nothing comes back', async () => {
+    const { clock, cluster } = start();
+    const one = replica(cluster, clock, 'one');
+    await clock.advance(5_000);
+    let dead = true;
+    cluster.intercept((request) => {
+      if (request.method !== 'PUT' || !dead) return undefined;
+      dead = false;
+      return new Promise(() => undefined);
+    });
+    await clock.advance(60_000);
+    expect([dead, one.isLeader(), one.log]).toEqual([false, true, ['leads at 0']]);
+    one.stop.abort();
+    await one.ended;
+  });
+
   it('ends when the API server does not answer at all', async () => {
     const { clock, cluster } = start();
     const one = replica(cluster, clock, 'one');
@@ -227,6 +243,7 @@ describe('leadership', () => {
       };
       const { clock, cluster } = start();
       const all = ['one', 'two', 'three'].map((identity) => replica(cluster, clock, identity));
+      let led = 0;
       for (let step = 0; step < 60; step++) {
         const dice = random();
         if (dice < 0.15) cluster.setUnreachable(true);
@@ -234,8 +251,11 @@ describe('leadership', () => {
         else if (dice < 0.5) cluster.failNext({ method: 'PUT', fail: 'answer-lost' });
         else if (dice < 0.55) clock.pause(random() * 20_000);
         await clock.advance(random() * 4000);
-        expect(all.filter((r) => r.isLeader()).length).toBeLessThanOrEqual(1);
+        const leaders = all.filter((r) => r.isLeader()).length;
+        expect(leaders).toBeLessThanOrEqual(1);
+        led += leaders;
       }
+      expect(led).toBeGreaterThan(0);
       for (const { stop } of all) stop.abort();
       await clock.advance(60_000);
     }

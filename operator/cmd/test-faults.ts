@@ -203,7 +203,7 @@ async function lacking(scenario: Scenario, lab: Lab): Promise<string | undefined
 async function recovered({ lab, checker }: Bench): Promise<boolean> {
   try {
     await lab.restore();
-    await asWanted(lab, 60);
+    await asWanted(lab, 120);
     await checker.check(30);
     return true;
   } catch (error) {

@@ -25,8 +25,10 @@ export class QuantityError extends Error {}
 
 /** Thousandths. Throws QuantityError for what Kubernetes would refuse. */
 export function parseQuantity(quantity: string | number): bigint {
-  const text = String(quantity).trim();
-  const match = /^([+-]?)(\d+)(?:\.(\d*))?(?:(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)|[eE]([+-]?\d{1,2}))?$/.exec(text);
+  const text = String(quantity);
+  const match = /^([+-]?)(?=\.?\d)(\d*)(?:\.(\d*))?(?:(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)|[eE]([+-]?\d{1,2}))?$/.exec(
+    text,
+  );
   if (!match) throw new QuantityError(`"${text.slice(0, 32)}" is not a quantity such as 4, 500m or 16Gi`);
   const [, sign, whole = '0', fraction = '', suffix = '', exponent] = match;
   const digits = BigInt(whole + fraction);

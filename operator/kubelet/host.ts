@@ -58,6 +58,8 @@ const mostEvents = 20_000;
 const mostPods = (spec: NodeSpec): number => spec.served.pods * 4 + 200;
 /** JSON of one status. The largest honest ones are a tenth of it. */
 const mostStatusBytes = 256 * 1024;
+/** So long a provider may take to list its pods before its node counts as unreachable. */
+const adoptSeconds = 20;
 const sweepAfterSeconds = 60;
 const sweepEverySeconds = 3600;
 
@@ -87,6 +89,7 @@ export function openHost(options: HostOptions): Host {
   let server: KubeletServer | undefined;
   let certificate: ServingCertificate | undefined;
   let misbehaves: string | undefined;
+  const openedAtMs = clock.monotonicMs();
 
   const host: Host = {
     name,
@@ -107,6 +110,8 @@ export function openHost(options: HostOptions): Host {
         ready: false,
         reason: 'ProviderUnreachable',
         message: 'The provider has not said yet which pods it runs.',
+        // A process that has just started adopts a node as it is: its restart must not be seen on it.
+        undecided: clock.monotonicMs() - openedAtMs < adoptSeconds * 1000,
       };
     },
     renewCa() {

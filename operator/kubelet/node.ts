@@ -47,12 +47,12 @@ export async function keepNode(
   spec: NodeSpec,
   port: number,
   health: NodeHealth,
-  stored: Node | undefined,
+  cached: Node | undefined,
   signal: AbortSignal,
 ): Promise<NodeSeen> {
   const { cluster, clock } = options;
   const wanted = buildNode(spec, spec.served);
-  let node = stored ?? (await cluster.get<Node>(resources.nodes, { name: wanted.metadata.name }, signal));
+  let node = cached ?? (await cluster.get<Node>(resources.nodes, { name: wanted.metadata.name }, signal));
   node ??= await create(cluster, wanted, signal);
   if (!node.metadata.deletionTimestamp) {
     const adopted = adoptNode(node, spec, spec.served);
@@ -62,8 +62,10 @@ export async function keepNode(
   const now = clock.now();
   const status = nodeStatus(spec.served, { address: options.address, port, kubeletVersion: options.kubeletVersion });
   const healthNow = mayReturn(node, health) ? health : { ready: false, reason: 'Counting', message: uncounted };
-  const conditions = nodeConditions(node.status?.conditions, healthNow, now);
-  if (conditionsChanged(node.status?.conditions, conditions) || statusChanged(node.status, status))
+  const stored = node.status?.conditions;
+  const asItIs = health.undecided && stored?.some((one) => one.type === 'Ready') ? stored : undefined;
+  const conditions = asItIs ?? nodeConditions(stored, healthNow, now);
+  if (conditionsChanged(stored, conditions) || statusChanged(node.status, status))
     // A strategic merge: conditions by type, so that others' survive, and addresses as a whole. With the version that was
     // read: a process that slept, or a cache that lags, must not move the time of a transition that it has not seen.
     await cluster.patch(

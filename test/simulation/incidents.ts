@@ -280,13 +280,18 @@ export function trouble(parts: TroubleParts): Trouble {
       party.pausedUntilMs = timeline.nowMs + ms;
     });
   const all = incidents.reduce((sum, [, weight]) => sum + weight, 0);
+  /** Each has as long a stretch of the line as it has weight. */
+  const drawn = (at: number): Incident => {
+    let end = 0;
+    for (const incident of incidents) {
+      end += incident[1];
+      if (at < end) return incident;
+    }
+    return incidents[0]!;
+  };
   const howMany = Math.floor(dice.between(0, 14));
   for (let i = 0; i < howMany; i++) {
-    let left = dice.between(0, all);
-    const [kind, , strike] = incidents.find(([, weight]) => {
-      left -= weight;
-      return left < 0;
-    })!;
+    const [kind, , strike] = drawn(dice.between(0, all));
     at(sometime(), kind, () => {
       if (kind !== 'crash at a call') struck(kind); // counted when it is made
       strike();
@@ -300,8 +305,8 @@ export function trouble(parts: TroubleParts): Trouble {
       around.setPrice('0.36');
       for (const name of names) {
         const party = parts.party(name);
-        if (party?.alive) party.pausedUntilMs = Math.min(party.pausedUntilMs, timeline.nowMs);
-        else parts.restart(name, 100);
+        // Who is stopped wakes up when it was meant to: what waits for it must come in its order.
+        if (!party?.alive) parts.restart(name, 100);
       }
     },
   };

@@ -225,7 +225,8 @@ export function network(timeline: Timeline, random: Random, onFault: (what: stri
       lines.close();
     };
     const later = (ms: number, then: () => void) => {
-      lastMs = Math.max(lastMs, timeline.nowMs + ms);
+      // In whole milliseconds, as the timeline counts them, or two lines could pass each other.
+      lastMs = Math.max(lastMs, Math.ceil(timeline.nowMs + ms));
       timeline.schedule(lastMs - timeline.nowMs, label, () => over || then(), from);
     };
     streams.add(entry);

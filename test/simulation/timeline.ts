@@ -125,7 +125,7 @@ export function timeline(startMs: number): Timeline {
         const { run, owner } = entry;
         if (!run || owner?.alive === false) continue;
         if (owner && owner.pausedUntilMs > entry.dueMs) {
-          const due = { ...entry, dueMs: owner.pausedUntilMs };
+          const due = { ...entry, dueMs: Math.ceil(owner.pausedUntilMs) };
           push(heap, due);
           // Whoever cancels the entry means the one that waits.
           Object.defineProperty(entry, 'run', {
@@ -144,7 +144,7 @@ export function timeline(startMs: number): Timeline {
         running = undefined;
         if (afterStep()) return;
       }
-      nowMs = Math.max(nowMs, endMs);
+      nowMs = Math.max(nowMs, Math.ceil(endMs));
     },
   };
 }

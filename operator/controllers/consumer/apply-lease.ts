@@ -5,19 +5,35 @@ import type { LeaseAttempt } from '../../api/lease.ts';
 import type { Hex } from '../../api/messages.ts';
 import type { Action } from '../../core/lease/actions.ts';
 import { gpusInWords } from '../../core/lease/amounts.ts';
-import { count, servedSeconds } from '../../core/lease/meter.ts';
+import { blockTimeOf, count, servedSeconds } from '../../core/lease/meter.ts';
 import { intents, type LeaseRecord, type Observed, type QuoteRecord, type Refused } from '../../core/lease/observed.ts';
+import { planLease } from '../../core/lease/plan.ts';
 import { formatAmount } from '../../core/money/amount.ts';
 import { paidSeconds } from '../../core/money/escrow.ts';
 import type { Candidate } from '../../core/offer/match.ts';
 import { parseQuantity } from '../../core/quantity.ts';
 import { addFinalizer, removeFinalizer } from '../../engine/status.ts';
 import { resources } from '../../engine/types.ts';
-import { allocationFact, hintsOf } from './observe-lease.ts';
+import { allocationFact, hintsOf, seenAgain } from './observe-lease.ts';
 import type { Gateway } from './ports.ts';
 import { emptyRecord } from './records.ts';
 import { endOfLease } from './report-lease.ts';
 import type { Hints, LeaseWorld } from './world.ts';
+
+type ActionOf<Wish extends Action['do']> = Extract<Action, { do: Wish }>;
+
+/** Last promise of a queue, by what is guarded. */
+const turns = new WeakMap<object, Promise<unknown>>();
+
+/** One after the other: leases are reconciled side by side, and must not all take the same last room under a limit. */
+function inTurn<T>(guarded: object, work: () => Promise<T>): Promise<T> {
+  const turn = (turns.get(guarded) ?? Promise.resolve()).then(work, work);
+  turns.set(
+    guarded,
+    turn.catch(() => undefined),
+  );
+  return turn;
+}
 
 export async function applyAction(
   world: LeaseWorld,
@@ -30,7 +46,8 @@ export async function applyAction(
   const hints = hintsOf(world, uid);
   const record = (): LeaseRecord => world.records.get(uid) ?? emptyRecord;
   const save = (change: Partial<LeaseRecord>) => world.records.save(lease, { ...record(), ...change }, signal);
-  const submit = async (intent: string, refused: Promise<Refused | undefined>) => {
+  /** Whether it is on its way. */
+  const submit = async (intent: string, refused: Promise<Refused | undefined>): Promise<boolean> => {
     const refusal = await refused;
     if (refusal) {
       hints.refusedTx[intent] = refusal;
@@ -39,7 +56,16 @@ export async function applyAction(
         'transaction refused by simulation',
       );
     } else delete hints.refusedTx[intent];
+    return refusal === undefined;
   };
+  /** Stores what will be locked, by what other leases hold by now. Undefined: they took the room, and the next look says so. */
+  const reserve = <Wish extends Action['do']>(wish: Wish, depositOf: (wished: ActionOf<Wish>) => bigint) =>
+    inTurn(world.records, async () => {
+      const { actions } = planLease(seenAgain(world, seen));
+      const wished = actions.find((one): one is ActionOf<Wish> => one.do === wish);
+      if (wished) await save({ deposit: String(depositOf(wished)) });
+      return wished;
+    });
 
   switch (action.do) {
     case 'addFinalizer':
@@ -55,23 +81,25 @@ export async function applyAction(
       );
       return;
     case 'openEscrow': {
-      if (record().deposit === undefined) await save({ deposit: String(action.deposit) });
-      await submit(intents.open(action.quote.leaseId), world.money.open(action.quote, action.deposit, signal));
+      const wished = record().deposit === undefined ? await reserve('openEscrow', (one) => one.deposit) : action;
+      if (wished)
+        await submit(intents.open(wished.quote.leaseId), world.money.open(wished.quote, wished.deposit, signal));
       return;
     }
-    case 'topUp':
-      await save({ deposit: String(action.total) });
-      await submit(
-        intents.topUp(action.quote.leaseId, action.total),
-        world.money.topUp(action.quote, action.amount, action.total, signal),
-      );
+    case 'topUp': {
+      const wished = await reserve('topUp', (one) => one.total);
+      if (!wished) return;
+      const { quote, amount, total } = wished;
+      const sent = await submit(intents.topUp(quote.leaseId, total), world.money.topUp(quote, amount, total, signal));
+      if (!sent) return;
       world.events.event(
         lease,
         'Normal',
         'ToppedUp',
-        `Added ${formatAmount(action.amount, action.quote.decimals)} ${action.quote.assetSymbol} to the escrow.`,
+        `Adding ${formatAmount(amount, quote.decimals)} ${quote.assetSymbol} to the escrow.`,
       );
       return;
+    }
     case 'allocate': {
       tellOpened(world, seen, hints);
       const answer = await gatewayOf(world, action.quote)?.allocate(action.quote.signed, signal);
@@ -130,7 +158,24 @@ export async function applyAction(
       if (!answer?.ok || answer.value.state !== 'Ended') return;
       const { servedSeconds, signature } = answer.value;
       if (servedSeconds === undefined || signature === undefined) return;
-      await world.money.checkRelease(action.quote, servedSeconds, signature as Hex);
+      // Closing with it pays what it asks for: never more than was signed here.
+      const { signedSeconds } = record();
+      const wrong =
+        servedSeconds > signedSeconds
+          ? `it asks for ${servedSeconds} s, ${signedSeconds} s were vouched for`
+          : await world.money.checkRelease(action.quote, servedSeconds, signature as Hex).then(
+              () => undefined,
+              (error: Error) => error.message,
+            );
+      if (wrong !== undefined) {
+        world.events.event(
+          lease,
+          'Warning',
+          'ReleaseRefused',
+          `The release of ${action.quote.providerName} is not taken: ${wrong}.`,
+        );
+        return;
+      }
       await save({ release: { servedSeconds, signature: signature as Hex, at: world.now().toISOString() } });
       return;
     }
@@ -299,6 +344,9 @@ async function requestQuote(
   }
 }
 
+/** A quote that runs out sooner is asked for again before it can be used, and again. */
+const leastQuoteSeconds = 15;
+
 const text = (quantity: string | number | undefined) => (quantity === undefined ? undefined : String(quantity));
 
 /**
@@ -308,7 +356,7 @@ const text = (quantity: string | number | undefined) => (quantity === undefined 
 async function mismatch(
   world: LeaseWorld,
   { lease }: Observed,
-  { provider, rail, pricePerGpuHour }: Candidate,
+  { offer, provider, rail, pricePerGpuHour }: Candidate,
   request: QuoteRequest,
   signed: SignedQuote,
   signal: AbortSignal,
@@ -333,8 +381,13 @@ async function mismatch(
   if (quote.capacityType !== (lease.spec.capacityType === 'Spot' ? 1 : 0))
     return 'the quote is for another capacity type';
   if (!lease.spec.gpu.models.includes(node.model)) return `the quote promises a ${node.model}`;
-  if (quote.minSeconds > quote.maxSeconds) return 'the quote has a minimum above its maximum';
+  if (node.offerName !== request.offerName) return `the quote is for offer ${node.offerName}`;
+  // The smallest deposit pays for the minimum: a larger one than was offered would lock more than two hours.
+  if (quote.minSeconds > offer.spec.minDurationSeconds)
+    return `the quote has a minimum of ${quote.minSeconds} s, the offer said ${offer.spec.minDurationSeconds}`;
   if (quote.expiresAt <= now) return 'the quote has expired already; check both clocks';
+  if (quote.expiresAt <= now + leastQuoteSeconds)
+    return `the quote holds for less than ${leastQuoteSeconds} s, too short to open an escrow`;
   if (quote.expiresAt > now + 7200)
     return 'the quote holds for more than two hours, which would delay a second try by as long';
   if (!same(quote.specHash, world.money.promiseHash(node))) return 'the signed hash is not that of the promised node';
@@ -398,6 +451,6 @@ function paidThrough({ chain, record, node, now }: Observed): Date | undefined {
   if (chain?.state !== 'known') return undefined;
   const { escrow } = chain;
   if (!escrow || escrow.closed || escrow.closingAt !== 0) return new Date(0);
-  const served = record ? servedSeconds(count(record.meter, node, now)) : 0;
+  const served = record ? servedSeconds(count(record.meter, node, now, blockTimeOf(chain))) : 0;
   return new Date(now.getTime() + (paidSeconds(escrow) - served) * 1000);
 }

@@ -49,6 +49,18 @@ export async function observeLease(
   };
 }
 
+/** The same facts, with what other leases hold by now. */
+export function seenAgain(world: LeaseWorld, seen: Observed): Observed {
+  const uid = seen.lease.metadata.uid!;
+  const record = world.records.get(uid);
+  return {
+    ...seen,
+    record,
+    providers: providerFacts(world),
+    held: heldElsewhere(uid, record, world.records.all()),
+  };
+}
+
 function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
   const facts = new Map<string, ProviderFact>();
   for (const provider of world.providers.list()) {
@@ -59,7 +71,7 @@ function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
       ready: known?.assessment.ready ?? false,
       reason: known?.assessment.reason,
       message: known?.assessment.message,
-      rails: (known?.rails ?? []).flatMap((r) => (r.ok ? [{ ...r.rail, decimals: r.decimals }] : [])),
+      rails: known?.assessment.rails ?? [],
       held: exposureOf(name, world.records.all().values()),
     });
   }

@@ -80,15 +80,16 @@ export const reconcileProvider =
       world.book.set(name, { ...before, failures });
       return { requeueAfterSeconds: Math.min(provider.spec.probe.intervalSeconds, provider.spec.probe.timeoutSeconds) };
     }
+    const known = keepKnown(rails, before?.rails);
     const assessment = assess({
       provider,
       info,
       failures,
-      rails: keepKnown(rails, before?.rails),
+      rails: known,
       offers: offers as Answer<never>,
       now: world.now(),
     });
-    world.book.set(name, { assessment, rails: keepKnown(rails, before?.rails), failures });
+    world.book.set(name, { assessment, rails: known, failures });
     if (before && before.assessment.ready !== assessment.ready)
       world.events.event(
         provider,
@@ -99,7 +100,7 @@ export const reconcileProvider =
 
     if (assessment.mirrored) await mirrorOffers(world, provider, assessment.mirrored, signal);
     if (assessment.ready && !before?.assessment.ready) world.onReady?.();
-    await report(world, provider, assessment, info, rails, signal);
+    await report(world, provider, assessment, info, known, signal);
     return { requeueAfterSeconds: provider.spec.probe.intervalSeconds };
   };
 

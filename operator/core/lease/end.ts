@@ -1,7 +1,7 @@
 /** Why a lease must end now, if it must. One rule a paragraph; the first that holds is the reason that people see. */
-import { mayStartAnotherAttempt, paidSeconds } from '../money/escrow.ts';
+import { type Escrow, mayStartAnotherAttempt, paidSeconds } from '../money/escrow.ts';
 import { spendLimit } from './fund.ts';
-import { count, servedSeconds } from './meter.ts';
+import { blockTimeOf, count, servedSeconds } from './meter.ts';
 import type { Ending, Observed } from './observed.ts';
 
 /**
@@ -11,6 +11,15 @@ import type { Ending, Observed } from './observed.ts';
 export function drainLeadSeconds(seen: Pick<Observed, 'lease'>): number {
   const { drainTimeoutSeconds, term } = seen.lease.spec;
   return Math.min(drainTimeoutSeconds, Math.floor(term.durationSeconds / 10));
+}
+
+/** Served seconds at which a lease ends, its drain counted in: the end of its term, or what its deposit pays. */
+export function endsAtServedSeconds(seen: Pick<Observed, 'lease'>, escrow: Escrow): number {
+  const lead = drainLeadSeconds(seen);
+  const paid = paidSeconds(escrow);
+  const term = escrow.maxSeconds - lead;
+  // A small deposit pays for less than the drain may take: without the tenth it would end before it began.
+  return paid < escrow.maxSeconds ? Math.min(term, paid - Math.min(lead, Math.floor(paid / 10))) : term;
 }
 
 /** GPUs that were quoted and are gone may come back while somebody's pods still end; not for longer. */
@@ -80,7 +89,7 @@ export function whyEnd(seen: Observed): Ending | undefined {
     );
 
   const lead = drainLeadSeconds(seen);
-  const served = servedSeconds(count(record.meter, node, now));
+  const served = servedSeconds(count(record.meter, node, now, blockTimeOf(chain)));
   if (served >= escrow.maxSeconds - lead)
     return end('Expired', `the term of ${lease.spec.term.durationSeconds} s is over.`);
   if (chain.blockTime >= escrow.endsAt - lead) return end('Expired', 'the escrow reached the end of its time.');

@@ -3,7 +3,7 @@ import { formatAmount, parseAmount } from '../money/amount.ts';
 import { sizeDeposit } from '../money/deposit.ts';
 import { mayStartAnotherAttempt } from '../money/escrow.ts';
 import { priceOf } from '../money/price.ts';
-import { limitReached, type ProviderFact } from '../offer/match.ts';
+import { heldBack, limitReached, type ProviderFact } from '../offer/match.ts';
 import { intents, type Observed, type QuoteRecord } from './observed.ts';
 import { soonSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
@@ -108,11 +108,12 @@ function decide(seen: Observed): Decision {
       requeueAfterSeconds: 15,
     };
   const seller = seen.providers.get(quote.providerName);
-  if (seller && seller.provider.spec.stopPolicy !== 'None' && record!.deposit === undefined)
+  const heldFor = seller && heldBack(seller);
+  if (heldFor && record!.deposit === undefined)
     return {
       status: 'Unknown',
       reason: 'ProviderHeld',
-      message: `GpuProvider ${quote.providerName} is set to ${seller.provider.spec.stopPolicy}; other offers are looked at when its quote has expired.`,
+      message: `GpuProvider ${quote.providerName} takes no new leases (${heldFor}); other offers are looked at when its quote has expired.`,
       requeueAfterSeconds: 15,
     };
   if (lease.spec.approval === 'Manual' && lease.spec.approvedQuoteHash === undefined) {

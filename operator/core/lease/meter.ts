@@ -12,6 +12,8 @@ export interface Meter {
   readonly countedUntil?: string;
   /** Whether the node was Ready then. Left out: it was. */
   readonly ready?: boolean;
+  /** Time of the latest block then, Unix seconds, where the chain was read. */
+  readonly blockTime?: number;
 }
 
 export interface ReadyFact {
@@ -19,23 +21,38 @@ export interface ReadyFact {
   readonly since: Date;
 }
 
+/** Blocks are late by up to so long. A clock that is put forward is believed no more than this. */
+const mostAheadSeconds = 30;
+
+/** Of what was read of the chain. */
+export const blockTimeOf = (chain: { state: string; blockTime?: number } | undefined): number | undefined =>
+  chain?.state === 'known' ? chain.blockTime : undefined;
+
 /**
  * Advances the meter to `now`. When Ready went and came again since the last count, only the time since it came is
  * counted: for the part before, the condition no longer tells how long it lasted.
+ *
+ * Our own clock may be put forward and back, and then everything between would be counted twice: no more passes for us than
+ * for the chain.
  */
-export function count(meter: Meter, node: ReadyFact | undefined, now: Date): Meter {
+export function count(meter: Meter, node: ReadyFact | undefined, now: Date, blockTime?: number): Meter {
   const countedUntil = now.toISOString();
-  if (!node) return meter.countedUntil === undefined ? meter : { ...meter, countedUntil, ready: false };
+  const passed =
+    blockTime === undefined || meter.blockTime === undefined
+      ? Number.POSITIVE_INFINITY
+      : Math.max(0, blockTime - meter.blockTime + mostAheadSeconds) * 1000;
+  const seen = blockTime === undefined ? {} : { blockTime };
+  if (!node) return meter.countedUntil === undefined ? meter : { ...meter, countedUntil, ready: false, ...seen };
   const since = node.since.getTime();
   const from = meter.countedUntil === undefined ? since : new Date(meter.countedUntil).getTime();
   if (node.ready === 'True') {
-    const served = Math.max(0, now.getTime() - Math.max(from, since));
-    return { servedMs: meter.servedMs + served, countedUntil, ready: true };
+    const served = Math.min(passed, Math.max(0, now.getTime() - Math.max(from, since)));
+    return { servedMs: meter.servedMs + served, countedUntil, ready: true, ...seen };
   }
   if (meter.countedUntil === undefined) return meter;
   // Only if it was Ready when last counted: from False to Unknown is a transition, too, and none that was served before.
-  const served = meter.ready === false ? 0 : Math.max(0, Math.min(since, now.getTime()) - from);
-  return { servedMs: meter.servedMs + served, countedUntil, ready: false };
+  const served = meter.ready === false ? 0 : Math.min(passed, Math.max(0, Math.min(since, now.getTime()) - from));
+  return { servedMs: meter.servedMs + served, countedUntil, ready: false, ...seen };
 }
 
 /** Whole seconds; the started one is not billed. */

@@ -5,7 +5,7 @@
  */
 
 import type { Action } from './actions.ts';
-import { count, servedSeconds } from './meter.ts';
+import { blockTimeOf, count, servedSeconds } from './meter.ts';
 import type { Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
 import { signableSeconds } from './serve.ts';
@@ -16,7 +16,9 @@ function decide(seen: Observed): Decision {
   const { record, node, chain, allocation, now, settings } = seen;
   const quote = record?.quote;
   // Billed until the node is let go, not until its last pod was.
-  const stop: Action[] = node ? [{ do: 'saveMeter', meter: count(record!.meter, node, now) }, { do: 'stopNode' }] : [];
+  const stop: Action[] = node
+    ? [{ do: 'saveMeter', meter: count(record!.meter, node, now, blockTimeOf(chain)) }, { do: 'stopNode' }]
+    : [];
   if (node)
     return {
       status: 'Unknown',

@@ -4,8 +4,9 @@ import { sizeTopUp } from '../money/deposit.ts';
 import { billableSeconds, paidSeconds } from '../money/escrow.ts';
 import type { Action } from './actions.ts';
 import { gpusInWords } from './amounts.ts';
+import { endsAtServedSeconds } from './end.ts';
 import { railOf, spendLimit } from './fund.ts';
-import { count, servedSeconds } from './meter.ts';
+import { blockTimeOf, count, servedSeconds } from './meter.ts';
 import { intents, type Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
 
@@ -39,12 +40,13 @@ export function vouchWhenDue(seen: Observed): { readonly actions: readonly Actio
   const { record, node, now } = seen;
   const quote = record!.quote!;
   const period = voucherPeriodSeconds(seen);
-  const meter = count(record!.meter, node, now);
+  const meter = count(record!.meter, node, now, blockTimeOf(seen.chain));
   if (meter.countedUntil === undefined) return { actions: [], waitSeconds: period };
   const before = record!.meter.countedUntil;
   const sinceCount =
     before === undefined ? Number.POSITIVE_INFINITY : (now.getTime() - new Date(before).getTime()) / 1000;
-  if (sinceCount >= period - 0.2) {
+  // Less than nothing: our clock was put back, and what it says of how long ago that was means nothing.
+  if (sinceCount >= period - 0.2 || sinceCount < 0) {
     const seconds = Math.max(signableSeconds(seen, servedSeconds(meter)), record!.signedSeconds);
     const fresh = seconds > record!.vouchedSeconds;
     return {
@@ -63,16 +65,20 @@ export function vouchWhenDue(seen: Observed): { readonly actions: readonly Actio
 }
 
 function decide(seen: Observed): Decision {
-  const { record, node, now } = seen;
+  const { record, node, now, chain } = seen;
   const quote = record!.quote!;
   const actions: Action[] = [];
   const ready = node!.ready === 'True';
   if (ready && record!.startedAt === undefined) actions.push({ do: 'markStarted', at: node!.since });
 
   const vouching = vouchWhenDue(seen);
-  actions.push(...vouching.actions, ...topUp(seen, servedSeconds(count(record!.meter, node, now))));
+  const served = servedSeconds(count(record!.meter, node, now, blockTimeOf(seen.chain)));
+  actions.push(...vouching.actions, ...topUp(seen, served));
 
-  const wait = vouching.waitSeconds;
+  // Looked at again when it ends, not at the next voucher after that: the drain needs its time.
+  const escrow = chain?.state === 'known' ? chain.escrow : undefined;
+  const left = escrow ? endsAtServedSeconds(seen, escrow) - served : Number.POSITIVE_INFINITY;
+  const wait = Math.min(vouching.waitSeconds, Math.max(0.2, left));
   if (!ready)
     return {
       status: 'Unknown',

@@ -62,7 +62,10 @@ function decide(seen: Observed): Decision {
     requeueAfterSeconds,
   });
 
-  if (record.release) {
+  // A release that the contract does not take, for whatever reason, leaves the way without a signature.
+  const closing = chain.txs[intents.close(quote.leaseId)];
+  const useless = closing?.state === 'reverted' || (closing?.state === 'refused' && closing.refused?.terminal === true);
+  if (record.release && !useless) {
     const waited = (now.getTime() - new Date(record.release.at).getTime()) / 1000;
     if (waited < settings.closeTimeoutSeconds) return waiting('Waiting for the provider to close the escrow.', []);
     return waiting(

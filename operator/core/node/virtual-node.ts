@@ -80,6 +80,8 @@ export interface NodeHealth {
   /** CamelCase, when not ready: ProviderUnreachable, Unpaid, NodeNotReady, … */
   readonly reason?: string;
   readonly message?: string;
+  /** Nothing is known yet: what the Node says stays, be it Ready or not. */
+  readonly undecided?: boolean;
   /** Whether what was served before it stopped being Ready, then, is counted: a node that returns before that forgets it. */
   readonly counted?: (notReadySince: Date) => boolean;
 }

@@ -130,6 +130,13 @@ const missed = (bad: boolean, closest?: string, distance?: number) => (bad ? { c
 /** Six places are all that an API amount can have, so comparing at six is exact. */
 const micro = (amount: string) => parseAmount(amount, 6);
 
+/** Why a provider gets no new leases though it is well. One that is being deleted waits for its last lease to end. */
+export function heldBack({ provider }: Pick<ProviderFact, 'provider'>): string | undefined {
+  if (provider.metadata.deletionTimestamp) return 'being deleted';
+  const { stopPolicy } = provider.spec;
+  return stopPolicy === 'None' ? undefined : `spec.stopPolicy ${stopPolicy}`;
+}
+
 /** Which of its provider's limits one more lease would break, if any. */
 export function limitReached(
   { provider, held }: ProviderFact,
@@ -250,11 +257,10 @@ const checks: readonly Check[] = [
   {
     name: 'ProviderHeld',
     reason: 'ProviderHeld',
-    miss: ({ fact }) =>
-      missed(
-        fact!.provider.spec.stopPolicy !== 'None',
-        `${fact!.provider.metadata.name}: ${fact!.provider.spec.stopPolicy}`,
-      ),
+    miss: ({ fact }) => {
+      const held = heldBack(fact!);
+      return missed(held !== undefined, `${fact!.provider.metadata.name}: ${held}`);
+    },
   },
   {
     name: 'ProviderNotReady',
@@ -307,7 +313,9 @@ export function matchOffers(input: MatchInput): Match {
   const rejected = new Map<string, { count: number; closest?: string; distance: number }>();
   const candidates: Candidate[] = [];
   let furthest = -1;
-  for (const offer of input.offers) {
+  // In one order, whatever the cache's: of two that missed by as much, always the same is shown.
+  const offers = input.offers.toSorted((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1));
+  for (const offer of offers) {
     const look: Look = { ...input, offer, fact: input.providers.get(offer.spec.providerName ?? '') };
     const at = checks.findIndex((check) => {
       const miss = check.miss(look);
@@ -342,7 +350,7 @@ export function matchOffers(input: MatchInput): Match {
           micro(price({ ...input, offer: b.offer, fact: undefined })!.perGpuHour),
       ) ||
       b.provider.spec.weight - a.provider.spec.weight ||
-      a.offer.metadata.name.localeCompare(b.offer.metadata.name),
+      (a.offer.metadata.name < b.offer.metadata.name ? -1 : 1),
   );
   const selection = {
     considered: input.offers.length,
@@ -401,7 +409,7 @@ function remedy(name: string, lease: GpuLease): string {
     case 'LimitReached':
       return 'Raise spec.limits of the GpuProvider, or end another lease.';
     case 'ProviderHeld':
-      return 'The platform team holds the provider (spec.stopPolicy).';
+      return 'The platform team holds the provider.';
     case 'ProviderNotReady':
       return 'See kubectl describe gpuprovider.';
     case 'NoSharedRail':

@@ -9,7 +9,7 @@
 import type { Verdict } from '../../api/conditions.ts';
 import type { OfferInfo, ProviderInfo } from '../../api/gateway.ts';
 import { apiVersion, labels, managedBy } from '../../api/labels.ts';
-import type { GpuOffer, OfferSpec } from '../../api/offer.ts';
+import { type GpuOffer, type OfferSpec, offerSpec } from '../../api/offer.ts';
 import type { GpuProvider, Rail } from '../../api/provider.ts';
 
 export type Answer<T> =
@@ -44,6 +44,8 @@ export interface Assessment {
   readonly reason: string;
   readonly message: string;
   readonly conditions: readonly Verdict[];
+  /** Sound on chain, and accepted by the provider: what leases may be paid on. */
+  readonly rails: readonly (Rail & { readonly decimals: number })[];
   /** Undefined: nothing was learnt, keep what is mirrored. */
   readonly mirrored?: readonly GpuOffer[];
 }
@@ -60,7 +62,7 @@ export function assess(seen: SeenProvider): Assessment {
     { type: 'Reachable', done: 'Reachable', check: () => reachable(seen) },
     { type: 'IdentityVerified', done: 'Verified', check: () => identity(seen) },
     { type: 'EscrowReady', done: 'Checked', check: () => escrow(seen) },
-    { type: 'OffersSynced', done: 'Synced', check: () => (seen.offers.ok ? undefined : seen.offers) },
+    { type: 'OffersSynced', done: 'Synced', check: () => offers(seen) },
   ];
   const conditions: Verdict[] = [];
   let failed: { type: string; reason: string; message: string } | undefined;
@@ -84,9 +86,21 @@ export function assess(seen: SeenProvider): Assessment {
   const mirrored = impostor
     ? []
     : seen.offers.ok
-      ? seen.offers.value.slice(0, maxOffers).map((offer) => mirror(provider, offer))
+      ? soundOffers(seen.offers.value).map((offer) => mirror(provider, offer))
       : undefined;
-  return { ready, reason, message, conditions, mirrored };
+  return { ready, reason, message, conditions, rails: sharedRails(seen), mirrored };
+}
+
+function sharedRails({ rails, info }: SeenProvider): (Rail & { decimals: number })[] {
+  const same = (a: Rail, b: { chainId: number; escrow: string; token: string }) =>
+    a.chainId === b.chainId &&
+    a.escrow.toLowerCase() === b.escrow.toLowerCase() &&
+    a.token.toLowerCase() === b.token.toLowerCase();
+  return rails.flatMap((fact) =>
+    fact.ok && info.ok && info.value.rails.some((theirs) => same(fact.rail, theirs))
+      ? [{ ...fact.rail, decimals: fact.decimals }]
+      : [],
+  );
 }
 
 function reachable({ info, failures, provider }: SeenProvider) {
@@ -115,13 +129,9 @@ function identity({ info, provider, now }: SeenProvider) {
   return undefined;
 }
 
-function escrow({ rails, info }: SeenProvider) {
-  const same = (a: Rail, b: { chainId: number; escrow: string; token: string }) =>
-    a.chainId === b.chainId &&
-    a.escrow.toLowerCase() === b.escrow.toLowerCase() &&
-    a.token.toLowerCase() === b.token.toLowerCase();
-  const good = rails.filter((r) => r.ok && info.ok && info.value.rails.some((theirs) => same(r.rail, theirs)));
-  if (good.length > 0) return undefined;
+function escrow(seen: SeenProvider) {
+  const { rails, info } = seen;
+  if (sharedRails(seen).length > 0) return undefined;
   const bad = rails.find((r) => !r.ok);
   if (bad && !bad.ok) return { reason: bad.reason, message: bad.message };
   const theirs = info.ok
@@ -131,6 +141,31 @@ function escrow({ rails, info }: SeenProvider) {
     reason: 'RailNotAccepted',
     message: `The provider accepts none of spec.payment.rails; it accepts: ${theirs}.`,
   };
+}
+
+/** What the API server would refuse is not sent there: one bad offer must not keep the good ones out. */
+function unsound(offer: OfferInfo): string | undefined {
+  if (!/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/.test(offer.name)) return 'its name is not a DNS label';
+  const spec = offerSpec.safeParse(offer);
+  if (!spec.success) return `${spec.error.issues[0]?.path.join('.')}: ${spec.error.issues[0]?.message}`;
+  if (offer.minDurationSeconds > offer.maxDurationSeconds) return 'minDurationSeconds is above maxDurationSeconds';
+  if (offer.prices.some((price) => /^[0.]+$/.test(price.perGpuHour))) return 'a price is 0';
+  if (new Set(offer.prices.map((price) => price.assetSymbol)).size < offer.prices.length)
+    return 'it has two prices in one token';
+  return undefined;
+}
+
+const soundOffers = (offers: readonly OfferInfo[]): readonly OfferInfo[] =>
+  offers
+    .slice(0, maxOffers)
+    .filter((offer, at) => unsound(offer) === undefined && offers.findIndex((one) => one.name === offer.name) === at);
+
+function offers({ offers: answer }: SeenProvider) {
+  if (!answer.ok) return answer;
+  const bad = answer.value.find((offer) => unsound(offer) !== undefined);
+  // As long as one is sound, the provider can be used.
+  if (!bad || soundOffers(answer.value).length > 0) return undefined;
+  return { reason: 'InvalidAnswer', message: `No offer is sound: "${bad.name}": ${unsound(bad)}.`.slice(0, 1024) };
 }
 
 /** A mirrored offer is named after its provider, so that two providers' offers never collide. */

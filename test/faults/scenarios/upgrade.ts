@@ -9,7 +9,7 @@ import { expect, type Scenario } from '../scenario.ts';
 
 const run = promisify(execFile);
 const git = async (...args: string[]) =>
-  (await run('git', ['-C', root, ...args], { maxBuffer: 64 << 20 })).stdout.trim();
+  (await run('git', ['--no-optional-locks', '-C', root, ...args], { maxBuffer: 64 << 20 })).stdout.trim();
 
 /** The last commit whose programs differ from those here: the one before the last that changed them, or the last itself. */
 export async function earlierCommit(): Promise<string> {

@@ -1,0 +1,58 @@
+import { describe, expect, it } from 'vitest';
+import { whole } from '../../../../operator/core/lease/amounts.ts';
+import { exposureOf, heldElsewhere, lockedOn } from '../../../../operator/core/lease/exposure.ts';
+import type { LeaseRecord } from '../../../../operator/core/lease/observed.ts';
+import { quoteRecord, rail, record } from '../../../support/builders.ts';
+
+const open = (deposit: string, change: Parameters<typeof quoteRecord>[0] = {}, more = {}): LeaseRecord =>
+  record({ quote: quoteRecord(change, more), deposit });
+const records = {
+  'ours, two GPUs': open('200', { gpus: 2 }),
+  'ours, in other letters': open('30', { token: `0x${'D'.repeat(40)}` }),
+  'only quoted': record({ quote: quoteRecord() }),
+  settled: { ...open('4000'), settled: true },
+  'of another provider': open('50000', {}, { providerName: 'fra' }),
+  'in another token': open('600000', { token: `0x${'f'.repeat(40)}` }, { assetSymbol: 'GPU' }),
+  'never began': record(),
+};
+const all = new Map(Object.entries(records));
+
+describe('what leases hold', () => {
+  it('with a provider is that of its open ones', () => {
+    expect(exposureOf('ams', all.values())).toEqual({
+      leases: 3,
+      gpus: 4,
+      perHour: { USDC: 1_080_000n, GPU: 360_000n },
+    });
+  });
+
+  it('elsewhere leaves out the lease that asks', () => {
+    expect(heldElsewhere('ours, two GPUs', records['ours, two GPUs'], all)).toEqual({ onRail: 30n, inAsset: 50_030n });
+    expect(heldElsewhere('only quoted', records['only quoted'], all)).toEqual({ onRail: 230n, inAsset: 50_230n });
+  });
+
+  it('elsewhere is nothing for who has no quote', () => {
+    expect(heldElsewhere('never began', records['never began'], all)).toEqual({ onRail: 0n, inAsset: 0n });
+  });
+
+  it('on a rail is that of one token, contract and chain', () => {
+    expect(lockedOn(rail(), 'ams', all.values())).toBe(230n);
+    expect(lockedOn(rail({ chainId: 1 }), 'ams', all.values())).toBe(0n);
+    expect(lockedOn(rail(), 'fra', all.values())).toBe(50_000n);
+  });
+});
+
+describe('an amount for people', () => {
+  it.each([
+    [340_000n, 6, '0.34'],
+    [1n, 6, '0.000001'],
+    [0n, 18, '0'],
+    [10n ** 18n, 18, '1'],
+    // Never below what is billed.
+    [1n, 18, '0.000001'],
+    [1_000_000_000_001n, 18, '0.000002'],
+    [5n, 0, '5'],
+  ])('%s with %s decimals is %s', (units, decimals, text) => {
+    expect(whole(units, decimals)).toBe(text);
+  });
+});

@@ -1,0 +1,57 @@
+import { describe, expect, test } from 'vitest';
+import { count, type Meter, servedSeconds } from '../../../../operator/core/lease/meter.ts';
+import { at, instant, node } from '../../../support/builders.ts';
+
+const meter = (servedMs: number, until: number, ready?: boolean): Meter => ({
+  servedMs,
+  countedUntil: instant(until),
+  ...(ready === undefined ? {} : { ready }),
+});
+const rows: [string, Meter, Parameters<typeof count>[1], number, number][] = [
+  ['begins when the node is first Ready', { servedMs: 0 }, node(10), 40, 30],
+  ['counts on while it stays Ready', meter(30_000, 40, true), node(10), 100, 90],
+  ['stops where Ready ended', meter(30_000, 40, true), node(55, { ready: 'False' }), 100, 45],
+  ['counts only from where Ready came again', meter(30_000, 40, true), node(90), 100, 40],
+  ['counts nothing while it is not Ready', meter(30_000, 40, false), node(35, { ready: 'False' }), 100, 30],
+  // Kubernetes turns False into Unknown when heartbeats stay out: a transition, and nothing that was served before it.
+  ['bills no change from False to Unknown', meter(30_000, 40, false), node(90, { ready: 'Unknown' }), 100, 30],
+  ['bills up to the silence of an operator', meter(30_000, 40, true), node(90, { ready: 'Unknown' }), 100, 80],
+  ['counts nothing without a node', meter(30_000, 40, true), undefined, 100, 30],
+  ['is not turned back by a clock that is', meter(30_000, 40, true), node(10), 20, 30],
+];
+
+describe('the meter', () => {
+  test.each(rows)('%s', (_, before, fact, now, seconds) => {
+    expect(servedSeconds(count(before, fact, at(now)))).toBe(seconds);
+  });
+
+  test('remembers whether the node was Ready', () => {
+    expect(count(meter(0, 40, true), node(55, { ready: 'False' }), at(60)).ready).toBe(false);
+    expect(count(meter(0, 40, false), node(55), at(60)).ready).toBe(true);
+    expect(count(meter(0, 40, true), undefined, at(60)).ready).toBe(false);
+  });
+
+  test('of an earlier version was Ready when last counted', () => {
+    expect(servedSeconds(count(meter(0, 40), node(50, { ready: 'False' }), at(60)))).toBe(10);
+  });
+
+  test('does not believe a clock that is put forward by five minutes, and back again', () => {
+    const block = (seconds: number) => 1_800_000_000 + seconds;
+    let now = count({ servedMs: 0, countedUntil: instant(10) }, node(10), at(40), block(40));
+    now = count(now, node(10), at(342), block(42));
+    expect(servedSeconds(now)).toBeLessThanOrEqual(32 + 30);
+    now = count(now, node(10), at(44), block(44));
+    now = count(now, node(10), at(50), block(50));
+    expect(servedSeconds(now)).toBeLessThanOrEqual(40 + 30);
+  });
+
+  test('counts nothing twice when a clock is put back by five minutes, and right again', () => {
+    const block = (seconds: number) => 1_800_000_000 + seconds;
+    let now = count({ servedMs: 0, countedUntil: instant(10) }, node(10), at(40), block(40));
+    now = count(now, node(10), at(-258), block(42));
+    now = count(now, node(10), at(-248), block(52));
+    now = count(now, node(10), at(54), block(54));
+    expect(servedSeconds(now)).toBeLessThanOrEqual(44 + 30);
+    expect(servedSeconds(now)).toBeGreaterThanOrEqual(30);
+  });
+});

@@ -29,6 +29,8 @@ export const annotations = {
   podNamespace: `${group}/pod-namespace`,
   podName: `${group}/pod-name`,
   podUid: `${group}/pod-uid`,
+  /** On a tenant's namespace: where its money is, as `chain id/contract/lease id`. So it can be told when all else is lost. */
+  escrow: `${group}/escrow`,
 } as const;
 
 export const finalizers = {

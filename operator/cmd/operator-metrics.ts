@@ -19,6 +19,12 @@ export function leaseMetrics(registry: Registry, records: () => ReadonlyMap<stri
     buckets: [1, 2, 5, 10, 30, 60, 120, 300, 900],
     registers,
   });
+  const orphans = new Counter({
+    name: 'gpulease_orphans_total',
+    help: 'Found with no lease behind them, and being ended, by kind. Counted at each sweep until they are gone.',
+    labelNames: ['kind'],
+    registers,
+  });
   const reasons = new Map<string, string>();
   new Gauge({
     name: 'gpulease_pending_leases',
@@ -65,6 +71,7 @@ export function leaseMetrics(registry: Registry, records: () => ReadonlyMap<stri
     vouched: (lease: GpuLease, provider, seconds) =>
       vouched.inc({ namespace: lease.metadata.namespace ?? '', provider }, Math.max(0, seconds)),
     ready: (_lease, seconds) => ready.observe(Math.max(0, seconds)),
+    orphan: (kind) => orphans.inc({ kind }),
     pending: (uid, reason) => (reason === undefined ? void reasons.delete(uid) : void reasons.set(uid, reason)),
   };
 }

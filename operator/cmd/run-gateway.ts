@@ -246,6 +246,7 @@ function countersOn(registry: Registry): Counters {
     gpulease_gateway_allocations_total: ['offer'],
     gpulease_gateway_vouchers_total: [],
     gpulease_gateway_endings_total: ['reason'],
+    gpulease_gateway_orphans_total: ['kind'],
     gpulease_gateway_settlements_total: ['kind'],
     gpulease_gateway_settlement_refusals_total: ['name'],
   };

@@ -17,6 +17,7 @@ import type { Address } from '../api/messages.ts';
 import type { GpuOffer } from '../api/offer.ts';
 import type { GpuProvider } from '../api/provider.ts';
 import { reconcileLease } from '../controllers/consumer/lease.ts';
+import { createSweep, reconcileOrphan } from '../controllers/consumer/orphans.ts';
 import { reconcileProvider } from '../controllers/consumer/provider.ts';
 import type { ProviderBook } from '../controllers/consumer/provider-book.ts';
 import { loadRecords } from '../controllers/consumer/records.ts';
@@ -83,6 +84,7 @@ const declared = {
     120,
   ),
   chainTickSeconds: integer('How often transactions under way are looked after.', 'SECONDS', 1, 60, 3),
+  sweepSeconds: integer('How often is looked for what no lease stands behind.', 'SECONDS', 1, 86_400, 60),
   refundSeconds: integer('How often refunds are collected from the escrows.', 'SECONDS', 1, 86_400, 300),
   leaderElection: choice('Leader lock, so that several replicas can run.', ['on', 'off'], 'on'),
   operationsPort: integer('Port of /metrics, /livez and /readyz; 0 picks a free one.', 'PORT', 0, 65_535, 8080),
@@ -278,6 +280,16 @@ export async function runOperator(
       metrics: metrics.engine,
     });
 
+    const orphans = createController({
+      name: 'orphan',
+      reconcile: reconcileOrphan(world),
+      watches: [],
+      concurrency: 2,
+      log,
+      metrics: metrics.engine,
+    });
+    const sweep = createSweep(world, (uid) => orphans.enqueue({ name: uid }));
+
     const every = async (seconds: number, what: string, work: () => Promise<void>) => {
       while (!leadSignal.aborted) {
         await work().catch((error: Error) => {
@@ -313,7 +325,9 @@ export async function runOperator(
       nodes.run(leadSignal),
       controller.run(leadSignal),
       providerController.run(leadSignal),
+      orphans.run(leadSignal),
       every(options.chainTickSeconds, 'looking after transactions', tick),
+      every(options.sweepSeconds, 'sweeping', () => sweep(leadSignal)),
       every(options.refundSeconds, 'collecting refunds', () =>
         collectRefunds(money, providers, least, log, leadSignal),
       ),

@@ -3,7 +3,7 @@
  * is well, and the lease is paid.
  */
 import type { AllocationInfo } from '../api/gateway.ts';
-import { labels } from '../api/labels.ts';
+import { labels, managedBy } from '../api/labels.ts';
 import type { GpuLease } from '../api/lease.ts';
 import type { Meter } from '../core/lease/meter.ts';
 import type { NodeFact, QuoteRecord } from '../core/lease/observed.ts';
@@ -189,6 +189,19 @@ export function createLeaseNodes({
       await nodes.remove(nodeNameOf(key(lease)), signal);
       served.get(lease.metadata.uid!)?.stop.abort();
       served.delete(lease.metadata.uid!);
+    },
+
+    async all(signal?: AbortSignal): Promise<{ name: string; leaseUid: string }[]> {
+      const labelSelector = `${labels.managedBy}=${managedBy}`;
+      const { items } = await cluster.list(resources.nodes, { labelSelector }, signal);
+      return items.map(({ metadata }) => ({
+        name: metadata.name,
+        leaseUid: metadata.labels?.[labels.leaseUid] ?? '',
+      }));
+    },
+
+    async end(nodeName: string, signal?: AbortSignal): Promise<void> {
+      await nodes.remove(nodeName, signal);
     },
 
     /** This process serves no more: a new leader does. Node objects stay. */

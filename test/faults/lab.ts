@@ -201,7 +201,8 @@ export async function startLab({ dir, report, signal, ...options }: LabOptions):
         gpus: options.gpus,
         operatorEntry: code.operator.file,
         gatewayEntry: code.gateway.file,
-        operatorEnv: { FAULT_DIR: faults },
+        // In the environment, where an earlier version does not stumble over a flag that it has not got.
+        operatorEnv: { FAULT_DIR: faults, GPULEASE_SWEEP_SECONDS: '3' },
         gatewayArgs: ['--quote-seconds', '30', '--settle-patience', '5', '--requests-per-second', '1000'],
         planeArgs: {
           consumer: {

@@ -223,6 +223,12 @@ export function trouble(parts: TroubleParts): Trouble {
     say(`Somebody deletes Node ${node.metadata.name}.`);
     around.deleteNode(node.metadata.name);
   };
+  const leaseForcedAway = () => {
+    const [lease] = checks.gpuLeases.values();
+    if (!lease) return;
+    say(`Somebody takes lease ${lease.metadata.name} away past its finalizer.`);
+    around.forceLeaseAway(lease.metadata.name);
+  };
   const stopPolicy = () => {
     const policy = dice.pick(['Hold', 'HoldAndDrain'] as const);
     say(`The platform team sets stopPolicy ${policy}.`);
@@ -246,6 +252,7 @@ export function trouble(parts: TroubleParts): Trouble {
     ['GPU lost', 1, gpuLost],
     ['stop policy', 0.5, stopPolicy],
     ['Node deleted', 0.5, nodeDeleted],
+    ['lease forced away', 0.7, leaseForcedAway],
     ['price change', 1, () => around.setPrice(dice.pick(['0.30', '0.36', '0.45', '0.72']))],
     ['reorganisation', 2, () => tell('The chain forgets', chain.reorganise(1 + dice.below(4)), 'block')],
     ['dropped transactions', 2, () => tell('The pool forgets', chain.dropPool(), 'transaction')],

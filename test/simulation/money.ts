@@ -18,6 +18,7 @@ import {
   type QuoteRecord,
   type TxFact,
 } from '../../operator/core/lease/observed.ts';
+import { wayToClose } from '../../operator/core/money/escrow.ts';
 import type { EscrowCall } from '../../operator/core/money/model.ts';
 import type { Cluster } from '../../operator/engine/types.ts';
 import { type ChainCall, chainId, claimWindowSeconds, encode, escrowAddress, type SimChain, usdc } from './chain.ts';
@@ -208,6 +209,25 @@ export function leaseMoney(parts: MoneyParts, clusterUid: string, told: Told): O
       submit(intents.requestClose(quote.leaseId), { do: 'requestClose', from: wallet, leaseId: quote.leaseId }, signal),
     finalize: (quote, signal) =>
       submit(intents.finalize(quote.leaseId), { do: 'finalize', from: wallet, leaseId: quote.leaseId }, signal),
+
+    async strays(hasRecord, signal) {
+      const opened = (await outbox.entries(signal)).flatMap(({ key }) => {
+        const leaseId = intents.openedBy(key);
+        return leaseId !== undefined && !hasRecord(leaseId) ? [{ leaseId, chainId, contract: escrowAddress }] : [];
+      });
+      if (opened.length === 0) return [];
+      const leases = await read('escrows', () => chain.head.state.escrow.leases, signal);
+      return opened.filter(({ leaseId }) => leases.get(leaseId)?.closed === false);
+    },
+    async endStray({ leaseId }, signal) {
+      const { escrow, timestamp } = await read(
+        'escrow',
+        () => ({ escrow: chain.head.state.escrow.leases.get(leaseId), timestamp: chain.head.timestamp }),
+        signal,
+      );
+      const way = escrow && wayToClose(escrow, timestamp, claimWindowSeconds);
+      if (way) await submit(intents[way](leaseId), { do: way, from: wallet, leaseId }, signal);
+    },
 
     async withdrawCredit(_rail, least, signal) {
       const { credit, number } = await read(

@@ -5,6 +5,7 @@ import type { GpuLease } from '../../operator/api/lease.ts';
 import type { GpuOffer } from '../../operator/api/offer.ts';
 import type { GpuProvider } from '../../operator/api/provider.ts';
 import { reconcileLease } from '../../operator/controllers/consumer/lease.ts';
+import { createSweep, reconcileOrphan } from '../../operator/controllers/consumer/orphans.ts';
 import type { Gateway, GatewayOutcome, Gateways, LeaseMoney } from '../../operator/controllers/consumer/ports.ts';
 import { reconcileProvider } from '../../operator/controllers/consumer/provider.ts';
 import type { ProviderBook } from '../../operator/controllers/consumer/provider-book.ts';
@@ -198,6 +199,15 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     clock,
     log,
   });
+  const orphans = createController({
+    name: 'orphan',
+    reconcile: reconcileOrphan(world),
+    watches: [],
+    concurrency: 2,
+    clock,
+    log,
+  });
+  const sweep = createSweep(world, (uid) => orphans.enqueue({ name: uid }));
   const every = async (seconds: number, work: () => Promise<void>) => {
     while (!signal.aborted) {
       await work().catch(() => undefined);
@@ -211,6 +221,8 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     nodes.run(signal),
     controller.run(signal),
     providerController.run(signal),
+    orphans.run(signal),
+    every(30, () => sweep(signal)),
     every(5, () => adapter.outbox.tick(signal)),
     every(60, () => collectRefunds(money, providers, () => 0n, log, signal)),
   ]);

@@ -34,6 +34,8 @@ export interface Surroundings {
   readonly silentNodes: Set<string>;
   lease(name: string, spec: Partial<LeaseSpec>): void;
   deleteLease(name: string): void;
+  /** Past its finalizer, so that its operator is not asked. */
+  forceLeaseAway(name: string): void;
   /** Keeps a pod running on each node, as a Deployment does; and starts one that ends by itself, as a Job. */
   readonly deployments: Set<string>;
   job(name: string, seconds: number): void;
@@ -329,6 +331,13 @@ export function surroundings(
     deleteLease(name) {
       if (consumer.object(resources.gpuLeases, { namespace: teamNamespace, name }))
         void consumer.delete(resources.gpuLeases, { namespace: teamNamespace, name });
+    },
+    forceLeaseAway(name) {
+      const key = { namespace: teamNamespace, name };
+      if (!consumer.object(resources.gpuLeases, key)) return;
+      void consumer
+        .patch(resources.gpuLeases, key, { metadata: { finalizers: null } })
+        .then(() => consumer.delete(resources.gpuLeases, key));
     },
     job: (name, seconds) => makePod(name, seconds),
     deletePod(name, force) {

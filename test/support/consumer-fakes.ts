@@ -22,6 +22,7 @@ import {
   type Settings,
   type TxFact,
 } from '../../operator/core/lease/observed.ts';
+import { wayToClose } from '../../operator/core/money/escrow.ts';
 import {
   callEscrow,
   type EscrowCall,
@@ -76,6 +77,8 @@ export interface Fakes {
   /** Seconds after t0. */
   seconds: number;
   node: NodeFact | undefined;
+  /** UID of the lease for which the node stands. */
+  nodeOf: string;
   crashAt?: { step: number; when: 'before' | 'after' };
   reconcile(): Promise<Result>;
   /** Reconciles until it holds, a second at a time; a process that dies is started again. */
@@ -161,6 +164,11 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
       step('node.stop', () => {
         fakes.node = undefined;
       }),
+    all: () => step('node.all', () => (fakes.node ? [{ name: fakes.node.name, leaseUid: fakes.nodeOf }] : [])),
+    end: () =>
+      step('node.end', () => {
+        fakes.node = undefined;
+      }),
   };
 
   async function freshWorld(): Promise<LeaseWorld> {
@@ -205,6 +213,7 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
     chain,
     seconds: 0,
     node: undefined,
+    nodeOf: lease!.metadata.uid!,
     reconcile: () => reconcileLease(fakes.world)(key, new AbortController().signal),
     async until(holds, what) {
       for (let round = 0; round < 120; round++) {
@@ -408,6 +417,18 @@ function fakeMoney(chain: FakeChain, now: () => Date, step: Step): LeaseMoney {
         from: wallet,
         leaseId: quote.leaseId,
       }),
+    strays: (hasRecord) =>
+      step('money.strays', () =>
+        chain.opened
+          .filter((leaseId) => !hasRecord(leaseId) && chain.model.leases.get(leaseId)?.closed === false)
+          .map((leaseId) => ({ leaseId, chainId: rail().chainId, contract: rail().escrow as Address })),
+      ),
+    async endStray({ leaseId }) {
+      const escrow = chain.model.leases.get(leaseId);
+      const seconds = Math.floor(now().getTime() / 1000);
+      const way = escrow && wayToClose(escrow, seconds, chain.model.claimWindowSeconds);
+      if (way) await submit(`money.${way}`, intents[way](leaseId), { do: way, from: wallet, leaseId });
+    },
   };
 }
 

@@ -16,7 +16,7 @@ import {
   type Refused,
   type TxFact,
 } from '../../core/lease/observed.ts';
-import type { Escrow } from '../../core/money/escrow.ts';
+import { type Escrow, wayToClose } from '../../core/money/escrow.ts';
 import type { RailFact } from '../../core/provider/assess.ts';
 import { type Call, connectEscrow, type EscrowClient } from './escrow-client.ts';
 import type { ChainKey } from './key.ts';
@@ -272,6 +272,36 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, now }: L
       submit(quote, intents.requestClose(quote.leaseId), (c) => c.calls.requestClose(quote.leaseId), signal),
     finalize: (quote: QuoteRecord, signal?: AbortSignal) =>
       submit(quote, intents.finalize(quote.leaseId), (c) => c.calls.finalize(quote.leaseId), signal),
+
+    async strays(hasRecord: (leaseId: string) => boolean, signal?: AbortSignal) {
+      const found: { leaseId: Hex32; chainId: number; contract: Address }[] = [];
+      for (const { chainId, outbox } of chains.values()) {
+        const opened = (await (await outbox(signal)).entries(signal)).flatMap(({ key, to }) => {
+          const leaseId = intents.openedBy(key);
+          return leaseId !== undefined && !hasRecord(leaseId) ? [{ leaseId, chainId, contract: to }] : [];
+        });
+        for (const one of opened) {
+          const client = await clientOf(chainId, one.contract, signal);
+          const escrow = await client.lease(one.leaseId, 'latest', signal);
+          if (escrow && !escrow.closed) found.push(one);
+        }
+      }
+      return found;
+    },
+
+    async endStray(
+      { leaseId, chainId, contract }: { leaseId: Hex32; chainId: number; contract: Address },
+      signal?: AbortSignal,
+    ): Promise<void> {
+      const client = await clientOf(chainId, contract, signal);
+      const head = await client.block('latest', signal);
+      const escrow = await client.lease(leaseId, 'latest', signal);
+      const way = escrow && wayToClose(escrow, head.timestamp, client.claimWindowSeconds);
+      if (!way) return;
+      const outbox = await chainOf(chainId).outbox(signal);
+      const { to, data } = client.calls[way](leaseId);
+      await outbox.submit({ key: intents[way](leaseId), to, data }, signal);
+    },
 
     /** Takes refunds out of the contract: one transaction for all leases of a token, when at least `least` waits there. */
     async withdrawCredit(rail: Rail, least: bigint, signal?: AbortSignal): Promise<void> {

@@ -241,7 +241,7 @@ export async function applyAction(
       await world.nodes.stop(lease, signal);
       // The lease goes last: once it is gone, nobody would come back for its record.
       await world.records.remove(uid, signal);
-      await removeFinalizer(world.cluster, resources.gpuLeases, lease, finalizers.lease, signal);
+      if (!seen.orphaned) await removeFinalizer(world.cluster, resources.gpuLeases, lease, finalizers.lease, signal);
       world.hints.delete(uid);
       world.metrics?.pending(uid, undefined);
       return;

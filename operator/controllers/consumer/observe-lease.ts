@@ -3,7 +3,7 @@ import type { GpuLease } from '../../api/lease.ts';
 import { exposureOf, heldElsewhere } from '../../core/lease/exposure.ts';
 import type { AllocationFact, LeaseRecord, Observed } from '../../core/lease/observed.ts';
 import type { ProviderFact } from '../../core/offer/match.ts';
-import { type KubeObject, type ObjectKey, resources } from '../../engine/types.ts';
+import { resources } from '../../engine/types.ts';
 import type { GatewayOutcome } from './ports.ts';
 import type { Hints, LeaseWorld } from './world.ts';
 
@@ -13,20 +13,14 @@ export const hintsOf = (world: Pick<LeaseWorld, 'hints'>, uid: string): Hints =>
   return hints;
 };
 
-export async function observeLease(
-  world: LeaseWorld,
-  key: ObjectKey,
-  signal: AbortSignal,
-): Promise<Observed | undefined> {
-  const lease = await world.cluster.get<GpuLease & KubeObject>(resources.gpuLeases, key, signal);
-  if (!lease) return undefined;
+export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: AbortSignal): Promise<Observed> {
   const uid = lease.metadata.uid!;
   const record = world.records.get(uid);
   const hints = hintsOf(world, uid);
   const providers = providerFacts(world);
   const namespace = record?.quote
     ? undefined
-    : await world.cluster.get(resources.namespaces, { name: key.namespace! }, signal);
+    : await world.cluster.get(resources.namespaces, { name: lease.metadata.namespace! }, signal);
 
   const money = record?.quote ? await world.money.facts(record.quote, record, signal) : undefined;
   const chain = money?.state === 'known' ? { ...money, txs: withRefusals(money.txs, hints) } : money;

@@ -62,6 +62,20 @@ export interface LeaseMoney {
   ): Promise<Refused | undefined>;
   requestClose(quote: QuoteRecord, signal?: AbortSignal): Promise<Refused | undefined>;
   finalize(quote: QuoteRecord, signal?: AbortSignal): Promise<Refused | undefined>;
+  /**
+   * Escrows that our own transactions have opened, that are not closed, and of which `hasRecord` says no. It is asked after
+   * those transactions were read: a record is stored before its escrow is opened.
+   */
+  strays(hasRecord: (leaseId: string) => boolean, signal?: AbortSignal): Promise<readonly StrayEscrow[]>;
+  /** Submits what `wayToClose` says of it, if anything. */
+  endStray(stray: StrayEscrow, signal?: AbortSignal): Promise<void>;
+}
+
+export interface StrayEscrow {
+  readonly leaseId: Hex32;
+  readonly chainId: number;
+  /** Address of the contract. */
+  readonly contract: Address;
 }
 
 /** The virtual nodes that this process serves. */
@@ -87,4 +101,8 @@ export interface LeaseNodes {
   ): Promise<void>;
   /** Deletes the Node of this lease, and stops serving it. */
   stop(lease: GpuLease, signal?: AbortSignal): Promise<void>;
+  /** All Nodes of ours, by the UID of the lease that each stands for. */
+  all(signal?: AbortSignal): Promise<readonly { readonly name: string; readonly leaseUid: string }[]>;
+  /** Ends what is left of a Node that stands for nothing. */
+  end(nodeName: string, signal?: AbortSignal): Promise<void>;
 }

@@ -74,6 +74,10 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
         throw new Error(`the record of lease ${uid} was read again: what was decided before is decided anew`);
       }
       const version = versions.get(uid);
+      const owned: LeaseRecord = {
+        ...record,
+        lease: { namespace: lease.metadata.namespace ?? '', name: lease.metadata.name },
+      };
       const secret: Secret = {
         apiVersion: 'v1',
         kind: 'Secret',
@@ -89,7 +93,7 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
           },
           ...(version === undefined ? {} : { resourceVersion: version }),
         },
-        data: { record: Buffer.from(JSON.stringify(record)).toString('base64') },
+        data: { record: Buffer.from(JSON.stringify(owned)).toString('base64') },
       };
       doubtful.add(uid);
       const saved =
@@ -97,7 +101,7 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
           ? await cluster.create<Secret>(resources.secrets, secret, saveSignal)
           : await cluster.replace<Secret>(resources.secrets, secret, undefined, saveSignal);
       versions.set(uid, saved.metadata.resourceVersion ?? '');
-      records.set(uid, record);
+      records.set(uid, owned);
       doubtful.delete(uid);
     },
     async remove(uid, removeSignal) {

@@ -20,7 +20,7 @@ export async function reportLease(
   conditions: readonly Verdict[],
   signal: AbortSignal,
 ): Promise<void> {
-  if (conditions.length === 0 || seen.lease.status?.endedAt) return;
+  if (conditions.length === 0 || seen.lease.status?.endedAt || seen.orphaned) return;
   const ready = conditions.find((c) => c.type === 'Ready');
   world.metrics?.pending(seen.lease.metadata.uid!, ready?.status === 'True' ? undefined : ready?.reason);
   await write(world, seen.lease, leaseStatus(seen, conditions), signal);
@@ -28,6 +28,7 @@ export async function reportLease(
 
 /** The last word: nothing is written after it. */
 export async function endOfLease(world: LeaseWorld, seen: Observed, why: Ending, signal: AbortSignal): Promise<void> {
+  if (seen.orphaned) return;
   const status = leaseStatus(seen, [
     { type: 'Ready', status: 'False', reason: 'Completed', message: `The lease ended (${why.reason}): ${why.message}` },
     { type: 'Drained', status: 'True', reason: 'Drained', message: '' },

@@ -46,4 +46,6 @@ export interface LeaseMetrics {
   ready(lease: GpuLease, seconds: number): void;
   /** Reasons of leases that are not Ready. */
   pending(uid: string, reason: string | undefined): void;
+  /** Something of ours was found that no lease stands behind. */
+  orphan(kind: 'lease' | 'node' | 'escrow' | 'pod'): void;
 }

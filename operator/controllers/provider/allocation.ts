@@ -3,14 +3,12 @@
  * ended. Level-triggered: every few seconds each lease is looked at anew, from its record and the last chain read.
  */
 import type { Hex32 } from '../../api/messages.ts';
-import type { NodeLedger } from '../../core/allocation/ledger.ts';
 import { planAllocation } from '../../core/allocation/plan.ts';
 import { type LeaseRecord, leaseIdOfRecordName, type Meter, recordName } from '../../core/allocation/record.ts';
 import type { Informer, ObjectKey, Result } from '../../engine/types.ts';
 import type { ChainView } from './chain-view.ts';
-import { ledgerOfConfigMap } from './ledgers.ts';
 import { type ProvisionOptions, provision } from './provision.ts';
-import { type RecordSecret, readRecord } from './records.ts';
+import type { RecordSecret } from './records.ts';
 
 export interface AllocationOptions extends ProvisionOptions {
   readonly namespace: string;
@@ -116,50 +114,6 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
     if (!record.settled || left > 0) return { requeueAfterSeconds: Math.max(60, Math.min(left, 3600)) };
     await records.remove(record.leaseId, signal);
     return {};
-  }
-}
-
-/**
- * What belongs to no lease: reservations and namespaces whose record says that they are over, or that have none. Only
- * facts count: the records are read from the API server, not from a cache.
- */
-export async function sweep(options: AllocationOptions, signal: AbortSignal): Promise<void> {
-  const { stock, records, ledgers, tenants, now, log } = options;
-  const youngAfter = now().getTime() - 60_000;
-  for (const map of stock.ledgers.list()) {
-    let ledger: NodeLedger;
-    try {
-      ledger = ledgerOfConfigMap(map);
-    } catch (error) {
-      // Its node is not offered while this lasts; the other nodes are none the worse for it.
-      log.error({ ledger: map.metadata.name, error: String(error) }, 'a ledger cannot be read: repair it by hand');
-      continue;
-    }
-    for (const [leaseId, sold] of Object.entries(ledger.entries)) {
-      // A reservation is made a moment before its record says so.
-      if (Date.parse(sold.since) > youngAfter) continue;
-      const record = await records.get(leaseId as Hex32, signal);
-      if (record !== undefined && !record.tornDown && record.nodeName === ledger.node) continue;
-      log.warn({ leaseId, node: ledger.node }, 'a reservation that no lease stands behind is given back');
-      await ledgers.free(ledger.node, leaseId as Hex32, signal);
-    }
-  }
-  const known = new Map<string, LeaseRecord>();
-  for (const secret of options.watched.list()) {
-    const record = readRecord(secret, log);
-    if (record !== undefined) known.set(`gl-${record.leaseId.slice(2, 22).toLowerCase()}`, record);
-  }
-  for (const namespace of await tenants.list(signal)) {
-    const hinted = known.get(namespace);
-    if (hinted === undefined) {
-      log.warn(
-        { namespace },
-        'a tenant without a record is left alone: remove its namespace by hand if it is not needed',
-      );
-      continue;
-    }
-    const record = await records.get(hinted.leaseId, signal);
-    if (record?.state === 'Ended' && record.tornDown) await tenants.removeNamespace(namespace, signal);
   }
 }
 

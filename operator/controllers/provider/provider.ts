@@ -12,7 +12,7 @@ import { createController, watches } from '../../engine/controller.ts';
 import { createInformer } from '../../engine/informer.ts';
 import type { EngineMetrics } from '../../engine/metrics.ts';
 import { type Cluster, type Controller, type Log, type ObjectKey, resources } from '../../engine/types.ts';
-import { type AllocationOptions, createAllocationReconciler, keyOfLease, sweep } from './allocation.ts';
+import { type AllocationOptions, createAllocationReconciler, keyOfLease } from './allocation.ts';
 import { createChainView } from './chain-view.ts';
 import { createLeaseService, type LeaseService } from './leases.ts';
 import { createLedgers } from './ledgers.ts';
@@ -20,6 +20,7 @@ import { createOfferReconciler, createTaintReconciler, ensureGuard, type OffersO
 import { createRecords, type RecordSecret, readRecord, recordOfSecret, recordSelector } from './records.ts';
 import { settleAll } from './settlement.ts';
 import { createStock, isTenantNamespace } from './stock.ts';
+import { sweep } from './sweep.ts';
 import { createTenants } from './tenants.ts';
 import type { Chains, Counters, Notary } from './world.ts';
 
@@ -227,7 +228,7 @@ export function createProvider(options: ProviderOptions): Provider {
         taints.run(signal),
         every(0, 'settling', () => settleAll(settlement, signal).finally(settlementPause), signal),
         every(guardSeconds, 'applying the admission policy', () => ensureGuard(cluster, signal), signal),
-        every(sweepSeconds, 'sweeping', () => sweep(allocation, signal), signal),
+        every(sweepSeconds, 'sweeping', () => sweep({ ...allocation, chains }, signal), signal),
       ]);
       leases = undefined;
     },

@@ -80,7 +80,7 @@ export async function provision(
     node = stored.nodeName;
   }
 
-  await tenants.make(leaseId, record.room, signal);
+  await tenants.make(record, signal);
   const serving = await records.update(
     leaseId,
     (now) => (now.state === 'Provisioning' ? enter(now, 'Serving', nowSeconds()) : now),

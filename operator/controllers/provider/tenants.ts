@@ -3,8 +3,7 @@ import { labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { tenantAccount, tenantRole, tenantRoleName } from '../../core/allocation/rights.ts';
-import type { Room } from '../../core/allocation/room.ts';
-import { type TenantOptions, tenantObjects } from '../../core/allocation/tenant.ts';
+import { escrowOfTenant, type TenantLease, type TenantOptions, tenantObjects } from '../../core/allocation/tenant.ts';
 import { sameJson } from '../../engine/equal.ts';
 import { isConflict, isNotFound } from '../../engine/errors.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../../engine/types.ts';
@@ -25,16 +24,23 @@ const tokenSeconds = 600;
 const tokenMarginSeconds = 120;
 const maxTokens = 10_000;
 
+export interface Tenant {
+  readonly namespace: string;
+  /** Undefined: its namespace does not tell. */
+  readonly escrow?: Pick<TenantLease, 'chainId' | 'escrow' | 'leaseId'>;
+  readonly createdAt: Date;
+}
+
 export interface Tenants {
-  make(leaseId: Hex32, room: Room, signal?: AbortSignal): Promise<void>;
+  make(lease: TenantLease, signal?: AbortSignal): Promise<void>;
   /** A short-lived token of the tenant's account. */
   token(leaseId: Hex32, signal?: AbortSignal): Promise<string>;
   /** After the API server refused one. */
   forgetToken(leaseId: Hex32): void;
   /** Asks all pods to end; true once none is left and the namespace is going. */
   tearDown(leaseId: Hex32, nodeReady: boolean, signal?: AbortSignal): Promise<boolean>;
-  /** Namespaces of tenants that exist, by the lease's cut id. */
-  list(signal?: AbortSignal): Promise<readonly string[]>;
+  /** All that exist and are not going. */
+  list(signal?: AbortSignal): Promise<readonly Tenant[]>;
   removeNamespace(name: string, signal?: AbortSignal): Promise<void>;
 }
 
@@ -86,10 +92,10 @@ export function createTenants(options: {
   }
 
   return {
-    async make(leaseId, room, signal) {
+    async make(lease, signal) {
       await ensureRole(signal);
       // One after the other: the namespace must be there before what is in it, the account before its binding.
-      for (const { resource, object } of tenantObjects(leaseId, room, options.tenant)) {
+      for (const { resource, object } of tenantObjects(lease, options.tenant)) {
         await cluster.apply<KubeObject>(resources[resource], object as KubeObject, { fieldManager }, signal);
       }
     },
@@ -150,7 +156,13 @@ export function createTenants(options: {
         { labelSelector: `${ownLabels.tenant}=true` },
         signal,
       );
-      return items.filter((one) => one.metadata.deletionTimestamp === undefined).map((one) => one.metadata.name);
+      return items
+        .filter(({ metadata }) => metadata.deletionTimestamp === undefined)
+        .map(({ metadata }) => ({
+          namespace: metadata.name,
+          escrow: escrowOfTenant(metadata.annotations),
+          createdAt: new Date(metadata.creationTimestamp ?? 0),
+        }));
     },
 
     async removeNamespace(name, signal) {

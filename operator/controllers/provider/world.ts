@@ -79,6 +79,8 @@ export const counterNames = {
   gpulease_gateway_vouchers_total: 'Vouchers stored.',
   gpulease_gateway_endings_total: 'Leases that ended, by reason.',
   gpulease_gateway_settlements_total: 'Transactions submitted, by kind.',
+  gpulease_gateway_orphans_total:
+    'Found with no lease behind them, by kind. Counted at each sweep until they are gone.',
   gpulease_gateway_settlement_refusals_total: 'Transactions that the contract would have refused, by name.',
 } as const;
 export type CounterName = keyof typeof counterNames;

@@ -5,7 +5,7 @@
  * Isolation is layered, so that no single mistake opens it: the narrow proxy, pod admission at the gateway, the role of
  * the tenant's account, quota, pod security "baseline" and the network policy.
  */
-import { gpuResource, managedBy, labels as ownLabels } from '../../api/labels.ts';
+import { annotations, gpuResource, managedBy, labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { tenantNamespace } from './record.ts';
 import { tenantAccount, tenantRoleName } from './rights.ts';
@@ -45,12 +45,35 @@ export interface TenantObject {
   readonly object: {
     readonly apiVersion: string;
     readonly kind: string;
-    readonly metadata: { readonly name: string; readonly namespace?: string; readonly labels?: Record<string, string> };
+    readonly metadata: {
+      readonly name: string;
+      readonly namespace?: string;
+      readonly labels?: Record<string, string>;
+      readonly annotations?: Record<string, string>;
+    };
     readonly [field: string]: unknown;
   };
 }
 
-export function tenantObjects(leaseId: Hex32, room: Room, options: TenantOptions): readonly TenantObject[] {
+/** The lease that a tenant is made for. */
+export interface TenantLease {
+  readonly leaseId: Hex32;
+  readonly chainId: number;
+  /** Address of the contract. */
+  readonly escrow: string;
+  readonly room: Room;
+}
+
+/** Where a tenant's money is, from the annotation of its namespace; undefined when it does not tell. */
+export function escrowOfTenant(
+  noted: Readonly<Record<string, string>> | undefined,
+): Pick<TenantLease, 'chainId' | 'escrow' | 'leaseId'> | undefined {
+  const match = /^(\d{1,15})\/(0x[0-9a-fA-F]{40})\/(0x[0-9a-f]{64})$/.exec(noted?.[annotations.escrow] ?? '');
+  return match ? { chainId: Number(match[1]), escrow: match[2]!, leaseId: match[3] as Hex32 } : undefined;
+}
+
+export function tenantObjects(lease: TenantLease, options: TenantOptions): readonly TenantObject[] {
+  const { leaseId, room } = lease;
   const namespace = tenantNamespace(leaseId);
   const labels = {
     [ownLabels.managedBy]: managedBy,
@@ -76,6 +99,7 @@ export function tenantObjects(leaseId: Hex32, room: Room, options: TenantOptions
             'pod-security.kubernetes.io/enforce': 'baseline',
             'pod-security.kubernetes.io/enforce-version': 'latest',
           },
+          annotations: { [annotations.escrow]: `${lease.chainId}/${lease.escrow}/${leaseId.toLowerCase()}` },
         },
       },
     },

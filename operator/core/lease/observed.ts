@@ -15,6 +15,8 @@ import type { Meter } from './meter.ts';
 
 /** What the operator remembers of a lease, stored before anything that depends on it is done. Base units are strings. */
 export interface LeaseRecord {
+  /** Whose it is, so that it can be ended when its lease is gone. Absent in records of earlier versions. */
+  readonly lease?: { readonly namespace: string; readonly name: string };
   /** From 1. A new attempt has a new leaseRef, and so a new escrow. */
   readonly attempt: number;
   readonly quote?: QuoteRecord;
@@ -137,6 +139,8 @@ export interface HeldElsewhere {
 
 export interface Observed {
   readonly lease: GpuLease;
+  /** The GpuLease itself is no more, and `lease` stands for what its record tells of it: there is nobody to report to. */
+  readonly orphaned?: boolean;
   readonly now: Date;
   readonly namespaceLabels: Readonly<Record<string, string>>;
   readonly offers: readonly GpuOffer[];
@@ -157,6 +161,8 @@ export interface Observed {
 export const intents = {
   approve: (chainId: number, token: string) => `approve:${chainId}:${token.toLowerCase()}`,
   open: (leaseId: string) => `open:${leaseId}`,
+  /** The lease id in the name of an open; undefined for any other name. */
+  openedBy: (intent: string) => (intent.startsWith('open:') ? (intent.slice('open:'.length) as Hex32) : undefined),
   topUp: (leaseId: string, total: bigint) => `top-up:${leaseId}:${total}`,
   close: (leaseId: string) => `close:${leaseId}`,
   requestClose: (leaseId: string) => `request-close:${leaseId}`,

@@ -4,7 +4,7 @@
  * Who closes: the provider, with the last voucher, in one transaction; if it does not, we do with its Release; if it gave
  * none, we ask the contract to stop the clock and finalize after the claim window.
  */
-import { finalizableAt } from '../money/escrow.ts';
+import { finalizableAt, wayToClose } from '../money/escrow.ts';
 import type { Action } from './actions.ts';
 import { intents, type Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
@@ -73,19 +73,26 @@ function decide(seen: Observed): Decision {
       attempt(intents.close(quote.leaseId), { do: 'closeWithRelease', quote }),
     );
   }
-  if (escrow.closingAt === 0 && chain.blockTime < escrow.endsAt)
-    return waiting(
-      'Asking the contract to stop the clock.',
-      attempt(intents.requestClose(quote.leaseId), { do: 'requestClose', quote }),
-    );
-  const at = finalizableAt(escrow, chain.claimWindowSeconds);
-  if (chain.blockTime < at)
-    return waiting(
-      `The provider may still claim until ${new Date(at * 1000).toISOString()}.`,
-      [],
-      Math.max(2, Math.min(60, at - chain.blockTime)),
-    );
-  return waiting('Finalizing the escrow.', attempt(intents.finalize(quote.leaseId), { do: 'finalize', quote }));
+  const way = wayToClose(escrow, chain.blockTime, chain.claimWindowSeconds);
+  switch (way) {
+    case 'requestClose':
+      return waiting(
+        'Asking the contract to stop the clock.',
+        attempt(intents.requestClose(quote.leaseId), { do: 'requestClose', quote }),
+      );
+    case 'finalize':
+      return waiting('Finalizing the escrow.', attempt(intents.finalize(quote.leaseId), { do: 'finalize', quote }));
+    case undefined: {
+      const at = finalizableAt(escrow, chain.claimWindowSeconds);
+      return waiting(
+        `The provider may still claim until ${new Date(at * 1000).toISOString()}.`,
+        [],
+        Math.max(2, Math.min(60, at - chain.blockTime)),
+      );
+    }
+    default:
+      return way satisfies never;
+  }
 }
 
 /** This attempt is over. Another one, or the end? */

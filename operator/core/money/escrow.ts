@@ -78,6 +78,20 @@ export function finalizableAt(escrow: Escrow, claimWindowSeconds: number): numbe
   return stop + claimWindowSeconds;
 }
 
+/**
+ * How a consumer closes an escrow when nobody signs anything: the clock is stopped first, then the provider has the claim
+ * window for what it was promised, then anyone may finalize. Undefined: closed, or nothing to do before that window ends.
+ */
+export function wayToClose(
+  escrow: Escrow,
+  blockTime: number,
+  claimWindowSeconds: number,
+): 'requestClose' | 'finalize' | undefined {
+  if (escrow.closed) return undefined;
+  if (escrow.closingAt === 0 && blockTime < escrow.endsAt) return 'requestClose';
+  return blockTime >= finalizableAt(escrow, claimWindowSeconds) ? 'finalize' : undefined;
+}
+
 /** What the payee earned so far, after the fee. */
 export function payeeEarned(escrow: Escrow): bigint {
   return escrow.claimed - escrow.feeTaken;

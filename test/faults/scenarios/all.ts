@@ -3,6 +3,7 @@ import { chain } from './chain.ts';
 import { kills } from './kills.ts';
 import { network } from './network.ts';
 import { outages, requotes } from './outages.ts';
+import { people } from './people.ts';
 import { random } from './random.ts';
 import { replicas } from './replicas.ts';
 import { upgrade } from './upgrade.ts';
@@ -45,6 +46,7 @@ export function scenarios(seed: number): readonly Scenario[] {
     ...replicas,
     ...requotes,
     ...outages,
+    ...people,
     ...upgrade,
     random(seed),
     random(seed + 1),

@@ -3,11 +3,15 @@ import { guardObjects } from '../../../../operator/core/allocation/guard.ts';
 import { checkQuery, kubeTarget, upstreamPath } from '../../../../operator/core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../../../operator/core/allocation/record.ts';
 import { gatewayRole, tenantRole } from '../../../../operator/core/allocation/rights.ts';
-import { tenantObjects } from '../../../../operator/core/allocation/tenant.ts';
+import { escrowOfTenant, tenantObjects } from '../../../../operator/core/allocation/tenant.ts';
 
 const leaseId = `0x${'aB'.repeat(32)}` as const;
 const room = { gpus: 2, cpuMillis: 7500, memoryBytes: 8 * 1024 ** 3, ephemeralBytes: 1024 ** 3, pods: 20 };
-const objects = tenantObjects(leaseId, room, { deniedCidrs: ['203.0.113.0/24', '2001:db8::/32'] });
+const escrow = `0x${'Ee'.repeat(20)}` as const;
+const objects = tenantObjects(
+  { leaseId, chainId: 42161, escrow, room },
+  { deniedCidrs: ['203.0.113.0/24', '2001:db8::/32'] },
+);
 const find = (kind: string) =>
   objects.find(({ object }) => object.kind === kind)!.object as unknown as Record<string, never>;
 
@@ -21,6 +25,14 @@ describe('a tenant', () => {
       },
     });
     for (const { object } of objects.slice(1)) expect(object.metadata.namespace).toBe(tenantNamespace(leaseId));
+  });
+
+  test('tells where its money is, should its record be lost', () => {
+    const noted = (find('Namespace').metadata as unknown as { annotations: Record<string, string> }).annotations;
+    expect(escrowOfTenant(noted)).toEqual({ chainId: 42161, escrow, leaseId: leaseId.toLowerCase() });
+    for (const wrong of ['', '1/0x12/0x34', `x/${escrow}/${leaseId}`, `1/${escrow}/${leaseId}/more`])
+      expect(escrowOfTenant({ 'gpulease.dev/escrow': wrong }), wrong).toBeUndefined();
+    expect(escrowOfTenant(undefined)).toBeUndefined();
   });
 
   test('has exactly what was leased', () => {

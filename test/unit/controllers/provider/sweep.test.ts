@@ -1,0 +1,131 @@
+/** What no lease stands behind at the provider: what is ended, and what is left alone because nobody knows. */
+import { describe, expect, it } from 'vitest';
+import { ledgerName } from '../../../../operator/controllers/provider/ledgers.ts';
+import { type SweepOptions, sweep } from '../../../../operator/controllers/provider/sweep.ts';
+import type { Tenant } from '../../../../operator/controllers/provider/tenants.ts';
+import { ledgerText } from '../../../../operator/core/allocation/ledger.ts';
+import { silentLog } from '../../../../operator/engine/log.ts';
+
+const leaseId = `0x${'a1'.repeat(32)}` as const;
+const paid = { chainId: 42161, escrow: `0x${'e'.repeat(40)}`, leaseId };
+const now = new Date('2026-01-01T01:00:00Z');
+const old = new Date('2026-01-01T00:00:00Z');
+const room = {
+  gpus: 1,
+  cpuMillis: 1000,
+  memoryBytes: 1,
+  ephemeralBytes: 1,
+  pods: 1,
+  consumer: `0x${'c'.repeat(40)}`,
+  offerName: 'x',
+};
+const namespace = 'gl-a1a1a1a1a1a1a1a1a1a1';
+const tenant = (change: Partial<Tenant> = {}): Tenant => ({ namespace, escrow: paid, createdAt: old, ...change });
+
+interface World {
+  readonly tenants?: readonly Tenant[];
+  readonly record?: object;
+  /** What the chain says of the escrow; `silent` when nobody answers; `foreign` when it is no chain of ours. */
+  readonly escrow?: { closed: boolean } | 'silent' | 'foreign';
+  readonly ledgers?: readonly { node: string; since: Date }[];
+}
+
+async function swept(world: World): Promise<string[]> {
+  const did: string[] = [];
+  const options = {
+    stock: {
+      ledgers: {
+        list: () =>
+          (world.ledgers ?? []).map(({ node, since }) => ({
+            metadata: { name: ledgerName(node) },
+            data: {
+              'ledger.json': ledgerText({ node, entries: { [leaseId]: { ...room, since: since.toISOString() } } }),
+            },
+          })),
+      },
+    },
+    records: { get: async () => world.record },
+    ledgers: { free: async (node: string) => void did.push(`free ${node}`) },
+    tenants: {
+      list: async () => world.tenants ?? [],
+      tearDown: async (id: string) => did.push(`tear down ${id.slice(0, 6)}`) > 0,
+      removeNamespace: async (name: string) => void did.push(`remove ${name}`),
+    },
+    chains: {
+      chain: () =>
+        world.escrow === 'foreign'
+          ? undefined
+          : {
+              leases: async () => {
+                if (world.escrow === 'silent') throw new Error('no answer');
+                return [world.escrow];
+              },
+            },
+    },
+    now: () => now,
+    log: silentLog,
+    counters: { count: (name: string, labels: { kind: string }) => void did.push(`count ${labels.kind} ${name}`) },
+  } as unknown as SweepOptions;
+  await sweep(options, new AbortController().signal).catch((error: Error) => did.push(`failed: ${error.message}`));
+  return did.map((line) => line.replace(' gpulease_gateway_orphans_total', ''));
+}
+
+describe('a tenant', () => {
+  const table: [string, World, string[]][] = [
+    ['with a record that serves stays', { tenants: [tenant()], record: { state: 'Serving' } }, []],
+    [
+      'whose record says that it is torn down is removed',
+      { tenants: [tenant()], record: { state: 'Ended', tornDown: true } },
+      [`remove ${namespace}`],
+    ],
+    ['whose record is still ending stays', { tenants: [tenant()], record: { state: 'Ended' } }, []],
+    [
+      'without a record and with money stays: its consumer may come back for it',
+      { tenants: [tenant()], escrow: { closed: false } },
+      ['count tenant'],
+    ],
+    [
+      'without a record, whose escrow is closed, is taken down',
+      { tenants: [tenant()], escrow: { closed: true } },
+      ['count tenant', 'tear down 0xa1a1'],
+    ],
+    [
+      'without a record and without an escrow is taken down',
+      { tenants: [tenant()] },
+      ['count tenant', 'tear down 0xa1a1'],
+    ],
+    [
+      'stays while the chain is silent',
+      { tenants: [tenant()], escrow: 'silent' },
+      ['count tenant', 'failed: no answer'],
+    ],
+    ['that is paid on a chain of nobody here stays', { tenants: [tenant()], escrow: 'foreign' }, ['count tenant']],
+    ['that does not tell where its money is stays', { tenants: [tenant({ escrow: undefined })] }, ['count tenant']],
+    ['that is just being made stays', { tenants: [tenant({ createdAt: new Date(now.getTime() - 59_000) })] }, []],
+  ];
+  it.each(table)('%s', async (_, world, did) => {
+    expect(await swept(world)).toEqual(did);
+  });
+});
+
+describe('a reservation', () => {
+  const onNode = (since = old) => [{ node: 'gpu-1', since }];
+  const table: [string, World, string[]][] = [
+    ['of a lease that is served stays', { ledgers: onNode(), record: { nodeName: 'gpu-1', state: 'Serving' } }, []],
+    ['without a record is given back', { ledgers: onNode() }, ['count reservation', 'free gpu-1']],
+    [
+      'of a lease that is torn down is given back',
+      { ledgers: onNode(), record: { nodeName: 'gpu-1', state: 'Ended', tornDown: true } },
+      ['count reservation', 'free gpu-1'],
+    ],
+    [
+      'of a lease that is served on another node is given back',
+      { ledgers: onNode(), record: { nodeName: 'gpu-2', state: 'Serving' } },
+      ['count reservation', 'free gpu-1'],
+    ],
+    ['that is just being made stays', { ledgers: onNode(new Date(now.getTime() - 59_000)) }, []],
+  ];
+  it.each(table)('%s', async (_, world, did) => {
+    expect(await swept(world)).toEqual(did);
+  });
+});

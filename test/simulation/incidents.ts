@@ -229,6 +229,12 @@ export function trouble(parts: TroubleParts): Trouble {
     say(`Somebody takes lease ${lease.metadata.name} away past its finalizer.`);
     around.forceLeaseAway(lease.metadata.name);
   };
+  const gatewayRecordLost = () => {
+    const [record] = [...checks.providerRecords.values()].filter((one) => one.state === 'Serving');
+    if (!record) return;
+    say("Somebody deletes the gateway's record of a lease that it serves.");
+    around.loseGatewayRecord(record.leaseId);
+  };
   const stopPolicy = () => {
     const policy = dice.pick(['Hold', 'HoldAndDrain'] as const);
     say(`The platform team sets stopPolicy ${policy}.`);
@@ -253,6 +259,7 @@ export function trouble(parts: TroubleParts): Trouble {
     ['stop policy', 0.5, stopPolicy],
     ['Node deleted', 0.5, nodeDeleted],
     ['lease forced away', 0.7, leaseForcedAway],
+    ['gateway record lost', 0.7, gatewayRecordLost],
     ['price change', 1, () => around.setPrice(dice.pick(['0.30', '0.36', '0.45', '0.72']))],
     ['reorganisation', 2, () => tell('The chain forgets', chain.reorganise(1 + dice.below(4)), 'block')],
     ['dropped transactions', 2, () => tell('The pool forgets', chain.dropPool(), 'transaction')],

@@ -308,8 +308,8 @@ function gatewaysOf(parts: OperatorParts, money: LeaseMoney): Gateways {
         return {
           ok: false,
           kind: 'refused',
-          reason: 'LeaseNotFound',
-          message: 'there is no allocation for this lease',
+          reason: 'EscrowNotFound',
+          message: 'there is no escrow for this lease',
         };
       return said;
     },

@@ -4,13 +4,16 @@
  */
 import { apiVersion } from '../../operator/api/labels.ts';
 import { type LeaseSpec, leaseSpec } from '../../operator/api/lease.ts';
+import type { Hex32 } from '../../operator/api/messages.ts';
 import { offerSpec } from '../../operator/api/offer.ts';
 import { providerSpec } from '../../operator/api/provider.ts';
+import { recordName } from '../../operator/core/allocation/record.ts';
 import type { Pod } from '../../operator/core/node/pod.ts';
 import type { Node } from '../../operator/core/node/virtual-node.ts';
 import { type KubeObject, resources } from '../../operator/engine/types.ts';
 import type { FakeCluster } from '../support/fake-cluster.ts';
 import { chainId, escrowAddress, usdc } from './chain.ts';
+import { gatewayNamespace } from './gateway.ts';
 import type { Random } from './random.ts';
 import type { Timeline } from './timeline.ts';
 
@@ -34,6 +37,7 @@ export interface Surroundings {
   readonly silentNodes: Set<string>;
   lease(name: string, spec: Partial<LeaseSpec>): void;
   deleteLease(name: string): void;
+  loseGatewayRecord(leaseId: Hex32): void;
   /** Past its finalizer, so that its operator is not asked. */
   forceLeaseAway(name: string): void;
   /** Keeps a pod running on each node, as a Deployment does; and starts one that ends by itself, as a Job. */
@@ -331,6 +335,9 @@ export function surroundings(
     deleteLease(name) {
       if (consumer.object(resources.gpuLeases, { namespace: teamNamespace, name }))
         void consumer.delete(resources.gpuLeases, { namespace: teamNamespace, name });
+    },
+    loseGatewayRecord(leaseId) {
+      void provider.delete(resources.secrets, { namespace: gatewayNamespace, name: recordName(leaseId) });
     },
     forceLeaseAway(name) {
       const key = { namespace: teamNamespace, name };

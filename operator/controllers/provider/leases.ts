@@ -164,7 +164,8 @@ export function createLeaseService(options: LeaseServiceOptions) {
       openedAt: escrow.openedAt,
       endsAt: escrow.endsAt,
       room,
-      nodeName: (offer && candidates(offer, room)[0]?.node.name) ?? '',
+      // Where something is set aside for it already, its pods may be running: the record was lost, and is made anew.
+      nodeName: stock.holderOf(leaseId) ?? (offer && candidates(offer, room)[0]?.node.name) ?? '',
       state: 'Provisioning',
       createdAt: now().toISOString(),
       paidSeconds: paidSeconds(escrow),

@@ -4,7 +4,7 @@
  */
 import type { GpuOffer } from '../../api/offer.ts';
 import { type NodeStock, type OfferStock, stockOf } from '../../core/allocation/inventory.ts';
-import { soldOn } from '../../core/allocation/ledger.ts';
+import { LedgerError, type NodeLedger, soldOn } from '../../core/allocation/ledger.ts';
 import {
   holdsRoom,
   type NodeObject,
@@ -69,6 +69,15 @@ const othersOf = (pods: readonly PodObject[]): Room =>
     .map(podRoom)
     .reduce(plus, noRoom);
 
+function readable(map: LedgerConfigMap): NodeLedger | undefined {
+  try {
+    return ledgerOfConfigMap(map);
+  } catch (error) {
+    if (error instanceof LedgerError) return undefined;
+    throw error;
+  }
+}
+
 export interface Stock {
   readonly nodes: Informer<WatchedNode>;
   readonly pods: Informer<WatchedPod>;
@@ -82,6 +91,8 @@ export interface Stock {
   node(name: string): NodeView | undefined;
   offer(name: string): OfferStock | undefined;
   all(): readonly OfferStock[];
+  /** The node whose ledger has set something aside for the lease. */
+  holderOf(leaseId: string): string | undefined;
   /** The offered nodes themselves, each once. */
   onOffer(): readonly NodeStock[];
   /** From the API server itself. Undefined: the node is gone. */
@@ -153,6 +164,14 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
       const offer = offers.get({ name });
       // A mirrored offer is somebody else's: this cluster may be a consumer, too.
       return offer === undefined || offer.spec.providerName !== undefined ? undefined : stockOf(offer, stocks());
+    },
+    holderOf(leaseId) {
+      for (const map of ledgers.list()) {
+        // One that cannot be read is told of elsewhere; nothing is known of what it holds.
+        const ledger = readable(map);
+        if (ledger && Object.hasOwn(ledger.entries, leaseId)) return ledger.node;
+      }
+      return undefined;
     },
     onOffer: stocks,
     all() {

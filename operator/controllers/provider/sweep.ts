@@ -15,7 +15,7 @@ export interface SweepOptions {
   readonly stock: Pick<Stock, 'ledgers'>;
   readonly records: Pick<Records, 'get'>;
   readonly ledgers: Pick<Ledgers, 'free'>;
-  readonly tenants: Pick<Tenants, 'list' | 'tearDown' | 'removeNamespace'>;
+  readonly tenants: Pick<Tenants, 'list' | 'exists' | 'tearDown' | 'removeNamespace'>;
   readonly chains: Pick<Chains, 'chain'>;
   readonly now: () => Date;
   readonly log: Log;
@@ -31,7 +31,7 @@ export async function sweep(options: SweepOptions, signal: AbortSignal): Promise
 }
 
 async function sweepReservations(options: SweepOptions, signal: AbortSignal): Promise<void> {
-  const { stock, records, ledgers, now, log, counters } = options;
+  const { stock, records, ledgers, tenants, now, log, counters } = options;
   for (const map of stock.ledgers.list()) {
     let ledger: NodeLedger;
     try {
@@ -45,6 +45,8 @@ async function sweepReservations(options: SweepOptions, signal: AbortSignal): Pr
       if (Date.parse(sold.since) > now().getTime() - youngSeconds * 1000) continue;
       const record = await records.get(leaseId as Hex32, signal);
       if (record !== undefined && !record.tornDown && record.nodeName === ledger.node) continue;
+      // Its pods may be running: they hold the GPUs, whatever became of the record.
+      if (record === undefined && (await tenants.exists(leaseId as Hex32, signal))) continue;
       counters.count('gpulease_gateway_orphans_total', { kind: 'reservation' });
       log.warn({ leaseId, node: ledger.node }, 'a reservation that no lease stands behind is given back');
       await ledgers.free(ledger.node, leaseId as Hex32, signal);

@@ -41,6 +41,7 @@ export interface Tenants {
   tearDown(leaseId: Hex32, nodeReady: boolean, signal?: AbortSignal): Promise<boolean>;
   /** All that exist and are not going. */
   list(signal?: AbortSignal): Promise<readonly Tenant[]>;
+  exists(leaseId: Hex32, signal?: AbortSignal): Promise<boolean>;
   removeNamespace(name: string, signal?: AbortSignal): Promise<void>;
 }
 
@@ -163,6 +164,10 @@ export function createTenants(options: {
           escrow: escrowOfTenant(metadata.annotations),
           createdAt: new Date(metadata.creationTimestamp ?? 0),
         }));
+    },
+
+    async exists(leaseId, signal) {
+      return (await cluster.get(resources.namespaces, { name: tenantNamespace(leaseId) }, signal)) !== undefined;
     },
 
     async removeNamespace(name, signal) {

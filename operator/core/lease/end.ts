@@ -72,8 +72,9 @@ export function whyEnd(seen: Observed): Ending | undefined {
       !started,
     );
   }
-  // An allocation that served and is now denied is a fact, not a failure to answer.
-  if (allocation?.state === 'absent' && started)
+  // An allocation that served and is now denied is a fact, not a failure to answer. Only a provider that knows nothing of the
+  // lease is asked once more: it may have lost its records, and the escrow is proof enough for it to go on.
+  if (allocation?.state === 'absent' && started && allocation.reason !== 'LeaseNotFound')
     return end('ProviderFault', `the provider no longer has the allocation: ${allocation.message ?? 'not found'}.`);
 
   // Another consumer was quicker between quote and escrow. Waiting there would lock the deposit for nothing.

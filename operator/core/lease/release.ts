@@ -40,6 +40,9 @@ function decide(seen: Observed): Decision {
   if (!chain.escrow) return { status: 'True', reason: 'NothingAllocated', message: 'No escrow was opened.' };
   if (chain.escrow.closed) return { status: 'True', reason: 'Released', message: 'The escrow is closed.' };
 
+  if (allocation?.state === 'absent' && allocation.reason === 'LeaseNotFound')
+    return { status: 'True', reason: 'NothingAllocated', message: `${quote.providerName} has no allocation for it.` };
+
   const waited = (now.getTime() - new Date(record.end!.drainedAt ?? record.end!.at).getTime()) / 1000;
   if (waited >= settings.releaseTimeoutSeconds)
     return {

@@ -48,6 +48,7 @@ async function swept(world: World): Promise<string[]> {
     ledgers: { free: async (node: string) => void did.push(`free ${node}`) },
     tenants: {
       list: async () => world.tenants ?? [],
+      exists: async () => (world.tenants ?? []).length > 0,
       tearDown: async (id: string) => did.push(`tear down ${id.slice(0, 6)}`) > 0,
       removeNamespace: async (name: string) => void did.push(`remove ${name}`),
     },
@@ -113,6 +114,11 @@ describe('a reservation', () => {
   const table: [string, World, string[]][] = [
     ['of a lease that is served stays', { ledgers: onNode(), record: { nodeName: 'gpu-1', state: 'Serving' } }, []],
     ['without a record is given back', { ledgers: onNode() }, ['count reservation', 'free gpu-1']],
+    [
+      'without a record, whose tenant may still run pods, stays',
+      { ledgers: onNode(), tenants: [tenant()], escrow: { closed: false } },
+      ['count tenant'],
+    ],
     [
       'of a lease that is torn down is given back',
       { ledgers: onNode(), record: { nodeName: 'gpu-1', state: 'Ended', tornDown: true } },

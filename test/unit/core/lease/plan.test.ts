@@ -787,8 +787,13 @@ describe('the end', () => {
     ],
     [
       'begins when the provider denies what it served',
-      serving(100, { allocation: { state: 'absent', reason: 'LeaseNotFound', message: 'no allocation' } }),
+      serving(100, { allocation: { state: 'absent', reason: 'EscrowMismatch', message: 'another quote' } }),
       { wishes: ['beginEnd ProviderFault'] },
+    ],
+    [
+      'does not begin when the provider has lost what it knew: it is asked once more',
+      serving(100, { allocation: { state: 'absent', reason: 'LeaseNotFound', message: 'no allocation' } }),
+      { wishes: ['allocate'] },
     ],
     [
       'begins when its provider is to be drained',
@@ -886,6 +891,15 @@ describe('drain, release, settle: in this order', () => {
       'gives up pods that nobody ends',
       ended(460, { node: node(10, { pods: 1 }) }),
       { wishes: ['markDrained 450'], within: 0 },
+    ],
+    [
+      'does not wait for a provider to let go of what it does not know of',
+      ended(
+        115,
+        { ...gone, allocation: { state: 'absent', reason: 'LeaseNotFound', message: 'no allocation' } },
+        drained,
+      ),
+      { wishes: ['requestClose'], says: 'Asking the contract to stop the clock' },
     ],
     [
       'counts what was served until the last pod was gone',

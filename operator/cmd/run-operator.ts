@@ -171,7 +171,7 @@ export async function runOperator(
         chainAccess(chainId(id), urls.split(','), cluster, namespace, wallet, now, faults.outbox),
       );
 
-    const money = createLeaseMoney({ wallet, session, clusterUid, chains, now });
+    const money = createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs: clock.monotonicMs });
     const gateways = createGateways({ signAccess: money.signAccess, now, log });
     const records = await loadRecords(cluster, namespace, leadSignal);
     const events = createEventRecorder({ cluster, controller: 'gpulease.dev/operator', instance: identity, log });

@@ -8,6 +8,7 @@ import type { GpuLease } from '../api/lease.ts';
 import type { Meter } from '../core/lease/meter.ts';
 import type { NodeFact, QuoteRecord } from '../core/lease/observed.ts';
 import { type Node, type NodeHealth, nodeNameOf, readySince } from '../core/node/virtual-node.ts';
+import { systemClock } from '../engine/clock.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
 import type { RemoteLease } from './remote.ts';
 import type { VirtualNodes } from './virtual-nodes.ts';
@@ -17,6 +18,8 @@ export interface LeaseNodesOptions {
   readonly nodes: VirtualNodes;
   readonly connect: (quote: QuoteRecord) => ServingLease | undefined;
   readonly now: () => Date;
+  /** Whether a provider still answers is told by this one, which nobody sets. Default: the system's. */
+  readonly monotonicMs?: () => number;
   readonly log: Log;
   /** How often the provider is asked whether it still serves. */
   readonly probeSeconds?: number;
@@ -33,13 +36,16 @@ export type ServingLease = Omit<RemoteLease, 'allocation'> & {
 
 interface Served {
   info: AllocationInfo;
-  answeredAt: number;
+  /** By `monotonicMs`. */
+  answeredAtMs: number;
   lastError?: string;
   /** Milliseconds since the epoch until which the last chain read proves payment. */
   paidThrough: number;
   /** As stored when the node was started last. Absent: it had not been Ready by then. */
   meter?: Meter;
   startedAt: number;
+  /** When it was last seen healthy. */
+  healthyAt?: number;
   stop: AbortController;
 }
 
@@ -54,6 +60,7 @@ export function createLeaseNodes({
   nodes,
   connect,
   now,
+  monotonicMs = systemClock.monotonicMs,
   log,
   probeSeconds = 5,
   unreachableSeconds = 20,
@@ -62,10 +69,16 @@ export function createLeaseNodes({
   const served = new Map<string, Served>();
 
   function health(uid: string): NodeHealth {
+    const found = judge(uid);
+    const lease = served.get(uid);
+    if (found.ready && lease) lease.healthyAt = now().getTime();
+    return found;
+  }
+
+  function judge(uid: string): NodeHealth {
     const lease = served.get(uid);
     if (!lease) return { ready: false, reason: 'NotServed', message: 'The operator does not serve this node yet.' };
-    const at = now().getTime();
-    if (at - lease.answeredAt > unreachableSeconds * 1000)
+    if (monotonicMs() - lease.answeredAtMs > unreachableSeconds * 1000)
       return {
         ready: false,
         reason: 'ProviderUnreachable',
@@ -83,7 +96,8 @@ export function createLeaseNodes({
         reason: 'ProviderNodeNotReady',
         message: lease.info.nodeMessage ?? "The provider's node is not Ready.",
       };
-    if (at > lease.paidThrough) return { ready: false, reason: 'Unpaid', message: 'The deposit is used up.' };
+    if (now().getTime() > lease.paidThrough)
+      return { ready: false, reason: 'Unpaid', message: 'The deposit is used up.' };
     const { meter, startedAt } = lease;
     const counted = (since: Date) =>
       meter?.countedUntil === undefined ? startedAt >= since.getTime() : meter.ready === false;
@@ -97,7 +111,7 @@ export function createLeaseNodes({
       const before = JSON.stringify(health(uid));
       try {
         entry.info = await remote.allocation(AbortSignal.any([signal, AbortSignal.timeout(probeSeconds * 1000)]));
-        entry.answeredAt = now().getTime();
+        entry.answeredAtMs = monotonicMs();
         entry.lastError = undefined;
       } catch (error) {
         if (signal.aborted) return;
@@ -120,11 +134,15 @@ export function createLeaseNodes({
       const node = await cluster.get<Node & KubeObject>(resources.nodes, { name }, signal);
       if (!node || node.metadata.labels?.[labels.leaseUid] !== lease.metadata.uid) return undefined;
       const ready = node.status?.conditions?.find((c) => c.type === 'Ready');
+      const { uid = '' } = lease.metadata;
+      const healthyAt = served.get(uid)?.healthyAt;
+      const unhealthy = served.has(uid) && healthyAt !== undefined && !health(uid).ready;
       return {
         name,
         ready: ready?.status === 'True' ? 'True' : ready?.status === 'False' ? 'False' : 'Unknown',
         since: new Date(readySince(node.status?.conditions) ?? node.metadata.creationTimestamp ?? 0),
         message: ready?.message ?? '',
+        ...(unhealthy ? { healthyAt: new Date(healthyAt) } : {}),
         deleting: node.metadata.deletionTimestamp !== undefined,
         pods: await countPods(cluster, name, signal),
       };
@@ -144,12 +162,12 @@ export function createLeaseNodes({
       const at = now().getTime();
       const entry: Served = known ?? {
         info,
-        answeredAt: at,
+        answeredAtMs: monotonicMs(),
         startedAt: at,
         paidThrough: 0,
         stop: new AbortController(),
       };
-      Object.assign(entry, { info, meter, answeredAt: at, startedAt: at });
+      Object.assign(entry, { info, meter, answeredAtMs: monotonicMs(), startedAt: at });
       if (paidThrough) entry.paidThrough = paidThrough.getTime();
       served.set(uid, entry);
       const { node } = lease.spec;

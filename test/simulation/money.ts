@@ -18,7 +18,7 @@ import {
   type QuoteRecord,
   type TxFact,
 } from '../../operator/core/lease/observed.ts';
-import { wayToClose } from '../../operator/core/money/escrow.ts';
+import { type Escrow, wayToClose } from '../../operator/core/money/escrow.ts';
 import type { EscrowCall } from '../../operator/core/money/model.ts';
 import type { Cluster } from '../../operator/engine/types.ts';
 import { type ChainCall, chainId, claimWindowSeconds, encode, escrowAddress, type SimChain, usdc } from './chain.ts';
@@ -63,7 +63,8 @@ export type OperatorMoney = LeaseMoney & Treasury & { readonly outbox: Outbox };
 export function leaseMoney(parts: MoneyParts, clusterUid: string, told: Told): OperatorMoney {
   const { chain, network, party, place } = parts;
   const outbox = outboxOf(parts, wallet, 'outbox');
-  const lastReads = new Map<string, NonNullable<Extract<ChainFact, { state: 'unknown' }>['last']>>();
+  const lastReads = new Map<string, { escrow: Escrow; blockTime: number; readAtMs: number }>();
+  const monotonicMs = () => party.clock.monotonicMs();
   const read = <T>(what: string, look: () => T, signal?: AbortSignal) => network.call(party, place, what, look, signal);
 
   async function txs(quote: QuoteRecord, record: LeaseRecord, signal?: AbortSignal) {
@@ -112,7 +113,11 @@ export function leaseMoney(parts: MoneyParts, clusterUid: string, told: Told): O
         ]);
         lastReads.delete(quote.leaseId);
         if (now.escrow && !now.escrow.closed)
-          lastReads.set(quote.leaseId, { escrow: now.escrow, blockTime: head.timestamp, at: parts.now() });
+          lastReads.set(quote.leaseId, {
+            escrow: now.escrow,
+            blockTime: head.timestamp,
+            readAtMs: monotonicMs(),
+          });
         return {
           state: 'known',
           escrow: now.escrow,
@@ -124,11 +129,12 @@ export function leaseMoney(parts: MoneyParts, clusterUid: string, told: Told): O
         };
       } catch (error) {
         outer?.throwIfAborted();
+        const last = lastReads.get(quote.leaseId);
         return {
           state: 'unknown',
           reason: 'ChainUnreachable',
           message: `Chain ${chainId}: ${(error as Error).message}`,
-          last: lastReads.get(quote.leaseId),
+          last: last && { ...last, ageSeconds: (monotonicMs() - last.readAtMs) / 1000 },
         };
       }
     },

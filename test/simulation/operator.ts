@@ -143,6 +143,7 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     nodes,
     connect: (quote) => (providers.get({ name: quote.providerName }) ? connection(parts, quote) : undefined),
     now,
+    monotonicMs: () => clock.monotonicMs(),
     log,
     onChange: (lease) => controller.enqueue(lease),
   });

@@ -46,10 +46,15 @@ export interface LeaseMoneyOptions {
   readonly session: ChainKey;
   readonly clusterUid: string;
   readonly chains: ReadonlyMap<number, ChainAccess>;
-  readonly now: () => Date;
+  /** Never set back or forward. */
+  readonly monotonicMs: () => number;
 }
 
-type LastRead = NonNullable<Extract<ChainFact, { state: 'unknown' }>['last']>;
+interface LastRead {
+  readonly escrow: Escrow;
+  readonly blockTime: number;
+  readonly readAtMs: number;
+}
 const mostLastReads = 10_000;
 
 export type LeaseMoneyAdapter = ReturnType<typeof createLeaseMoney>;
@@ -57,7 +62,7 @@ export type LeaseMoneyAdapter = ReturnType<typeof createLeaseMoney>;
 /** Leave this much time for an answer before a lease waits for the next look. */
 const readTimeoutMs = 10_000;
 
-export function createLeaseMoney({ wallet, session, clusterUid, chains, now }: LeaseMoneyOptions) {
+export function createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs }: LeaseMoneyOptions) {
   const clients = new Map<string, EscrowClient>();
   /** By lease id: vouchers go on from here while no endpoint answers. Escrows that are closed need none. */
   const lastReads = new Map<string, LastRead>();
@@ -67,7 +72,14 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, now }: L
     if (!escrow || escrow.closed) return;
     // The one that was not read for longest goes first.
     if (lastReads.size >= mostLastReads) lastReads.delete(lastReads.keys().next().value as string);
-    lastReads.set(leaseId, { escrow, blockTime, at: now() });
+    lastReads.set(leaseId, { escrow, blockTime, readAtMs: monotonicMs() });
+  }
+
+  function lastOf(leaseId: string) {
+    const last = lastReads.get(leaseId);
+    if (!last) return undefined;
+    const { escrow, blockTime, readAtMs } = last;
+    return { escrow, blockTime, ageSeconds: (monotonicMs() - readAtMs) / 1000 };
   }
 
   function chainOf(chainId: number): ChainAccess {
@@ -172,7 +184,7 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, now }: L
           reason: wrong ? 'WrongChain' : 'ChainUnreachable',
           message: `Chain ${chainId}: ${error instanceof Error ? error.message : String(error)}`.slice(0, 512),
           // Another chain's word is no silence: nothing is signed on the strength of what was read before it.
-          ...(wrong ? {} : { last: lastReads.get(quote.leaseId) }),
+          ...(wrong ? {} : { last: lastOf(quote.leaseId) }),
         };
       }
     },

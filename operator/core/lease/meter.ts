@@ -5,6 +5,8 @@
  * The meter is stored with each voucher. After a gap (a restart, a lost leader) the time between is billed only as far as
  * the node stayed Ready by Kubernetes' own reckoning: its condition turns Unknown 50 s after the last heartbeat.
  */
+import type { ChainFact } from './observed.ts';
+
 export interface Meter {
   /** Milliseconds served so far. */
   readonly servedMs: number;
@@ -19,14 +21,17 @@ export interface Meter {
 export interface ReadyFact {
   readonly ready: 'True' | 'False' | 'Unknown';
   readonly since: Date;
+  readonly healthyAt?: Date;
 }
 
 /** Blocks are late by up to so long. A clock that is put forward is believed no more than this. */
 const mostAheadSeconds = 30;
 
-/** Of what was read of the chain. */
-export const blockTimeOf = (chain: { state: string; blockTime?: number } | undefined): number | undefined =>
-  chain?.state === 'known' ? chain.blockTime : undefined;
+/** Of what was read of the chain. While it cannot be read, its clock is taken to go on as time does. */
+export function blockTimeOf(chain: ChainFact | undefined): number | undefined {
+  if (chain?.state !== 'unknown') return chain?.blockTime;
+  return chain.last && Math.floor(chain.last.blockTime + chain.last.ageSeconds);
+}
 
 /**
  * Advances the meter to `now`. When Ready went and came again since the last count, only the time since it came is
@@ -35,7 +40,8 @@ export const blockTimeOf = (chain: { state: string; blockTime?: number } | undef
  * Our own clock may be put forward and back, and then everything between would be counted twice: no more passes for us than
  * for the chain.
  */
-export function count(meter: Meter, node: ReadyFact | undefined, now: Date, blockTime?: number): Meter {
+export function count(meter: Meter, node: ReadyFact | undefined, at: Date, blockTime?: number): Meter {
+  const now = countableUntil(meter, node, at);
   const countedUntil = now.toISOString();
   const passed =
     blockTime === undefined || meter.blockTime === undefined
@@ -53,6 +59,14 @@ export function count(meter: Meter, node: ReadyFact | undefined, now: Date, bloc
   // Only if it was Ready when last counted: from False to Unknown is a transition, too, and none that was served before.
   const served = meter.ready === false ? 0 : Math.min(passed, Math.max(0, Math.min(since, now.getTime()) - from));
   return { servedMs: meter.servedMs + served, countedUntil, ready: false, ...seen };
+}
+
+/** Not beyond the last good health; and not back behind what is counted, or that would be counted again. */
+function countableUntil(meter: Meter, node: ReadyFact | undefined, at: Date): Date {
+  if (node?.ready !== 'True' || !node.healthyAt) return at;
+  const counted = meter.countedUntil === undefined ? node.healthyAt : new Date(meter.countedUntil);
+  const until = counted > node.healthyAt ? counted : node.healthyAt;
+  return until < at ? until : at;
 }
 
 /** Whole seconds; the started one is not billed. */

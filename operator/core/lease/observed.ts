@@ -77,8 +77,11 @@ export type ChainFact =
       readonly state: 'unknown';
       readonly reason: 'ChainUnreachable' | 'WrongChain';
       readonly message: string;
-      /** What this process read last, and when: vouchers go on while no RPC endpoint answers. */
-      readonly last?: { readonly escrow: Escrow; readonly blockTime: number; readonly at: Date };
+      /**
+       * What this process read last: vouchers go on while no RPC endpoint answers. Its age is by a clock that nobody sets, or
+       * setting ours would make seconds.
+       */
+      readonly last?: { readonly escrow: Escrow; readonly blockTime: number; readonly ageSeconds: number };
     }
   | {
       readonly state: 'known';
@@ -109,6 +112,11 @@ export interface NodeFact {
   readonly ready: 'True' | 'False' | 'Unknown';
   /** When Ready last changed. */
   readonly since: Date;
+  /**
+   * Present when this process no longer sees it healthy, though the Node still says Ready: when it last did. The Node will
+   * say so from about then on, so nothing is counted beyond.
+   */
+  readonly healthyAt?: Date;
   readonly message: string;
   /** Somebody deleted the Node; our finalizer holds it. */
   readonly deleting?: boolean;

@@ -18,12 +18,11 @@ export const serve: Step = { condition: 'Ready', decide };
  */
 export function signableSeconds(seen: Observed, counted: number): number {
   const { chain, now } = seen;
-  const read = chain?.state === 'unknown' ? chain.last : chain;
-  if (!read?.escrow) return 0;
-  // While the chain cannot be read, its clock is taken to go on as ours does.
-  const since = 'at' in read ? Math.max(0, now.getTime() - read.at.getTime()) / 1000 : 0;
-  const until = Math.floor(Math.min(read.blockTime + since, now.getTime() / 1000));
-  return Math.min(billableSeconds(read.escrow, counted, until), counted, paidSeconds(read.escrow));
+  const escrow = chain?.state === 'unknown' ? chain.last?.escrow : chain?.escrow;
+  const blockTime = blockTimeOf(chain);
+  if (!escrow || blockTime === undefined) return 0;
+  const until = Math.floor(Math.min(blockTime, now.getTime() / 1000));
+  return Math.min(billableSeconds(escrow, counted, until), counted, paidSeconds(escrow));
 }
 
 /**

@@ -17,6 +17,15 @@ const rows: [string, Meter, Parameters<typeof count>[1], number, number][] = [
   ['bills no change from False to Unknown', meter(30_000, 40, false), node(90, { ready: 'Unknown' }), 100, 30],
   ['bills up to the silence of an operator', meter(30_000, 40, true), node(90, { ready: 'Unknown' }), 100, 80],
   ['counts nothing without a node', meter(30_000, 40, true), undefined, 100, 30],
+  // The Node will say so from about then on; what was counted beyond could not be taken back.
+  [
+    'stops where this process ceased to see it healthy',
+    meter(30_000, 40, true),
+    node(10, { healthyAt: at(70) }),
+    100,
+    60,
+  ],
+  ['takes nothing back for that', meter(30_000, 40, true), node(10, { healthyAt: at(30) }), 100, 30],
   ['is not turned back by a clock that is', meter(30_000, 40, true), node(10), 20, 30],
 ];
 
@@ -29,6 +38,17 @@ describe('the meter', () => {
     expect(count(meter(0, 40, true), node(55, { ready: 'False' }), at(60)).ready).toBe(false);
     expect(count(meter(0, 40, false), node(55), at(60)).ready).toBe(true);
     expect(count(meter(0, 40, true), undefined, at(60)).ready).toBe(false);
+  });
+
+  test('counts what it held back when the node was healthy all along', () => {
+    const held = count(meter(30_000, 40, true), node(10, { healthyAt: at(70) }), at(75));
+    expect(servedSeconds(count(held, node(10), at(100)))).toBe(90);
+    expect(servedSeconds(count(held, node(72, { ready: 'False' }), at(100)))).toBe(62);
+  });
+
+  test('counts nothing twice when it had counted beyond the last good health', () => {
+    const held = count(meter(30_000, 40, true), node(10, { healthyAt: at(35) }), at(75));
+    expect(servedSeconds(count(held, node(10), at(100)))).toBe(90);
   });
 
   test('of an earlier version was Ready when last counted', () => {

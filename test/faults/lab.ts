@@ -306,7 +306,8 @@ export async function startLab({ dir, report, signal, ...options }: LabOptions):
           },
           async pod(podName) {
             await apply(podManifest(podName, name, servesForEver, true));
-            await wait(`pod ${podName} Running`, 60, async () => {
+            // After a long outage the kubelets of a provider hear of new pods a minute late.
+            await wait(`pod ${podName} Running`, 120, async () => {
               const pod = await sandbox.consumerCluster.get<Pod>(resources.pods, { namespace: 'ml', name: podName });
               return pod?.status?.phase === 'Running' ? true : undefined;
             });

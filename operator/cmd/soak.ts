@@ -367,7 +367,10 @@ function troubleInLogs(dir: string): string[] {
   return programs.flatMap((program) =>
     readFileSync(join(dir, `programs/log/${program}.log`), 'utf8')
       .split('\n')
-      .filter((line) => /unhandled|uncaught|TypeError|RangeError|ReferenceError/i.test(line))
+      // By type, not by word: the chain, too, has its BlockOutOfRangeError.
+      .filter((line) =>
+        /unhandled|uncaught|"type":"(Type|Range|Reference)Error"|^\s*(Type|Range|Reference)Error/i.test(line),
+      )
       .map((line) => `${program}: ${line.slice(0, 300)}`),
   );
 }

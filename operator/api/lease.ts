@@ -41,6 +41,11 @@ export const requirement = z
   );
 export type Requirement = z.infer<typeof requirement>;
 
+/** In spec.access.namespaces: all of them. */
+export const everyNamespace = '*';
+
+export const podIPs = ['None', 'Provider'] as const;
+
 const ownKeys =
   "k.startsWith('gpulease.dev/') || k.contains('.gpulease.dev/') || k.startsWith('node-role.kubernetes.io/')";
 
@@ -135,10 +140,24 @@ export const leaseSpec = z
     access: z
       .object({
         namespaces: z
-          .array(z.string().min(1).max(63))
+          .array(
+            z
+              .string()
+              .min(1)
+              .max(63)
+              .regex(/^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$/),
+          )
           .max(32)
           .optional()
-          .describe("Namespaces whose pods may run on the node. Default: the lease's own."),
+          .meta(
+            cel({
+              rule: `!('${everyNamespace}' in self) || size(self) == 1`,
+              message: '"*" means every namespace: it stands alone',
+            }),
+          )
+          .describe(
+            'Namespaces whose pods may run on the node. Default: the lease\'s own. "*" alone: every namespace, also those made later; then anybody who may create a pod in this cluster may use what the lease pays for, and what such a pod refers to goes to the provider. Not with node.untainted unless that is meant: pods that know nothing of the lease would go there.',
+          ),
       })
       .default({}),
     node: z
@@ -168,8 +187,14 @@ export const leaseSpec = z
           .describe(
             'true: leave out our own taints, so that any pod of the cluster may be scheduled here; pods of other namespaces are still refused.',
           ),
+        podIP: z
+          .enum(podIPs)
+          .default('None')
+          .describe(
+            "What pods show as their address. None: none, so that Kubernetes makes no endpoint which nobody here could reach. Provider: their address in the provider's network; only where this cluster's pods and nodes can reach that network.",
+          ),
       })
-      .default({ untainted: false }),
+      .default({ untainted: false, podIP: 'None' }),
   })
   .meta(
     cel(

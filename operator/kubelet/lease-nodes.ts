@@ -183,6 +183,7 @@ export function createLeaseNodes({
           taints: node.taints,
           untainted: node.untainted,
           allowedNamespaces: lease.spec.access.namespaces ?? [lease.metadata.namespace!],
+          podIP: node.podIP,
           served: info,
           healthy: () => health(uid),
         },

@@ -10,6 +10,7 @@
  * A pod that has ended stays as it ended.
  */
 import { annotations } from '../api/labels.ts';
+import { mayUseLease } from '../core/node/access.ts';
 import { remoteObjectName, remotePodName } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod, type PodStatus } from '../core/node/pod.ts';
 import { sameStatus } from '../core/node/same-status.ts';
@@ -129,7 +130,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       host.objects.release(uidOf(pod));
       return {};
     }
-    if (!host.spec.allowedNamespaces.includes(pod.metadata.namespace ?? ''))
+    if (!mayUseLease(host.spec.allowedNamespaces, pod.metadata.namespace ?? ''))
       return refuse(
         pod,
         'NamespaceNotAllowed',

@@ -2,7 +2,7 @@
 import type { LeaseNode, NodeHealth, ServedNode } from '../core/node/virtual-node.ts';
 
 export interface NodeSpec extends LeaseNode {
-  /** Whose pods may run here: all of them, the lease's own included. */
+  /** Whose pods may run here: the lease's own namespace included, or "*" for every one. See `mayUseLease`. */
   readonly allowedNamespaces: readonly string[];
   /** Provider: pods show their address at the provider. None, by default: they show none. */
   readonly podIP?: 'None' | 'Provider';

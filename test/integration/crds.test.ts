@@ -142,7 +142,7 @@ describe('the kinds', () => {
       retry: { maxAttempts: 3, avoidFailedProviderSeconds: 3600 },
       drainTimeoutSeconds: 300,
       access: {},
-      node: { untainted: false },
+      node: { untainted: false, podIP: 'None' },
     });
   });
 
@@ -306,6 +306,25 @@ const bad: Record<string, Bad> = {
     value: [{ key: 'nvidia.com/gpu.product', operator: 'In', values: ['NVIDIA-L40S'] }],
     says: ['spec.requirements: Invalid value: use spec.gpu for product, count and memory'],
     cel: true,
+  },
+  'every namespace, and one by name': {
+    kind: 'GpuLease',
+    path: 'access.namespaces',
+    value: ['*', 'team-a'],
+    says: ['spec.access.namespaces: Invalid value: "*" means every namespace: it stands alone'],
+    cel: true,
+  },
+  'a pattern of namespaces': {
+    kind: 'GpuLease',
+    path: 'access.namespaces',
+    value: ['team-*'],
+    says: ['spec.access.namespaces[0]: Invalid value: "team-*"', 'should match'],
+  },
+  'a pod address of another kind': {
+    kind: 'GpuLease',
+    path: 'node.podIP',
+    value: 'Consumer',
+    says: ['spec.node.podIP: Unsupported value: "Consumer": supported values: "None", "Provider"'],
   },
   'a node label of our own group': {
     kind: 'GpuLease',

@@ -200,6 +200,13 @@ export const accessToken = z.object({ token: z.string().min(1).max(2048), expire
 export type AccessToken = z.infer<typeof accessToken>;
 
 /**
+ * How much of its nodes a provider gives to the pods of a lease. baseline: nothing of the host. trusted: the host's network
+ * and files, as only somebody who owns both clusters would want it.
+ */
+export const tenantProfiles = ['baseline', 'trusted'] as const;
+export type TenantProfile = (typeof tenantProfiles)[number];
+
+/**
  * What the provider set aside for one lease.
  * Provisioning: the tenant is being made. Serving: pods may run. Suspended: unpaid beyond grace, pods were ended; vouchers
  * no longer help. Ended: released, closed or expired; nothing is left but the record.
@@ -218,6 +225,8 @@ export const allocationInfo = z.object({
   /** The real node answers its own control plane. */
   nodeReady: z.boolean(),
   nodeMessage: z.string().max(1024).optional(),
+  /** Absent: baseline. */
+  tenantProfile: z.enum(tenantProfiles).optional(),
   /** Highest voucher stored here. */
   vouchedSeconds: z.int32().min(0),
   graceSeconds: z.int32().min(0),

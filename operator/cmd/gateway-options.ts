@@ -77,6 +77,13 @@ export const gatewayOptions = {
   retention: integer('How long records of settled leases are kept.', 'SECONDS', 60, 31_536_000, 604_800),
   gpuRuntimeClass: text('Runtime class for pods with GPUs, where the nodes need one.', 'NAME'),
   denyEgress: list('Network that tenants cannot reach, beside all private ones: public addresses of your own.', 'CIDR'),
+  trustedConsumer: {
+    description:
+      'Account of a consumer that gets the tenant profile "trusted" instead of "baseline": its pods may use hostNetwork and hostPath, so whoever creates pods there can read and change everything on your nodes, other tenants included. Only for clusters that are your own as well. Holds for leases made from then on; taken back at once.',
+    value: 'ADDRESS',
+    many: true,
+    parse: address,
+  } as Option<Address> & { many: true },
   held: {
     description: 'Take no new leases; those that run go on.',
     parse: (t: string) => t === 'true',

@@ -70,6 +70,7 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     chains,
     terms: { provider: notary.address, maxUnpaid: options.maxUnpaid, quoteSeconds: options.quoteSeconds },
     tenant: { deniedCidrs: options.denyEgress },
+    trustedConsumers: options.trustedConsumer,
     held: () => options.held === true,
     settings: {
       tickSeconds: options.tick,

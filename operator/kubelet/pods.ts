@@ -423,6 +423,7 @@ const viewOf = (host: PodHost) => ({
   nodeName: host.name,
   nodeAddress: host.address,
   capacity: nodeCapacity(host.spec.served),
+  hostAccess: host.spec.served.tenantProfile === 'trusted',
 });
 const statusView = (host: PodHost) => ({
   nodeAddress: host.address,

@@ -373,7 +373,13 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
 
 /** What of a node its pods depend on. */
 const tellsPods = (spec: NodeSpec): string =>
-  JSON.stringify([spec.allowedNamespaces, spec.podIP, spec.served.gpus, spec.served.resources]);
+  JSON.stringify([
+    spec.allowedNamespaces,
+    spec.podIP,
+    spec.served.gpus,
+    spec.served.resources,
+    spec.served.tenantProfile,
+  ]);
 
 const isOnVirtualNode = (pod: Pod): boolean => pod.spec.nodeName?.startsWith(virtualNodePrefix) === true;
 

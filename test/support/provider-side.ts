@@ -179,6 +179,7 @@ export async function startProviderSide(
     readonly offers?: readonly GpuOffer[];
     readonly settings?: Partial<Parameters<typeof createProvider>[0]['settings']>;
     readonly maxUnpaid?: string;
+    readonly trustedConsumers?: readonly string[];
     readonly log?: Log;
     readonly cluster?: FakeCluster;
     readonly chain?: FakeChain;
@@ -226,6 +227,7 @@ export async function startProviderSide(
     chains,
     terms: { provider: notary.address, maxUnpaid: options.maxUnpaid ?? '0.25', quoteSeconds: 120 },
     tenant: { deniedCidrs: [] },
+    trustedConsumers: options.trustedConsumers,
     held: () => side.held,
     settings: {
       tickSeconds: 0.05,

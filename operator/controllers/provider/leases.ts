@@ -11,6 +11,7 @@ import type {
   QuoteRequest,
   ReleaseReceipt,
   SignedQuote,
+  TenantProfile,
   VoucherReceipt,
   VoucherRequest,
 } from '../../api/gateway.ts';
@@ -58,6 +59,8 @@ export interface LeaseServiceOptions {
   readonly ledgers: Ledgers;
   readonly tenants: Tenants;
   readonly terms: QuoteTerms;
+  /** Consumers whose pods may use the hosts of this provider. */
+  readonly trusted: (consumer: string) => boolean;
   /** While true no new quotes and no new leases; what runs goes on. */
   readonly held: () => boolean;
   readonly now: () => Date;
@@ -164,6 +167,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       openedAt: escrow.openedAt,
       endsAt: escrow.endsAt,
       room,
+      ...(options.trusted(quote.consumer) ? { tenantProfile: 'trusted' as const } : {}),
       // Where something is set aside for it already, its pods may be running: the record was lost, and is made anew.
       nodeName: stock.holderOf(leaseId) ?? (offer && candidates(offer, room)[0]?.node.name) ?? '',
       state: 'Provisioning',
@@ -221,11 +225,16 @@ export function createLeaseService(options: LeaseServiceOptions) {
       nodeLabels: node?.carriedLabels ?? {},
       nodeInfo: node?.nodeInfo ?? {},
       ...health,
+      tenantProfile: profileNow(record),
       vouchedSeconds: vouchedSeconds(record),
       graceSeconds: record.quote.graceSeconds,
       ...(record.servingSince === undefined ? {} : { servingSince: record.servingSince }),
     };
   }
+
+  /** Trust that was taken back holds at once; trust given later holds for later leases, whose tenant is made for it. */
+  const profileNow = (record: LeaseRecord): TenantProfile =>
+    record.tenantProfile === 'trusted' && options.trusted(record.quote.consumer) ? 'trusted' : 'baseline';
 
   function healthOf(record: LeaseRecord, node: NodeView | undefined): { nodeReady: boolean; nodeMessage?: string } {
     if (node === undefined) return { nodeReady: false, nodeMessage: 'the node is gone from the provider’s cluster' };
@@ -424,7 +433,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       if (record.state === 'Provisioning') {
         throw new Refusal(503, 'the tenant is being made', { retryAfterSeconds: 1 });
       }
-      return record;
+      return { ...record, tenantProfile: profileNow(record) };
     },
     token: (leaseId: Hex32, signal?: AbortSignal) => tenants.token(leaseId, signal),
     forgetToken: (leaseId: Hex32) => tenants.forgetToken(leaseId),

@@ -34,6 +34,8 @@ export interface ProviderOptions {
   readonly chains: Chains;
   readonly terms: QuoteTerms;
   readonly tenant: TenantOptions;
+  /** Accounts of consumers that are given the profile `trusted`. None by default. */
+  readonly trustedConsumers?: readonly string[];
   readonly held: () => boolean;
   readonly settings: {
     readonly tickSeconds: number;
@@ -82,6 +84,7 @@ export function createProvider(options: ProviderOptions): Provider {
     metrics,
   });
   const chainView = createChainView();
+  const trusted = new Set(options.trustedConsumers?.map((consumer) => consumer.toLowerCase()));
   let leases: Controller | undefined;
   const changed = (leaseId: Hex32) => leases?.enqueue(keyOfLease(namespace, leaseId));
 
@@ -91,6 +94,7 @@ export function createProvider(options: ProviderOptions): Provider {
     notary: options.notary,
     terms: options.terms,
     held: options.held,
+    trusted: (consumer) => trusted.has(consumer.toLowerCase()),
     chains,
     stock,
     records,

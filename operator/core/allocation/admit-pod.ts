@@ -5,18 +5,21 @@
  *   kept      what makes the program: containers, volumes of ConfigMaps, Secrets and scratch space, probes, hooks, dns
  *   replaced  where it runs (the reserved node alone), as whom (an account without a token), its labels
  *   left out  the consumer's scheduling: affinity, tolerations, priority, service account, node
- *   refused   host access, devices past the count, other namespaces, and every field that is not known here
+ *   refused   host access (but to a trusted tenant: the host's network and files), devices past the count, other
+ *             namespaces, and every field that is not known here
  *
  * Requests stay as the consumer's scheduler counted them. Limits are capped at the lease, and set to the lease where there
  * are none, so that a tenant cannot take the CPU or memory of another; the request is then spelled out as 0, or the API
  * server would raise it to the limit.
  */
+import type { TenantProfile } from '../../api/gateway.ts';
 import { gpuResource, group, managedBy, labels as ownLabels, taints } from '../../api/labels.ts';
 import { parseQuantity, QuantityError } from '../quantity.ts';
 import {
   type Admission,
   fields,
   flag,
+  hostOnly,
   isObject,
   leave,
   left,
@@ -49,6 +52,8 @@ export interface PodContext {
   readonly room: Room;
   /** Runtime class for pods with GPUs, where the provider's nodes need one. */
   readonly gpuRuntimeClass?: string;
+  /** baseline unless said otherwise: see `tenantProfiles`. */
+  readonly profile?: TenantProfile;
 }
 
 export interface AdmittedPod {
@@ -399,7 +404,7 @@ const volumeKinds: Readonly<Record<string, Rule>> = {
       64,
     ),
   }),
-  hostPath: never(`hostPath volumes are refused: ${hostMessage}`),
+  hostPath: hostOnly(fields({ path: text(), type: text(32) }), `hostPath volumes are refused: ${hostMessage}`),
   persistentVolumeClaim: never('persistent volumes are not supported on leased nodes yet: use emptyDir'),
   ephemeral: never('ephemeral volume claims are not supported on leased nodes yet: use emptyDir'),
   csi: never('CSI volumes are not supported on leased nodes'),
@@ -446,7 +451,7 @@ const specRules: Readonly<Record<string, Rule>> = {
   os: fields({ name: oneOf(['linux'], 'must be linux') }),
   hostUsers: oneOf([false, true], 'must be true or false'),
 
-  hostNetwork: never(`hostNetwork is refused: ${hostMessage}`),
+  hostNetwork: hostOnly(flag, `hostNetwork is refused: ${hostMessage}`),
   hostPID: never(`hostPID is refused: ${hostMessage}`),
   hostIPC: never(`hostIPC is refused: ${hostMessage}`),
   nodeName: never('is the gateway’s to choose'),
@@ -569,7 +574,7 @@ function withoutDevices(container: Container): Container {
 
 /** The pod as it will be created, or a Refusal that names every field in the way. */
 export function admitPod(pod: unknown, context: PodContext): AdmittedPod {
-  const admission: Admission = { errors: [] };
+  const admission: Admission = { errors: [], hostAccess: context.profile === 'trusted' };
   if (!isObject(pod) || !isObject(pod.metadata) || !isObject(pod.spec)) {
     throw new Refusal(400, 'the body is not a pod with metadata and spec');
   }
@@ -623,7 +628,10 @@ export function admitPod(pod: unknown, context: PodContext): AdmittedPod {
       ...spec,
       containers,
       ...(initContainers.length > 0 ? { initContainers } : {}),
-      dnsPolicy: spec.dnsPolicy === 'ClusterFirstWithHostNet' ? 'ClusterFirst' : (spec.dnsPolicy ?? 'ClusterFirst'),
+      dnsPolicy:
+        spec.dnsPolicy === 'ClusterFirstWithHostNet' && spec.hostNetwork !== true
+          ? 'ClusterFirst'
+          : (spec.dnsPolicy ?? 'ClusterFirst'),
       serviceAccountName: 'default',
       automountServiceAccountToken: false,
       enableServiceLinks: false,

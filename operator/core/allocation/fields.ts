@@ -6,6 +6,8 @@ import type { FieldError } from './refusal.ts';
 
 export interface Admission {
   readonly errors: FieldError[];
+  /** The provider lets this tenant use the network and files of its node. */
+  readonly hostAccess?: boolean;
 }
 
 /** Returned for a field that is left out of the result. */
@@ -49,6 +51,12 @@ export const never =
   (message: string): Rule =>
   (value, path, admission) =>
     isEmpty(value) ? left : refuse(admission, path, message, value);
+
+/** As `never`, but for a tenant with access to the host. */
+export const hostOnly =
+  (rule: Rule, message: string): Rule =>
+  (value, path, admission) =>
+    (admission.hostAccess ? rule : never(message))(value, path, admission);
 
 export const text =
   (max = 4096): Rule =>

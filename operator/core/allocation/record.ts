@@ -2,7 +2,7 @@
  * The record of one lease, kept in a Secret: all that a gateway must know after a crash to go on where it was. What the
  * chain or the cluster can tell is not in here.
  */
-import type { PromisedNode, QuoteJson } from '../../api/gateway.ts';
+import type { PromisedNode, QuoteJson, TenantProfile } from '../../api/gateway.ts';
 import type { Address, Hex, Hex32 } from '../../api/messages.ts';
 import type { Room } from './room.ts';
 
@@ -48,6 +48,8 @@ export interface LeaseRecord {
   readonly openedAt: number;
   readonly endsAt: number;
   readonly room: Room;
+  /** What the consumer was trusted with when the lease began. Absent: baseline. */
+  readonly tenantProfile?: TenantProfile;
   /** Node of the provider's cluster whose ledger holds the reservation. */
   readonly nodeName: string;
   readonly state: RecordState;

@@ -5,6 +5,7 @@
  * Isolation is layered, so that no single mistake opens it: the narrow proxy, pod admission at the gateway, the role of
  * the tenant's account, quota, pod security "baseline" and the network policy.
  */
+import type { TenantProfile } from '../../api/gateway.ts';
 import { annotations, gpuResource, managedBy, labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { tenantNamespace } from './record.ts';
@@ -62,6 +63,8 @@ export interface TenantLease {
   /** Address of the contract. */
   readonly escrow: string;
   readonly room: Room;
+  /** Absent: baseline. */
+  readonly tenantProfile?: TenantProfile;
 }
 
 /** Where a tenant's money is, from the annotation of its namespace; undefined when it does not tell. */
@@ -96,7 +99,8 @@ export function tenantObjects(lease: TenantLease, options: TenantOptions): reado
           name: namespace,
           labels: {
             ...labels,
-            'pod-security.kubernetes.io/enforce': 'baseline',
+            // There is no level between: what a trusted tenant may ask for is still the gateway's to decide.
+            'pod-security.kubernetes.io/enforce': lease.tenantProfile === 'trusted' ? 'privileged' : 'baseline',
             'pod-security.kubernetes.io/enforce-version': 'latest',
           },
           annotations: { [annotations.escrow]: `${lease.chainId}/${lease.escrow}/${leaseId.toLowerCase()}` },

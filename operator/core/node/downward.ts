@@ -12,6 +12,8 @@ export interface SelfView {
   readonly nodeAddress: string;
   /** What the node has for pods: the default of limits that a container does not set. */
   readonly capacity: Readonly<Record<string, string>>;
+  /** The provider lets this lease's pods use the network and files of its node. */
+  readonly hostAccess?: boolean;
 }
 
 /** Native: only the provider knows the answer, and it is the right one. */

@@ -178,7 +178,7 @@ interface Work {
 function translate(pod: Pod, view: SelfView): Translation {
   const { spec } = pod;
   for (const field of ['hostNetwork', 'hostPID', 'hostIPC'])
-    if (spec[field] === true)
+    if (spec[field] === true && !(field === 'hostNetwork' && view.hostAccess))
       throw new Refused('HostAccessRefused', `spec.${field}: leased nodes give no access to the host`);
   refuseUnknown(spec, handledPodFields, 'spec');
   refuseMoreThanLeased(pod, view);
@@ -198,6 +198,7 @@ function translate(pod: Pod, view: SelfView): Translation {
   const volumes = (spec.volumes ?? []).flatMap((volume, i) => carryVolume(volume, `spec.volumes[${i}]`, work));
   const remote: PodSpec = {
     ...pick(spec, carriedPodFields),
+    ...(spec.hostNetwork === true && { hostNetwork: true }),
     // The provider's Services are not the consumer's.
     enableServiceLinks: false,
     automountServiceAccountToken: false,
@@ -262,7 +263,8 @@ function carryContainer(container: Container, path: string, work: Work): Contain
   if (container.resources) carried.resources = pick(container.resources, ['limits', 'requests']);
   if (container.ports?.length)
     carried.ports = container.ports.map(({ hostPort, hostIP: _, ...port }, i) => {
-      if (hostPort)
+      // With hostNetwork Kubernetes itself sets it, to the container's port, here and again at the provider.
+      if (hostPort && work.pod.spec.hostNetwork !== true)
         throw new Refused(
           'HostAccessRefused',
           `${path}.ports[${i}].hostPort: leased nodes open no ports on the host; leave it out`,
@@ -335,6 +337,7 @@ function carryVolume(volume: Volume, path: string, work: Work): Volume[] {
   }
   if (volume.emptyDir) return [{ name, emptyDir: volume.emptyDir }];
   if (volume.image) return [{ name, image: volume.image }];
+  if (volume.hostPath && work.view.hostAccess) return [{ name, hostPath: volume.hostPath }];
   if (volume.configMap) {
     const { configMap } = volume;
     const renamed = configMapName(configMap.name ?? '', configMap.optional === true, work);

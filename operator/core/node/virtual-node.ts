@@ -65,7 +65,10 @@ export interface LeaseNode {
 }
 
 /** What the provider set aside, and says of the real node. */
-export type ServedNode = Pick<AllocationInfo, 'gpus' | 'resources' | 'pods' | 'nodeLabels' | 'nodeInfo'>;
+export type ServedNode = Pick<
+  AllocationInfo,
+  'gpus' | 'resources' | 'pods' | 'nodeLabels' | 'nodeInfo' | 'tenantProfile'
+>;
 
 export interface NodePlace {
   /** Where the API server reaches this node's kubelet API. */

@@ -198,8 +198,8 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     const namespace = tenantNamespace(record.leaseId);
     const leaseId = leaseIdLabel(record.leaseId);
     if (target.kind === 'pods') {
-      const { nodeName, room } = record;
-      return admitPod(body, { namespace, leaseId, nodeName, room, gpuRuntimeClass: options.gpuRuntimeClass });
+      const { nodeName, room, tenantProfile: profile } = record;
+      return admitPod(body, { namespace, leaseId, nodeName, room, profile, gpuRuntimeClass: options.gpuRuntimeClass });
     }
     return admitConfig(target.kind === 'secrets' ? 'Secret' : 'ConfigMap', body, { namespace, leaseId });
   }

@@ -93,6 +93,32 @@ describe('from quote to refund', () => {
     expect((await side.get('/v1/offers')).body).toMatchObject({ offers: [{ available: 1 }] });
   });
 
+  test('gives the profile "trusted" to whom the provider trusts, and takes it back at once', async () => {
+    side = await startProviderSide({ trustedConsumers: [keys.consumer.address.toUpperCase().replace('0X', '0x')] });
+    const { leaseId, info, token } = await side.lease();
+    expect(info).toMatchObject({ tenantProfile: 'trusted' });
+    const { metadata } = side.cluster.object(resources.namespaces, { name: tenantNamespace(leaseId) })!;
+    expect(metadata.labels).toMatchObject({ 'pod-security.kubernetes.io/enforce': 'privileged' });
+
+    const { cluster, chain } = side;
+    await side.stop();
+    side = await startProviderSide({ cluster, chain });
+    expect(await stateOf(leaseId, token)).toMatchObject({ state: 'Serving', tenantProfile: 'baseline' });
+    const hostile = { metadata: { name: 'p' }, spec: { hostNetwork: true, containers: [{ name: 'c', image: 'i' }] } };
+    expect(await side.post(`/v1/leases/${leaseId}/kube/pods`, hostile, token)).toMatchObject({
+      status: 422,
+      body: { reason: 'PodRefused' },
+    });
+  });
+
+  test('trusts nobody unless told to', async () => {
+    side = await startProviderSide();
+    const { leaseId, info } = await side.lease();
+    expect(info).toMatchObject({ tenantProfile: 'baseline' });
+    const { metadata } = side.cluster.object(resources.namespaces, { name: tenantNamespace(leaseId) })!;
+    expect(metadata.labels).toMatchObject({ 'pod-security.kubernetes.io/enforce': 'baseline' });
+  });
+
   test('allocates nothing before the escrow is on chain', async () => {
     side = await startProviderSide();
     const quote = await side.quote();

@@ -30,6 +30,34 @@ interface Seen {
   env?: { name: string; value?: string }[];
   resources: { requests: Record<string, string>; limits: Record<string, string> };
 }
+describe('a trusted tenant', () => {
+  const admit = (object: unknown) => admitPod(object, { ...context, profile: 'trusted' });
+
+  test('may use the network and files of the node', () => {
+    const hostPath = { path: '/etc/hosts', type: 'FileOrCreate' };
+    const { spec } = admit(
+      pod({ hostNetwork: true, dnsPolicy: 'ClusterFirstWithHostNet', volumes: [{ name: 'h', hostPath }] }),
+    );
+    expect(spec).toMatchObject({
+      hostNetwork: true,
+      dnsPolicy: 'ClusterFirstWithHostNet',
+      volumes: [{ name: 'h', hostPath }],
+      affinity: { nodeAffinity: {} },
+    });
+  });
+
+  test.each<[string, object]>([
+    ['privileged containers', pod({}, { securityContext: { privileged: true } })],
+    ['the processes of the node', pod({ hostPID: true })],
+    ['its shared memory', pod({ hostIPC: true })],
+    ['a port of the node', pod({}, { ports: [{ containerPort: 80, hostPort: 80 }] })],
+    ['SYS_ADMIN', pod({}, { securityContext: { capabilities: { add: ['SYS_ADMIN'] } } })],
+    ['a word for hostNetwork', pod({ hostNetwork: 'yes' })],
+  ])('may have no more than that: not %s', (_, object) => {
+    expect(() => admit(object)).toThrow(Refusal);
+  });
+});
+
 const container = (admitted: AdmittedPod, index = 0): Seen => (admitted.spec.containers as Seen[])[index]!;
 
 describe('refused, by field', () => {

@@ -8,10 +8,9 @@ import { escrowOfTenant, tenantObjects } from '../../../../operator/core/allocat
 const leaseId = `0x${'aB'.repeat(32)}` as const;
 const room = { gpus: 2, cpuMillis: 7500, memoryBytes: 8 * 1024 ** 3, ephemeralBytes: 1024 ** 3, pods: 20 };
 const escrow = `0x${'Ee'.repeat(20)}` as const;
-const objects = tenantObjects(
-  { leaseId, chainId: 42161, escrow, room },
-  { deniedCidrs: ['203.0.113.0/24', '2001:db8::/32'] },
-);
+const lease = { leaseId, chainId: 42161, escrow, room };
+const options = { deniedCidrs: ['203.0.113.0/24', '2001:db8::/32'] };
+const objects = tenantObjects(lease, options);
 const find = (kind: string) =>
   objects.find(({ object }) => object.kind === kind)!.object as unknown as Record<string, never>;
 
@@ -33,6 +32,12 @@ describe('a tenant', () => {
     for (const wrong of ['', '1/0x12/0x34', `x/${escrow}/${leaseId}`, `1/${escrow}/${leaseId}/more`])
       expect(escrowOfTenant({ 'gpulease.dev/escrow': wrong }), wrong).toBeUndefined();
     expect(escrowOfTenant(undefined)).toBeUndefined();
+  });
+
+  test('of a trusted consumer has no pod security below the gateway', () => {
+    const [first, ...others] = tenantObjects({ ...lease, tenantProfile: 'trusted' }, options);
+    expect(first!.object.metadata.labels).toMatchObject({ 'pod-security.kubernetes.io/enforce': 'privileged' });
+    expect(others).toEqual(objects.slice(1));
   });
 
   test('has exactly what was leased', () => {

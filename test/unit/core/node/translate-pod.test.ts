@@ -295,6 +295,40 @@ describe('references', () => {
   });
 });
 
+describe('where the provider gives access to its host', () => {
+  const trusted = { ...view, hostAccess: true };
+  const hostPath = { path: '/etc/hosts', type: 'FileOrCreate' };
+
+  test('the host’s network and files are asked for', () => {
+    const wanted = pod({
+      hostNetwork: true,
+      volumes: [{ name: 'h', hostPath }],
+      // As the API server completes a pod with hostNetwork.
+      containers: [{ name: 'main', image: 'busybox', ports: [{ containerPort: 80, hostPort: 80 }] }],
+    });
+    expect(translatePod(wanted, trusted)).toMatchObject({
+      pod: {
+        spec: {
+          hostNetwork: true,
+          volumes: [{ name: 'h', hostPath }],
+          containers: [{ ports: [{ containerPort: 80 }] }],
+        },
+      },
+    });
+  });
+
+  test.each<[string, Partial<PodSpec>]>([
+    ['host PIDs', { hostPID: true }],
+    ['host IPC', { hostIPC: true }],
+    [
+      'a host port without the host’s network',
+      { containers: [{ name: 'main', ports: [{ containerPort: 80, hostPort: 80 }] }] },
+    ],
+  ])('a pod is still refused with %s', (_, spec) => {
+    expect(translatePod(pod(spec), trusted)).toMatchObject({ refused: 'HostAccessRefused' });
+  });
+});
+
 describe('a pod is refused at once', () => {
   const container = (more: object): Partial<PodSpec> => ({ containers: [{ name: 'main', ...more }] });
   const volume = (more: object): Partial<PodSpec> => ({ volumes: [{ name: 'v', ...more }] });

@@ -47,6 +47,8 @@ export interface ProcessSpec {
   readonly forksProgram?: boolean;
   /** Keeps our end of its standard input open: a program that reads it to the end dies with us. */
   readonly holdStdin?: boolean;
+  /** It has an end of its own, which is no crash: see `ended`. */
+  readonly job?: boolean;
 }
 
 export interface Exit {
@@ -59,6 +61,8 @@ export interface ManagedProcess {
   readonly pid: number;
   readonly running: boolean;
   readonly logFile: string;
+  /** How it ended, once it has. */
+  readonly ended: Promise<Exit>;
   /** Sends the signal and, for SIGKILL and SIGTERM, waits until the process is gone. Counts as wanted, not as a crash. */
   kill(signal?: NodeJS.Signals): Promise<void>;
   /** SIGTERM, then SIGKILL when it takes too long. */
@@ -168,6 +172,9 @@ class Managed implements ManagedProcess {
   get logFile(): string {
     return this.#paths.logFile;
   }
+  get ended(): Promise<Exit> {
+    return this.#gone;
+  }
   get running(): boolean {
     return this.#child?.pid !== undefined && this.#exit === undefined;
   }
@@ -202,7 +209,7 @@ class Managed implements ManagedProcess {
         this.#exit = exit;
         this.#forget();
         resolve(exit);
-        if (this.#wanted && isReady)
+        if (this.#wanted && isReady && !this.#spec.job)
           this.#crashed(new ProcessError(`${name} ended by itself (${why})`, this.#tail(logStart)));
       };
       child.once('error', (error) => end({ code: null, signal: null }, error.message));

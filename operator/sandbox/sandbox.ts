@@ -39,7 +39,10 @@ export interface SandboxOptions {
   /** Blocks come at this pace; a transaction does not wait for it. */
   readonly blockTimeSeconds?: number;
   readonly claimWindowSeconds?: number;
+  /** None of a model: no node of it. */
   readonly gpus?: { readonly h100: number; readonly rtx4090: number };
+  /** The gateway lets the pods of this sandbox's consumer use its hosts. */
+  readonly trustConsumer?: boolean;
   /** Further flags of the two programs. */
   readonly operatorArgs?: readonly string[];
   readonly gatewayArgs?: readonly string[];
@@ -146,7 +149,7 @@ async function build(
   const consumerCluster = connectCluster({ name: 'consumer', kubeconfig: consumer.kubeconfig });
   const providerCluster = connectCluster({ name: 'provider', kubeconfig: provider.kubeconfig });
 
-  report('joining two GPU nodes to the provider (kubelet, containerd, device plugin) and deploying the contracts');
+  report('joining GPU nodes to the provider (kubelet, containerd, device plugin) and deploying the contracts');
   const node = (name: string, model: typeof H100, count: number) =>
     startGpuNode(
       {
@@ -160,7 +163,10 @@ async function build(
       signal,
     ).then(keep);
   const [nodes, deployed] = await Promise.all([
-    Promise.all([node('gpu-h100', H100, gpus.h100), node('gpu-4090', RTX_4090, gpus.rtx4090)]),
+    Promise.all([
+      ...(gpus.h100 > 0 ? [node('gpu-h100', H100, gpus.h100)] : []),
+      ...(gpus.rtx4090 > 0 ? [node('gpu-4090', RTX_4090, gpus.rtx4090)] : []),
+    ]),
     deploy(chain, claimWindowSeconds, signal),
     applyManifests(consumerCluster, [...crds(), ...base()], { fieldManager: 'sandbox' }, signal),
     applyManifests(providerCluster, [...crds(), ...base()], { fieldManager: 'sandbox' }, signal),
@@ -229,6 +235,7 @@ async function build(
           '1',
           '--tick',
           '1',
+          ...(options.trustConsumer ? ['--trusted-consumer', wallet] : []),
           ...(options.gatewayArgs ?? []),
         ],
         ready: () => ready(operationsPort),

@@ -9,9 +9,10 @@
  *
  * The machine's kernel settings stay as they are: kubelet would set six of them, and is shown the values it wants instead.
  */
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { dump } from 'js-yaml';
@@ -74,8 +75,10 @@ export interface RealNode extends ClusterNode {
   readonly machineIp: string;
   kill(program: NodeProgram, signal?: NodeJS.Signals): Promise<void>;
   restart(program: NodeProgram, how?: { readonly signal?: 'SIGTERM' | 'SIGKILL' }, signal?: AbortSignal): Promise<void>;
-  /** Runs `ctr -n k8s.io` on the node, for tests and for images made elsewhere. */
+  /** Runs `ctr -n k8s.io` on the node, for tests. */
   ctr(...args: string[]): Promise<string>;
+  /** Gives the node container images: a docker-archive, wherever it lies on this machine. */
+  importImages(archive: string): Promise<void>;
 }
 
 export interface RealNodeOptions extends NodeOptions {
@@ -179,6 +182,8 @@ export async function startNode(given: RealNodeOptions, signal?: AbortSignal): P
       },
       setHealth: async (uuid, healthy) => devicePlugin.setHealth(uuid, healthy),
       ctr,
+      importImages: (archive) =>
+        pipeInto('nsenter', inside(programs.ctr, '-n', 'k8s.io', 'images', 'import', '-'), archive),
       kill: (program, how = 'SIGKILL') => byName[program].kill(how),
       restart: (program, how, abort) => byName[program].restart(how, abort),
       async powerOff() {
@@ -197,6 +202,25 @@ export async function startNode(given: RealNodeOptions, signal?: AbortSignal): P
   } catch (error) {
     await release();
     throw error;
+  }
+}
+
+/** Runs a program that reads a file as its standard input: the node's own view of files may not show it. */
+async function pipeInto(command: string, args: readonly string[], file: string): Promise<void> {
+  const input = await open(file);
+  try {
+    const child = spawn(command, args, { stdio: [input.fd, 'ignore', 'pipe'] });
+    let said = '';
+    child.stderr!.setEncoding('utf8').on('data', (text: string) => {
+      said = (said + text).slice(-2000);
+    });
+    const code = await new Promise<number | null>((resolve, reject) => {
+      child.once('error', reject);
+      child.once('close', resolve);
+    });
+    if (code !== 0) throw new Error(`${command} ${args.at(-4)} … failed (exit code ${code}): ${said.trim()}`);
+  } finally {
+    await input.close();
   }
 }
 

@@ -50,28 +50,45 @@ export interface ToolsOptions {
 
 const PLANE: readonly Tool[] = ['etcd', 'kube-apiserver', 'kube-controller-manager', 'kube-scheduler', 'kubectl'];
 
-interface Build {
+/** Programs that one call of Go makes, and the folder of the cache that they are kept in. */
+export interface GoBuild {
+  /** For people: what is being built. */
   readonly what: string;
+  /** Folder beside this file whose go.mod pins what they are made of. */
   readonly module: string;
-  readonly tools: Readonly<Partial<Record<Tool, string>>>;
+  /** Name of the program: its package. */
+  readonly tools: Readonly<Record<string, string>>;
+  /** The package's tests as a program (`go test -c`), rather than the package. One tool only. */
+  readonly testProgram?: boolean;
+  /** Versions and platform, so that the cache never holds an old one under a new name. */
   readonly cacheKey: string;
   readonly ldflags: string;
+  /** How long it takes, for people. */
   readonly about: string;
 }
 
-const platform = `${process.platform}-${process.arch}`;
+export interface BuildOptions {
+  readonly report: Report;
+  readonly env?: Readonly<Record<string, string | undefined>>;
+}
 
-function ldflags(version: string, ...packages: string[]): string {
+export const platform = `${process.platform}-${process.arch}`;
+
+export function ldflags(version: string, ...packages: string[]): string {
   const [major, minor] = version.split('.');
   const stamp = (p: string) => `-X ${p}.gitVersion=v${version} -X ${p}.gitMajor=${major} -X ${p}.gitMinor=${minor}`;
   return ['-s -w', ...packages.map(stamp)].join(' ');
 }
 
-const kubernetes = (name: Tool): Partial<Record<Tool, string>> => ({ [name]: `k8s.io/kubernetes/cmd/${name}` });
-const kubernetesFlags = ldflags(KUBERNETES_VERSION, 'k8s.io/component-base/version', 'k8s.io/client-go/pkg/version');
+const kubernetes = (name: Tool): Record<string, string> => ({ [name]: `k8s.io/kubernetes/cmd/${name}` });
+export const kubernetesFlags = ldflags(
+  KUBERNETES_VERSION,
+  'k8s.io/component-base/version',
+  'k8s.io/client-go/pkg/version',
+);
 
 // The kubelet is apart, so that a test that wants only a control plane does not wait for it.
-const BUILDS: readonly Build[] = [
+const BUILDS: readonly GoBuild[] = [
   {
     what: `etcd v${ETCD_VERSION}`,
     module: 'kubernetes',
@@ -86,7 +103,7 @@ const BUILDS: readonly Build[] = [
     tools: Object.assign(
       {},
       ...(['kube-apiserver', 'kube-controller-manager', 'kube-scheduler', 'kubectl'] as const).map(kubernetes),
-    ) as Partial<Record<Tool, string>>,
+    ) as Record<string, string>,
     cacheKey: `kubernetes-v${KUBERNETES_VERSION}-${platform}`,
     ldflags: kubernetesFlags,
     about: 'about 6 min on 2 cores',
@@ -123,11 +140,11 @@ export async function ensureTools(
     const found = await findInstalled(tool, env);
     if (found) paths[tool] = found;
   }
-  const missingOf = (build: Build) => (Object.keys(build.tools) as Tool[]).filter((t) => wanted.has(t) && !paths[t]);
-  const folderOf = (build: Build) => join(cache, build.cacheKey);
+  const missingOf = (build: GoBuild) => (Object.keys(build.tools) as Tool[]).filter((t) => wanted.has(t) && !paths[t]);
+  const folderOf = (build: GoBuild) => join(cache, build.cacheKey);
   const toBuild = BUILDS.filter((build) => missingOf(build).length > 0 && !existsSync(folderOf(build)));
-  if (toBuild.length > 0) await checkGo(toBuild.flatMap(missingOf), env);
-  for (const build of toBuild) await buildInto(folderOf(build), build, report, env, signal);
+  if (toBuild.length > 0) await checkGo(toBuild.flatMap(missingOf), env, aroundGo);
+  for (const build of toBuild) await buildPrograms(build, { report, env }, signal);
   for (const build of BUILDS) {
     for (const tool of missingOf(build)) paths[tool] = join(folderOf(build), tool);
   }
@@ -185,38 +202,82 @@ function isProgram(path: string): boolean {
   }
 }
 
-async function buildInto(
-  folder: string,
-  build: Build,
-  report: Report,
-  env: Readonly<Record<string, string | undefined>>,
+/** The folder with the programs of one build, built unless they are there. */
+export async function ensureBuilt(build: GoBuild, options: BuildOptions, signal?: AbortSignal): Promise<string> {
+  const { env = process.env } = options;
+  const folder = join(cacheFolder(env), build.cacheKey);
+  if (existsSync(folder)) return folder;
+  await checkGo(Object.keys(build.tools), env);
+  return buildPrograms(build, options, signal);
+}
+
+function buildPrograms(
+  build: GoBuild,
+  { report, env = process.env }: BuildOptions,
   signal?: AbortSignal,
-): Promise<void> {
+): Promise<string> {
   const moduleFolder = join(import.meta.dirname, build.module);
+  const packages = Object.values(build.tools);
+  const [only] = Object.keys(build.tools);
+  const verb = build.testProgram ? ['test', '-c'] : ['build'];
+  return keepInCache(
+    build,
+    { report, env },
+    async (folder) => {
+      const output = packages.length === 1 ? join(folder, only ?? '') : `${folder}/`;
+      const args = [...verb, '-o', output, '-ldflags', build.ldflags, ...packages];
+      await go(args, { build, moduleFolder, report, env }, signal);
+    },
+    signal,
+  );
+}
+
+/**
+ * A folder of the cache, filled by `make` unless it is there: `make` is given another one, which takes its place when it
+ * is complete. Processes that want the same wait for each other.
+ */
+export async function keepInCache(
+  { what, cacheKey }: Pick<GoBuild, 'what' | 'cacheKey'>,
+  { report, env = process.env }: BuildOptions,
+  make: (folder: string) => Promise<void>,
+  signal?: AbortSignal,
+): Promise<string> {
+  const folder = join(cacheFolder(env), cacheKey);
+  if (existsSync(folder)) return folder;
   mkdirSync(cacheFolder(env), { recursive: true });
-  const onWait = () => report(`waiting for another process that is building ${build.what}`);
+  const onWait = () => report(`waiting for another process that is building ${what}`);
   const unlock = await takeLock(`${folder}.lock`, { onWait }, signal);
   try {
-    if (existsSync(folder)) return; // the other one built it
+    if (existsSync(folder)) return folder; // the other one built it
     const temporary = `${folder}.tmp-${process.pid}`;
     rmSync(temporary, { recursive: true, force: true });
     mkdirSync(temporary);
     try {
-      const packages = Object.values(build.tools);
-      const [only] = Object.keys(build.tools);
-      const output = packages.length === 1 ? join(temporary, only ?? '') : `${temporary}/`;
-      await go(
-        ['build', '-o', output, '-ldflags', build.ldflags, ...packages],
-        { build, moduleFolder, report, env },
-        signal,
-      );
+      await make(temporary);
       moveInto(temporary, folder);
     } finally {
       rmSync(temporary, { recursive: true, force: true });
     }
+    return folder;
   } finally {
     unlock();
   }
+}
+
+/** Where a module that a build pins is on this machine, with all its files. */
+export async function moduleSource(
+  module: string,
+  path: string,
+  { env = process.env }: Pick<BuildOptions, 'env'> = {},
+  signal?: AbortSignal,
+): Promise<string> {
+  // Also brings it, where Go's cache was emptied since.
+  const { stdout } = await promisify(execFile)('go', ['mod', 'download', '-json', path], {
+    cwd: join(import.meta.dirname, module),
+    env: { ...env, GOFLAGS: '-mod=readonly', GOWORK: 'off' } as NodeJS.ProcessEnv,
+    signal,
+  });
+  return (JSON.parse(stdout) as { Dir: string }).Dir;
 }
 
 function moveInto(temporary: string, folder: string): void {
@@ -228,12 +289,18 @@ function moveInto(temporary: string, folder: string): void {
   }
 }
 
-async function checkGo(tools: readonly Tool[], env: Readonly<Record<string, string | undefined>>): Promise<void> {
+const aroundGo =
+  ', or set KUBEBUILDER_ASSETS to a folder with these programs ' +
+  `(Kubernetes ${KUBERNETES_VERSION}, etcd ${ETCD_VERSION}, kwok ${KWOK_VERSION})`;
+
+async function checkGo(
+  tools: readonly string[],
+  env: Readonly<Record<string, string | undefined>>,
+  otherwise = '',
+): Promise<void> {
   const goMod = readFileSync(join(import.meta.dirname, 'kubernetes', 'go.mod'), 'utf8');
   const [, major = '1', minor = '0'] = /^go (\d+)\.(\d+)/m.exec(goMod) ?? [];
-  const fix =
-    `install Go ${major}.${minor} or newer (https://go.dev/dl/), or set KUBEBUILDER_ASSETS to a folder with these programs ` +
-    `(Kubernetes ${KUBERNETES_VERSION}, etcd ${ETCD_VERSION}, kwok ${KWOK_VERSION})`;
+  const fix = `install Go ${major}.${minor} or newer (https://go.dev/dl/)${otherwise}`;
   let version: string;
   try {
     // Outside the module: inside, Go would try to fetch the toolchain that go.mod names, and fail with another message.
@@ -264,7 +331,7 @@ async function go(
     moduleFolder,
     report,
     env,
-  }: { build: Build; moduleFolder: string; report: Report; env: Readonly<Record<string, string | undefined>> },
+  }: { build: GoBuild; moduleFolder: string; report: Report; env: Readonly<Record<string, string | undefined>> },
   signal?: AbortSignal,
 ): Promise<void> {
   const started = Date.now();

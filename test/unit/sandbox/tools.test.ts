@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
   ETCD_VERSION,
+  ensureBuilt,
   ensureTools,
+  type GoBuild,
   KUBERNETES_VERSION,
   type ToolPaths,
 } from '../../../operator/sandbox/tools/tools.ts';
@@ -64,6 +66,38 @@ esac`,
   return join(dir, 'go');
 }
 const BUILDS = `out=$3; shift 5; echo "$@" >>${'$'}{0%/*}/calls; case $out in */) for p; do : >"$out$(basename $p)"; done ;; *) : >"$out" ;; esac`;
+
+describe('another build', () => {
+  const build: GoBuild = {
+    what: 'a suite',
+    module: 'conformance',
+    tools: { 'suite.test': 'example.org/suite' },
+    testProgram: true,
+    cacheKey: 'suite-v1',
+    ldflags: '-s -w',
+    about: 'a moment',
+  };
+  const options = (path: string) => ({
+    report: () => undefined,
+    env: { GPULEASE_CACHE: join(dir, 'cache'), PATH: path },
+  });
+
+  it('of a package’s tests is made by go test, once', async () => {
+    const go = fakeGo('go1.26.8', `echo "$@" >>${'$'}{0%/*}/calls; : >"$4"`);
+    const folder = await ensureBuilt(build, options(go));
+    expect(readdirSync(folder)).toEqual(['suite.test']);
+    expect(readFileSync(join(go, 'calls'), 'utf8')).toMatch(
+      /^test -c -o \S+\/suite\.test -ldflags -s -w example\.org\/suite\n$/,
+    );
+    expect(await ensureBuilt(build, options('/nowhere'))).toBe(folder);
+  });
+
+  it('names no way around Go where there is none', async () => {
+    await expect(ensureBuilt(build, options('/nowhere'))).rejects.toThrow(
+      /^suite\.test must be built, and there is no Go on PATH: install Go 1\.26 or newer \(https:\/\/go\.dev\/dl\/\)$/,
+    );
+  });
+});
 
 describe('the programs of a control plane', () => {
   it('are taken from KUBEBUILDER_ASSETS before PATH, in another patch version too', async () => {

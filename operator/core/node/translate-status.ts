@@ -172,8 +172,8 @@ function condition(
     lastTransitionTime:
       before?.status === status && before.lastTransitionTime ? before.lastTransitionTime : timestamp(now),
   };
-  if (reason !== undefined) made.reason = reason;
-  if (message !== undefined) made.message = message;
+  // Null where there is none, or the merge would keep what was said of the state before: Ready, because of "ContainersNotReady".
+  Object.assign(made, { reason: reason ?? null, message: message ?? null });
   if (consumer.metadata.generation !== undefined) made.observedGeneration = consumer.metadata.generation;
   return made;
 }

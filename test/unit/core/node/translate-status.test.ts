@@ -47,6 +47,15 @@ describe('a running pod', () => {
     });
   });
 
+  test('says nothing more of why it was not ready', () => {
+    const was = [
+      { type: 'Ready', status: 'False', reason: 'ContainersNotReady', message: 'with unready status: [main]' },
+    ];
+    const before = { ...pod(), status: { conditions: was } };
+    // Null takes a field out of what is stored; one that is only left out would stay.
+    expect(ready(translate(running, before))).toMatchObject({ status: 'True', reason: null, message: null });
+  });
+
   test('shows no address of the provider’s network, and the virtual node as its host', () => {
     const status = translate(running);
     expect(status).toMatchObject({ hostIP: '10.0.0.9', hostIPs: [{ ip: '10.0.0.9' }] });

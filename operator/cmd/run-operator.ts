@@ -33,6 +33,7 @@ import { fenced } from '../engine/fence.ts';
 import { createInformer } from '../engine/informer.ts';
 import { runAsLeader } from '../engine/leader.ts';
 import { type Cluster, resources } from '../engine/types.ts';
+import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
 import { leaseMetrics } from './operator-metrics.ts';
@@ -190,9 +191,11 @@ export async function runOperator(
       now,
       log,
     });
+    const evictionGuard = createEvictionGuard({ cluster, clock, log });
     const nodes = createVirtualNodes({
       cluster,
       address,
+      evictionGuard,
       kubeletVersion,
       certificates: servingCertificates({ cluster, now, log }),
       callers: {},
@@ -322,6 +325,7 @@ export async function runOperator(
       providers.run(leadSignal),
       offers.run(leadSignal),
       approver.run(leadSignal),
+      evictionGuard.run(leadSignal),
       nodes.run(leadSignal),
       controller.run(leadSignal),
       providerController.run(leadSignal),

@@ -275,6 +275,20 @@ export const resources = {
     kind: 'ValidatingAdmissionPolicyBinding',
     namespaced: false,
   },
+  mutatingPolicies: {
+    group: 'admissionregistration.k8s.io',
+    version: 'v1',
+    plural: 'mutatingadmissionpolicies',
+    kind: 'MutatingAdmissionPolicy',
+    namespaced: false,
+  },
+  mutatingPolicyBindings: {
+    group: 'admissionregistration.k8s.io',
+    version: 'v1',
+    plural: 'mutatingadmissionpolicybindings',
+    kind: 'MutatingAdmissionPolicyBinding',
+    namespaced: false,
+  },
   gpuLeases: { group: 'gpulease.dev', version: 'v1alpha1', plural: 'gpuleases', kind: 'GpuLease', namespaced: true },
   gpuProviders: {
     group: 'gpulease.dev',

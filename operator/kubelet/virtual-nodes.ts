@@ -28,6 +28,7 @@ import { createCallers } from './api/callers.ts';
 import type { StartKubeletServer } from './api/server.ts';
 import { createClientCa } from './client-ca.ts';
 import { type DrainProgress, drainStep, removeNode } from './drain.ts';
+import type { EvictionGuard } from './eviction-guard.ts';
 import { type Host, openHost } from './host.ts';
 import { keepNode, type NodeSeen } from './node.ts';
 import type { ObjectRef } from './objects.ts';
@@ -60,6 +61,8 @@ export interface VirtualNodesOptions {
   readonly log: Log;
   readonly clock?: Clock;
   readonly metrics?: EngineMetrics;
+  /** Default: none, and each pod is made to tolerate that its node is away. */
+  readonly evictionGuard?: EvictionGuard;
   readonly heartbeatSeconds?: number;
   readonly heartbeatLastsSeconds?: number;
   readonly podWorkers?: number;
@@ -139,6 +142,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     pods,
     hostOf: (name) => hosts.get(name),
     holdersOf: (key) => [...(holders.get(keyText(key))?.keys() ?? [])],
+    spared: () => options.evictionGuard !== undefined && options.evictionGuard.holds !== false,
     events,
     clock,
     log,
@@ -169,6 +173,11 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
   pods.onChange(({ type, object }) => {
     if (type !== 'deleted' || !object.spec.nodeName) return;
     hosts.get(object.spec.nodeName)?.objects.release(object.metadata.uid ?? '');
+  });
+
+  // Where there is none after all, pods that were left as they are must be changed.
+  options.evictionGuard?.onChange(() => {
+    for (const name of hosts.keys()) enqueueAll(name);
   });
 
   const clientCa = createClientCa({

@@ -14,6 +14,7 @@ import {
   servingCertificates,
   whoAmI,
 } from '../../operator/adapters/kube/serving-certificate.ts';
+import { evictionGuardName } from '../../operator/core/node/eviction.ts';
 import { remotePodName } from '../../operator/core/node/names.ts';
 import type { Pod } from '../../operator/core/node/pod.ts';
 import { type Node, nodeNameOf } from '../../operator/core/node/virtual-node.ts';
@@ -21,6 +22,7 @@ import { connectCluster } from '../../operator/engine/cluster.ts';
 import { createEventRecorder } from '../../operator/engine/events.ts';
 import { silentLog } from '../../operator/engine/log.ts';
 import { type Cluster, type KubeObject, resources } from '../../operator/engine/types.ts';
+import { createEvictionGuard, type EvictionGuard } from '../../operator/kubelet/eviction-guard.ts';
 import { createVirtualNodes, type VirtualNodes } from '../../operator/kubelet/virtual-nodes.ts';
 import { startGpuNode } from '../../operator/sandbox/clusters/gpu-node.ts';
 import { RTX_4090, simulatedGpus } from '../../operator/sandbox/clusters/gpus.ts';
@@ -46,7 +48,7 @@ let stopping: AbortController;
 let running: Promise<unknown>;
 let name: string;
 
-async function serve(): Promise<void> {
+async function serve(evictionGuard?: EvictionGuard): Promise<void> {
   stopping = new AbortController();
   const common = { cluster: consumer, now: () => new Date(), log: silentLog };
   nodes = createVirtualNodes({
@@ -57,6 +59,7 @@ async function serve(): Promise<void> {
     certificates: servingCertificates(common),
     events: createEventRecorder({ cluster: consumer, controller: 'gpulease.dev/test', instance: 'test' }),
     log: silentLog,
+    evictionGuard,
     objectPollSeconds: 1,
   });
   const approver = createCertificateApprover({
@@ -211,14 +214,58 @@ describe('Kubernetes and the node', () => {
     expect((await remoteOf(web))?.spec.nodeName).toBe('vn-real');
   });
 
+  const seconds = { operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 2 };
+  const evictedSoon = [
+    ...pod('x').spec.tolerations!,
+    { key: 'node.kubernetes.io/not-ready', ...seconds },
+    { key: 'node.kubernetes.io/unreachable', ...seconds },
+  ];
+  const nodeNow = async () => (await consumer.get<Node & KubeObject>(resources.nodes, { name }))!;
+  const taintedToEvict = async () =>
+    (await nodeNow()).spec.taints?.some((t) => t.key.startsWith('node.kubernetes.io/') && t.effect === 'NoExecute');
+
+  test('where the policy is, Kubernetes evicts nobody from a NotReady node, and the pod is as its author wrote it', async () => {
+    const guard = createEvictionGuard({ cluster: consumer, log: silentLog });
+    const stopGuard = new AbortController();
+    const guarding = guard.run(stopGuard.signal);
+    await eventually(async () => guard.holds === true, 'the policy to be made');
+    await stop();
+    await serve(guard);
+    const spared = await run('spared', { tolerations: evictedSoon });
+    health = { ...health, ready: false };
+    nodes.get(name)!.refresh();
+    // The controller marks the node, so that nothing new is put there, and would have marked it for eviction as well.
+    await eventually(
+      async () => (await nodeNow()).spec.taints?.some((t) => t.key === 'node.kubernetes.io/not-ready') === true,
+      'the NoSchedule taint',
+    );
+    await sleep(8000);
+    expect(await taintedToEvict()).toBe(false);
+    const after = await get('spared');
+    expect(after?.metadata).toMatchObject({ uid: spared.metadata.uid, generation: 1 });
+    expect(after?.metadata.deletionTimestamp).toBeUndefined();
+    expect(after?.spec.tolerations).toEqual(expect.arrayContaining(evictedSoon));
+    health = { ...health, ready: true };
+    nodes.get(name)!.refresh();
+    await eventually(
+      async () =>
+        (await nodeNow()).spec.taints?.every((t) => t.key.startsWith('gpulease') || t.key.startsWith('virtual')) ===
+        true,
+      'the taint to go',
+    );
+
+    stopGuard.abort();
+    await guarding;
+    await stop();
+    const named = { name: evictionGuardName };
+    await consumer.delete(resources.mutatingPolicyBindings, named);
+    await consumer.delete(resources.mutatingPolicies, named);
+    await serve();
+    await consumer.delete(resources.pods, key('spared'), { gracePeriodSeconds: 1 });
+  });
+
   test('it outlives a NotReady node, although it asked to be evicted after 2 s', async () => {
-    const seconds = { operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 2 };
-    const tolerations = [
-      ...pod('x').spec.tolerations!,
-      { key: 'node.kubernetes.io/not-ready', ...seconds },
-      { key: 'node.kubernetes.io/unreachable', ...seconds },
-    ];
-    const kept = await run('kept', { tolerations });
+    const kept = await run('kept', { tolerations: evictedSoon });
     await eventually(
       async () => !(await get('kept'))?.spec.tolerations?.some((t) => t.tolerationSeconds !== undefined),
       'tolerations without seconds',

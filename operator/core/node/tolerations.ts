@@ -1,7 +1,7 @@
 /**
  * Kubernetes evicts pods from a node that is not ready for 300 seconds, by the `tolerationSeconds` that it adds to every
  * pod. On a virtual node that would end pods which still run, and are paid for, because the operator was away. So a pod
- * that is accepted tolerates both for ever, and is ended by us.
+ * that is accepted tolerates both for ever, and is ended by us. Only where no policy of `eviction.ts` spares it the change.
  *
  * The API lets `tolerationSeconds` of an existing toleration change, and nothing else of it. Adding a second toleration
  * without seconds would not help: of all that match, the eviction controller takes the shortest.

@@ -139,6 +139,30 @@ describe('a pod that is bound to the node', () => {
     );
   });
 
+  test('keeps its tolerations while a policy spares it from eviction, and not when there is none after all', async () => {
+    const handlers: (() => void)[] = [];
+    const guard = { holds: undefined as boolean | undefined, onChange: (h: () => void) => void handlers.push(h) };
+    await w.stop();
+    w.evictionGuard = { ...guard, run: async () => undefined };
+    Object.defineProperty(w.evictionGuard, 'holds', { get: () => guard.holds });
+    await w.start();
+    await carried('web', (pod) => {
+      pod.spec.tolerations = [{ key: 'node.kubernetes.io/not-ready', effect: 'NoExecute', tolerationSeconds: 300 }];
+    });
+    const seconds = () => w.pod('web')?.spec.tolerations?.[0]?.tolerationSeconds;
+    const become = async (holds: boolean) => {
+      guard.holds = holds;
+      for (const handler of handlers) handler();
+    };
+    await aWhile();
+    expect(seconds()).toBe(300);
+    await become(true);
+    await aWhile();
+    expect(seconds()).toBe(300);
+    await become(false);
+    await eventually(() => expect(seconds()).toBeUndefined());
+  });
+
   test('takes a new image along, in the whole object', async () => {
     const pod = await carried();
     w.say(pod, running);

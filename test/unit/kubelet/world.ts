@@ -5,6 +5,7 @@ import type { Pod } from '../../../operator/core/node/pod.ts';
 import { type Node, nodeNameOf } from '../../../operator/core/node/virtual-node.ts';
 import { silentLog } from '../../../operator/engine/log.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
+import type { EvictionGuard } from '../../../operator/kubelet/eviction-guard.ts';
 import { createVirtualNodes, type NodeSpec, type VirtualNodes } from '../../../operator/kubelet/virtual-nodes.ts';
 import { type FakeCluster, fakeCluster } from '../../support/fake-cluster.ts';
 import { authority } from '../adapters/provider/tls.ts';
@@ -30,6 +31,8 @@ export interface World {
   /** This process ends; another one takes over when `start` is called. */
   stop(): Promise<void>;
   start(spec?: Partial<NodeSpec>): Promise<void>;
+  /** Given to what is started from then on. */
+  evictionGuard?: EvictionGuard;
   pod(name: string, namespace?: string): Pod | undefined;
   remote(pod: Pod): Pod | undefined;
   remotes(): Pod[];
@@ -80,6 +83,7 @@ export function world(): World {
             told.push({ pod: `${about.metadata.namespace}/${about.metadata.name}`, type, reason, message }),
         },
         log: silentLog,
+        evictionGuard: it.evictionGuard,
         heartbeatSeconds: 0.2,
         objectPollSeconds: 0.2,
       });

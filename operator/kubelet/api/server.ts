@@ -144,8 +144,11 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
     const follows = /[?&]follow=(true|1)/.test(path);
     const log = await lease.raw({ method: 'GET', path, timeoutSeconds: follows ? 0 : answerSeconds }, gone.signal);
     if (log.statusCode !== 200) throw await refusalOf(log, there);
+    // Up to the end of the connection, not in chunks: when the last chunk comes together with what it ends, an API server that
+    // passes a log on by WebSocket loses that (`messageCopy` in k8s.io/streaming does not look at what comes with an end).
+    response.removeHeader('Transfer-Encoding');
     // A followed log may be silent for long: its reader must know at once that it began.
-    response.writeHead(200, { 'Content-Type': 'text/plain' });
+    response.writeHead(200, { 'Content-Type': 'text/plain', Connection: 'close' });
     response.flushHeaders();
     log.once('error', () => response.destroy());
     log.once('aborted', () => response.destroy());

@@ -217,6 +217,24 @@ describe('logs', () => {
     expect(JSON.stringify(asked)).not.toMatch(/[Aa]uthorization/);
   });
 
+  test('end with their connection, so that no reader is handed the last line and the end at once', async () => {
+    provider.raw = async () => body(200, 'line 1\n');
+    const said = await new Promise<string>((resolve, reject) => {
+      const socket = tls.connect({ host: '127.0.0.1', port: server.port, ca: ca.pem, ...pairs.apiserver });
+      let text = '';
+      socket.on('data', (chunk: Buffer) => {
+        text += chunk.toString();
+      });
+      socket.on('end', () => resolve(text));
+      socket.on('error', reject);
+      socket.write('GET /containerLogs/team-a/web/main HTTP/1.1\r\nHost: n\r\n\r\n');
+    });
+    const [head = '', text] = said.split('\r\n\r\n');
+    expect(head).toMatch(/^connection: close$/im);
+    expect(head).not.toMatch(/^(transfer-encoding|content-length)/im);
+    expect(text).toBe('line 1\n');
+  });
+
   test('begin before there is a line, and arrive as they are written', async () => {
     const stream = new PassThrough();
     provider.raw = async () => Object.assign(stream, { statusCode: 200, headers: {} }) as unknown as IncomingMessage;

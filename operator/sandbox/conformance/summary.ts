@@ -53,7 +53,7 @@ export function outcomeOf(
   const outcome = { passed: [] as Spec[], failed: [] as Spec[], skipped: [] as Spec[], suiteErrors: [] as string[] };
   for (const spec of suites.flatMap((suite) => suite.SpecReports ?? [])) {
     const name = [...(spec.ContainerHierarchyTexts ?? []), spec.LeafNodeText].filter(Boolean).join(' ');
-    const said = spec.Failure?.Message?.trim() ?? '';
+    const said = withCause(spec.Failure?.Message?.trim() ?? '');
     if (spec.LeafNodeType !== 'It') {
       if (spec.State !== 'passed' && spec.State !== 'skipped')
         outcome.suiteErrors.push(`${spec.LeafNodeType}: ${said || spec.State}`.slice(0, maxMessage));
@@ -73,6 +73,12 @@ export function outcomeOf(
     });
   }
   return outcome;
+}
+
+/** A pod that was refused stands in the message as YAML, its reason at the very end: what a reader wants first. */
+function withCause(message: string): string {
+  const [, cause, reason] = /^ +message: '?(spec\.[^\n]*?)'?\n(?:[^\n]*\n){0,8}? +reason: (\w+)$/m.exec(message) ?? [];
+  return cause === undefined ? message : `${reason}: ${cause}. ${message}`;
 }
 
 /** Skipped with a message: the spec said so itself. Skipped without: it never ran, which is no success. */

@@ -38,6 +38,17 @@ describe('a report of the suite', () => {
       'failed',
       { message: 'timed out', at: 'framework/pod.go:7', file: 'common/node/pods.go' },
     ],
+    [
+      'whose pod was refused, with the reason first',
+      spec('a', 'failed', {
+        Failure: {
+          Message:
+            "Told to stop trying\n  status:\n    conditions: []\n    message: 'spec.hostPID: no'\n    phase: Failed\n    reason: HostAccessRefused",
+        },
+      }),
+      'failed',
+      { message: expect.stringMatching(/^HostAccessRefused: spec\.hostPID: no\. Told to stop trying/) },
+    ],
     ['that ran out of time', spec('a', 'timedout'), 'failed', { message: 'timedout' }],
     ['that was never run', spec('a', 'skipped'), 'failed', { message: 'not run' }],
     [

@@ -13,7 +13,9 @@
  *
  * The proxy knows one namespace, the tenant's, which the caller does not name:
  *   kube/pods, kube/configmaps, kube/secrets            GET (list, watch=true), POST
- *   kube/{pods,configmaps,secrets}/NAME                 GET, PUT (whole object, admitted anew), DELETE
+ *   kube/{pods,configmaps,secrets}/NAME                 GET, PUT (whole object, admitted anew), DELETE; the PUT of a pod
+ *                                                       changes its images, deadline, our annotations, cpu and memory, and
+ *                                                       adds ephemeral containers
  *   kube/pods/NAME/{log,exec,attach,portforward}        GET, or an upgrade carried through unread
  *   kube/events                                         GET (list, watch=true)
  *   kube/node                                           GET: the real node's status, reduced to this lease
@@ -59,6 +61,7 @@ export const gatewayReasons = {
   Unauthorized: 'the signature or token does not open this lease',
   VoucherRefused: 'the voucher does not verify, or counts more seconds than passed',
   PodRefused: 'the pod asks for what tenants may not have',
+  ResizeRefused: 'the running pod cannot have those resources; everything else of the change was carried out',
   Held: 'the provider takes no new leases now',
 } as const;
 export type GatewayReason = keyof typeof gatewayReasons;

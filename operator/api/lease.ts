@@ -158,8 +158,14 @@ export const leaseSpec = z
           .describe(
             'Namespaces whose pods may run on the node. Default: the lease\'s own. "*" alone: every namespace, also those made later; then anybody who may create a pod in this cluster may use what the lease pays for, and what such a pod refers to goes to the provider. Not with node.untainted unless that is meant: pods that know nothing of the lease would go there.',
           ),
+        serviceAccountTokens: z
+          .enum(['None', 'Bound'])
+          .default('None')
+          .describe(
+            'Whether pods on the node get tokens of their service accounts. None: no token of this cluster leaves it. Bound: a token that is bound to the pod and lasts an hour at most is sent to the provider, and renewed while the pod runs. Whoever runs the node can read it and, until it expires or the pod is deleted, do whatever the account may do here; with another audience, whatever that audience lets it do. Give the accounts of such pods few rights. Set back to None, the tokens are taken away from the provider; pods that were started without a token get none later.',
+          ),
       })
-      .default({}),
+      .default({ serviceAccountTokens: 'None' }),
     node: z
       .object({
         labels: z

@@ -5,6 +5,8 @@ import { gatewayReasons } from '../api/gateway.ts';
 import { kinds } from '../api/kinds.ts';
 import { apiVersion, labels, taints } from '../api/labels.ts';
 import { gpuModels } from '../api/models.ts';
+import { tablesWithin } from '../core/node/field-table.ts';
+import { podSpecTable } from '../core/node/pod-fields.ts';
 
 interface Field {
   type?: string;
@@ -53,6 +55,47 @@ function rows(field: Field, path: string, out: string[]): void {
   }
 }
 
+/** What becomes of a pod, from the table by which it is translated. */
+function podFields(out: string[]): void {
+  const tables = [...tablesWithin(podSpecTable).values()];
+  out.push(
+    '',
+    '## What becomes of each field of a pod',
+    '',
+    'A pod that is bound to a leased node is made at the provider. **Carried**: as it is. **Rewritten**: sent in another form. **Left behind**: not sent, and nothing is lost by it. **Refused**: the pod fails at once and says why, unless the field is empty. A field that is not listed here is refused. The provider admits the pod again by rules of its own; it may be stricter.',
+    '',
+  );
+  const plain: string[] = [];
+  const container = tables.find(({ type }) => type === 'Container');
+  for (const { type, fields } of tables) {
+    const own = Object.entries(fields).filter(
+      ([field, rule]) => type !== 'EphemeralContainer' || container?.fields[field] !== rule,
+    );
+    if (own.every(([, rule]) => rule.fate === 'carried' && rule.note === undefined && !rule.inside)) {
+      if (type !== 'EphemeralContainer') {
+        plain.push(`${type} (${own.map(([field]) => `\`${field}\``).join(', ')})`);
+        continue;
+      }
+    }
+    out.push(`### ${type}`, '');
+    if (type === 'EphemeralContainer') out.push('As Container, and:', '');
+    out.push('| field | what becomes of it | note |', '|---|---|---|');
+    // Fields of one fate, told once.
+    const rows = new Map<string, string[]>();
+    for (const [field, rule] of own.sort(([a], [b]) => (a < b ? -1 : 1))) {
+      const inner = rule.inside && `see ${rule.inside().type}`;
+      const row = `${rule.fate} | ${cell([rule.note, inner].filter(Boolean).join('; '))}`;
+      rows.set(row, [...(rows.get(row) ?? []), `\`${field}${rule.isList ? '[]' : ''}\``]);
+    }
+    for (const [row, names] of rows) out.push(`| ${names.join(', ')} | ${row} |`);
+    out.push('');
+  }
+  out.push(`Carried whole: ${plain.join(', ')}.`, '');
+  out.push(
+    'Of a pod that runs, these changes are carried: images, `activeDeadlineSeconds`, labels and annotations that downward API files show, ephemeral containers, and CPU and memory by `pods/resize` within what is leased. ConfigMaps and Secrets that it mounts are carried when they change; the provider’s kubelet then rewrites the files with its next look at the pod, within a minute and a half, as any kubelet does.',
+  );
+}
+
 /** Markdown of the whole reference. */
 export function reference(): string {
   const out = [
@@ -94,6 +137,7 @@ export function reference(): string {
   list('Provider', providerReasons);
   out.push('', '## Refusals of a gateway', '', '| reason | meaning |', '|---|---|');
   for (const [reason, meaning] of Object.entries(gatewayReasons)) out.push(`| \`${reason}\` | ${meaning} |`);
+  podFields(out);
   out.push('', '## Labels and taints', '');
   for (const value of new Set([...Object.values(labels), ...Object.values(taints)])) out.push(`- \`${value}\``);
   return `${out.join('\n')}\n`;

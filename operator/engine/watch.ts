@@ -23,6 +23,8 @@ export interface WatchRequest {
   /** How long a live server may say nothing. After that the connection counts as dead, as nobody tells of a half-open one. */
   readonly quietSeconds: number;
   readonly clock: Clock;
+  /** The server watches from now on: whatever changes after this is told. */
+  readonly onOpen?: () => void;
 }
 
 const longestLineBytes = 16 * 1024 * 1024;
@@ -67,6 +69,7 @@ export async function watchOnce(
       stop.signal,
     );
     if (response.statusCode !== 200) throw await refusal(response, `watch ${resource.plural}`);
+    request.onOpen?.();
     for await (const line of lines(response, listen)) {
       const event = parseEvent(line, resource);
       if (event) onEvent(event);

@@ -4,6 +4,8 @@
  */
 import { annotations } from '../api/labels.ts';
 import type { Pod } from '../core/node/pod.ts';
+import type { ServiceLinks } from '../core/node/service-links.ts';
+import { onlyTokens } from '../core/node/token-wish.ts';
 import { carriedHash } from '../core/node/translate-pod.ts';
 import type { Clock } from '../engine/clock.ts';
 import { createInformer } from '../engine/informer.ts';
@@ -11,10 +13,12 @@ import type { EngineMetrics } from '../engine/metrics.ts';
 import { type Change, type Cluster, type Informer, type KubeObject, type Log, resources } from '../engine/types.ts';
 import type { Callers } from './api/callers.ts';
 import { type KubeletServer, type StartKubeletServer, startKubeletServer } from './api/server.ts';
+import type { FollowedObjects } from './followed.ts';
 import { createObjectCarrier, type ObjectRef, pause } from './objects.ts';
 import { type PodHost, remoteIndexes } from './pods.ts';
 import { type RemoteLease, remoteCluster } from './remote.ts';
 import { type RemoteEvent, trimEvent } from './remote-events.ts';
+import { createTokenCarrier } from './tokens.ts';
 import type { NodeSpec, ServingCertificate, ServingCertificates } from './types.ts';
 
 export interface Host extends PodHost {
@@ -50,6 +54,9 @@ export interface HostOptions {
   readonly onRemotePod: (change: Change<Pod>) => void;
   readonly onRemoteEvent: (event: RemoteEvent, ofFirstList: boolean) => void;
   readonly onMissing: (ref: ObjectRef, podUids: readonly string[]) => void;
+  readonly onTokenFailure: (pod: Pod, message: string) => void;
+  readonly services: (links: ServiceLinks) => Readonly<Record<string, string>>;
+  readonly followed: FollowedObjects;
   readonly wantedObjects: () => ReadonlySet<string>;
 }
 
@@ -85,6 +92,15 @@ export function openHost(options: HostOptions): Host {
     log,
     pollSeconds: options.objectPollSeconds,
     onMissing: options.onMissing,
+    services: options.services,
+    followed: options.followed,
+  });
+  const tokens = createTokenCarrier({
+    consumer: options.consumer,
+    remote,
+    clock,
+    log,
+    onFailure: options.onTokenFailure,
   });
   let server: KubeletServer | undefined;
   let certificate: ServingCertificate | undefined;
@@ -99,6 +115,7 @@ export function openHost(options: HostOptions): Host {
     remote,
     remotePods: remotePods as Informer<Pod>,
     objects,
+    tokens,
     get port() {
       return server?.port;
     },
@@ -150,6 +167,7 @@ export function openHost(options: HostOptions): Host {
   background('the watch of remote pods', remotePods.run(listening));
   background('the watch of remote events', remoteEvents.run(listening));
   background('carrying objects', objects.run(signal));
+  background('carrying tokens', tokens.run(signal));
   background('the first list of remote pods', remotePods.waitForSync(signal).then(options.onProgress));
   background('the sweep', sweep());
   background('the kubelet API', serve());
@@ -265,7 +283,7 @@ function trimPod(pod: Pod & KubeObject): Pod & KubeObject {
       deletionGracePeriodSeconds,
       annotations: kept,
     },
-    spec: { containers: [] },
+    spec: { containers: [], ...onlyTokens(pod) },
     ...(pod.status && { status: bytes <= mostStatusBytes ? pod.status : { phase: pod.status.phase } }),
   };
 }

@@ -184,6 +184,7 @@ export function createLeaseNodes({
           untainted: node.untainted,
           allowedNamespaces: lease.spec.access.namespaces ?? [lease.metadata.namespace!],
           podIP: node.podIP,
+          serviceAccountTokens: lease.spec.access.serviceAccountTokens,
           served: info,
           healthy: () => health(uid),
         },

@@ -11,11 +11,12 @@
  */
 import { annotations } from '../api/labels.ts';
 import { mayUseLease } from '../core/node/access.ts';
-import { remoteObjectName, remotePodName } from '../core/node/names.ts';
+import { remotePodName } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod, type PodStatus } from '../core/node/pod.ts';
-import { sameStatus } from '../core/node/same-status.ts';
+import { sameStatus, statusPatch } from '../core/node/same-status.ts';
+import { showsTokens, tokenSecretName } from '../core/node/token-wish.ts';
 import { tolerationPatch } from '../core/node/tolerations.ts';
-import { carriedHash, type Reference, translatePod } from '../core/node/translate-pod.ts';
+import { carriedHash, type Reference, type Translated, translatePod } from '../core/node/translate-pod.ts';
 import { lostStatus, refusedStatus, translateStatus } from '../core/node/translate-status.ts';
 import { type NodeHealth, nodeCapacity } from '../core/node/virtual-node.ts';
 import type { Clock } from '../engine/clock.ts';
@@ -31,8 +32,10 @@ import {
   resources,
 } from '../engine/types.ts';
 import { boundedMap } from './bounded-map.ts';
-import type { ObjectCarrier, ObjectRef } from './objects.ts';
+import { createPodChanges } from './changes.ts';
+import { heldName, type ObjectCarrier, type ObjectRef } from './objects.ts';
 import type { RemoteLease } from './remote.ts';
+import type { TokenCarrier } from './tokens.ts';
 import type { NodeSpec } from './types.ts';
 
 /** One node, as far as its pods are concerned. */
@@ -45,6 +48,7 @@ export interface PodHost {
   /** Pods of the tenant at the provider. Indexes: see `remoteIndexes`. */
   readonly remotePods: Informer<Pod>;
   readonly objects: ObjectCarrier;
+  readonly tokens: TokenCarrier;
   health(): NodeHealth;
 }
 
@@ -56,6 +60,8 @@ export interface PodCarrierOptions {
   readonly holdersOf: (key: ObjectKey) => readonly PodHost[];
   /** Kubernetes does not evict pods of our nodes, whatever they tolerate; or nobody knows yet. */
   readonly spared: () => boolean;
+  /** Domain of the cluster's Services. */
+  readonly clusterDomain?: string;
   readonly events: EventRecorder;
   readonly clock: Clock;
   readonly log: Log;
@@ -94,20 +100,28 @@ export interface PodCarrier {
 
 export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   const { consumer, pods, events, clock, log } = options;
+  const viewOf = (host: PodHost) => ({
+    nodeName: host.name,
+    nodeAddress: host.address,
+    capacity: nodeCapacity(host.spec.served),
+    hostAccess: host.spec.served.tenantProfile === 'trusted',
+    clusterDomain: options.clusterDomain,
+    serviceAccountTokens: host.spec.serviceAccountTokens,
+  });
   /** Told once each: reasons that would otherwise repeat with every look. */
   const told = boundedMap<string, string>(10_000);
-  /** By UID: what was sent last, so that a provider which changes annotations is not sent the same again and again. */
-  const sent = boundedMap<string, string>(20_000);
   /** By UID: pods that were ended here, perhaps before the cache has heard of it. */
   const ended = boundedMap<string, true>(20_000);
   const lastSeen = boundedMap<string, Pod>(2_000);
 
-  function tell(pod: Pod, type: 'Normal' | 'Warning', reason: string, message: string): void {
-    const key = `${pod.metadata.uid}/${reason}`;
+  function tell(pod: Pod, type: 'Normal' | 'Warning', reason: string, message: string, about = ''): void {
+    const key = `${pod.metadata.uid}/${reason}/${about}`;
     if (told.get(key) === message) return;
     told.set(key, message);
     events.event(pod, type, reason, message);
   }
+
+  const changes = createPodChanges(tell);
 
   async function reconcile(key: ObjectKey, signal: AbortSignal): Promise<Result> {
     const pod = pods.get(key);
@@ -129,7 +143,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     const over = isTerminal(pod) || ended.get(uidOf(pod)) === true;
     if (pod.metadata.deletionTimestamp) return end(pod, host, over, signal);
     if (over) {
-      host.objects.release(uidOf(pod));
+      release(pod, host);
       return {};
     }
     if (!mayUseLease(host.spec.allowedNamespaces, pod.metadata.namespace ?? ''))
@@ -144,24 +158,29 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     return carry(pod, host, signal);
   }
 
+  function release(pod: Pod, host: PodHost): void {
+    host.objects.release(uidOf(pod));
+    host.tokens.release(uidOf(pod));
+  }
+
   async function carry(pod: Pod, host: PodHost, signal: AbortSignal): Promise<Result> {
-    const translation = translatePod(pod, viewOf(host));
     const cached = remoteOf(pod, host);
     const wasCarried = pod.status?.startTime !== undefined;
+    const translation = translatePod(pod, viewOf(host), wasCarried || cached !== undefined);
     if (translation.refused !== undefined) {
       if (!wasCarried && !cached) return refuse(pod, translation.refused, translation.message, signal);
       // It runs, in its earlier shape; the change is what cannot be carried.
       tell(pod, 'Warning', 'ChangeNotCarried', translation.message);
+      host.tokens.release(uidOf(pod));
       if (cached) await report(pod, cached, host, signal);
       return {};
     }
+    for (const { reason, message } of translation.notes) tell(pod, 'Normal', reason, message);
+    for (const { name, message } of translation.withheld)
+      tell(pod, 'Warning', 'EphemeralContainerNotCarried', `Ephemeral container ${name}: ${message}`, name);
     const wanted = translation.pod;
     try {
-      await host.objects.hold(
-        uidOf(pod),
-        [...refs('ConfigMap', pod, translation.configMaps), ...refs('Secret', pod, translation.secrets)],
-        signal,
-      );
+      await host.objects.hold(uidOf(pod), [...refsOf(pod, translation), translation.services], signal);
     } catch (error) {
       // Its author may change the object, so the pod waits; but it says for what.
       if (error instanceof ApiError)
@@ -176,17 +195,43 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       if (presence.is === 'gone') return lose(pod, host, signal);
       remote = presence.pod;
     }
+    let result: Result = {};
     if (!remote) {
       const made = await send(pod, wanted, host, signal);
       if (!made) return {};
       if ('refused' in made) return made.refused;
       remote = made.pod;
     } else {
-      remote = await update(pod, remote, wanted, host, signal);
+      ({ remote, result } = await changes.carry(pod, remote, wanted, host.remote, signal));
     }
+    const unsent = await carryTokens(pod, remote, translation, host, signal);
     if (!options.spared()) await loosen(pod, signal);
-    await report(pod, remote, host, signal);
-    return {};
+    await report(pod, remote, host, signal, translation);
+    if (unsent !== undefined) throw unsent;
+    return result;
+  }
+
+  /** Gives back what went wrong: the pod waits for its tokens, and its status is told meanwhile. */
+  async function carryTokens(
+    pod: Pod,
+    remote: Pod,
+    { tokens }: Translated,
+    host: PodHost,
+    signal: AbortSignal,
+  ): Promise<unknown> {
+    if (tokens.length === 0 || !showsTokens(remote) || remote.metadata.deletionTimestamp) {
+      host.tokens.release(uidOf(pod));
+      return undefined;
+    }
+    try {
+      await host.tokens.hold(pod, remote, tokens, signal);
+      return undefined;
+    } catch (error) {
+      if (signal.aborted) throw error;
+      if (error instanceof ApiError)
+        tell(pod, 'Warning', 'TokenNotCarried', `A service account token could not be given: ${cut(error.message)}`);
+      return error;
+    }
   }
 
   /** Makes the pod at the provider, or finds it made. */
@@ -196,11 +241,9 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     host: PodHost,
     signal: AbortSignal,
   ): Promise<{ pod: Pod } | { refused: Result } | undefined> {
-    // Ephemeral containers come to a pod that is there.
-    const { ephemeralContainers: _, ...spec } = wanted.spec;
     try {
-      const made = await host.remote.create<Pod>(resources.pods, { ...wanted, spec: spec as Pod['spec'] }, signal);
-      sent.set(uidOf(pod), wanted.metadata.annotations?.[carriedHash] ?? '');
+      const made = await host.remote.create<Pod>(resources.pods, atFirst(wanted), signal);
+      changes.sent(pod, atFirst(wanted));
       return { pod: made };
     } catch (error) {
       if (isAlreadyExists(error)) {
@@ -212,26 +255,6 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       if (refusal?.final) return { refused: await refuse(pod, refusal.reason, refusal.message, signal) };
       if (refusal) tell(pod, 'Warning', refusal.reason, refusal.message);
       throw error;
-    }
-  }
-
-  /** Carries a change of the consumer's pod: image, deadline, labels that a file shows, ephemeral containers. */
-  async function update(pod: Pod, remote: Pod, wanted: Pod, host: PodHost, signal: AbortSignal): Promise<Pod> {
-    const hash = wanted.metadata.annotations?.[carriedHash] ?? '';
-    const last = sent.get(uidOf(pod)) ?? remote.metadata.annotations?.[carriedHash];
-    if (last === hash || remote.metadata.deletionTimestamp) return remote;
-    try {
-      // The whole pod, as it would be sent anew: the provider admits it anew, and takes what may change.
-      const updated = await host.remote.replace<Pod>(resources.pods, wanted, undefined, signal);
-      sent.set(uidOf(pod), hash);
-      return updated;
-    } catch (error) {
-      const refused = error instanceof ApiError && error.code !== 409;
-      if (!refused) throw error;
-      // It says no to this change, not to the pod.
-      sent.set(uidOf(pod), hash);
-      tell(pod, 'Warning', 'ChangeRefused', `The provider refused the change: ${cut(error.message)}`);
-      return remote;
     }
   }
 
@@ -247,8 +270,15 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     }
   }
 
-  async function report(pod: Pod, remote: Pod, host: PodHost, signal: AbortSignal): Promise<void> {
-    const status = translateStatus(remote, pod, statusView(host), clock.now());
+  async function report(
+    pod: Pod,
+    remote: Pod,
+    host: PodHost,
+    signal: AbortSignal,
+    translation?: Translated,
+  ): Promise<void> {
+    const view = { ...statusView(host), ...changes.notCarried(pod, remote, translation?.withheld) };
+    const status = translateStatus(remote, pod, view, clock.now());
     if (status) await write(pod, status, signal);
   }
 
@@ -260,7 +290,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       await consumer.patch(
         resources.pods,
         keyOfPod(pod),
-        { metadata: { uid: uidOf(pod) }, status },
+        { metadata: { uid: uidOf(pod) }, status: statusPatch(pod.status, status) },
         { type: 'strategic', subresource: 'status' },
         signal,
       );
@@ -283,7 +313,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     tell(pod, 'Warning', 'PodGoneAtProvider', message);
     const final = finalStatus(pod, host);
     await write(pod, final ?? lostStatus(pod, 'PodGoneAtProvider', message, clock.now()), signal);
-    host.objects.release(uidOf(pod));
+    release(pod, host);
     return {};
   }
 
@@ -314,7 +344,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       else if (pod.status?.startTime !== undefined && pod.metadata.finalizers?.length)
         await write(pod, lostStatus(pod, 'PodGoneAtProvider', 'The pod was deleted.', clock.now()), signal);
     }
-    host.objects.release(uidOf(pod));
+    release(pod, host);
     return forget(pod, signal);
   }
 
@@ -387,13 +417,10 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       const wanted = new Set<string>();
       for (const pod of pods.byIndex('node', host.name)) {
         if (isTerminal(pod)) continue;
-        const translation = translatePod(pod, viewOf(host));
+        const translation = translatePod(pod, viewOf(host), true);
         if (translation.refused !== undefined) continue;
-        for (const ref of [
-          ...refs('ConfigMap', pod, translation.configMaps),
-          ...refs('Secret', pod, translation.secrets),
-        ])
-          wanted.add(`${ref.kind}/${remoteObjectName(ref.kind, ref.namespace, ref.name)}`);
+        for (const ref of [...refsOf(pod, translation), translation.services]) wanted.add(heldName(ref));
+        if (translation.tokens.length > 0) wanted.add(`Secret/${tokenSecretName(remoteNameOf(pod))}`);
       }
       return wanted;
     },
@@ -414,6 +441,14 @@ function refusalOf(error: unknown): { final: boolean; reason: string; message: s
   return { final: false, reason: 'NotYetCarried', message };
 }
 
+/** Ephemeral containers come to a pod that is there: until then it is another than is wanted. */
+function atFirst(wanted: Pod): Pod {
+  const { ephemeralContainers = [], ...spec } = wanted.spec;
+  if (ephemeralContainers.length === 0) return wanted;
+  const annotations = { ...wanted.metadata.annotations, [carriedHash]: 'without-ephemeral-containers' };
+  return { ...wanted, metadata: { ...wanted.metadata, annotations }, spec: spec as Pod['spec'] };
+}
+
 const saysLeaseEnded = (error: unknown): boolean =>
   error instanceof Error && 'reason' in error && error.reason === 'LeaseEnded';
 const cut = (message: string): string => message.slice(0, 900);
@@ -421,16 +456,13 @@ const uidOf = (pod: Pod): string => pod.metadata.uid ?? '';
 const keyOfPod = (pod: Pod) => ({ namespace: pod.metadata.namespace, name: pod.metadata.name });
 const remoteNameOf = (pod: Pod): string => remotePodName(pod.metadata.name, uidOf(pod));
 const remoteOf = (pod: Pod, host: PodHost): Pod | undefined => host.remotePods.byIndex('name', remoteNameOf(pod))[0];
-const viewOf = (host: PodHost) => ({
-  nodeName: host.name,
-  nodeAddress: host.address,
-  capacity: nodeCapacity(host.spec.served),
-  hostAccess: host.spec.served.tenantProfile === 'trusted',
-});
 const statusView = (host: PodHost) => ({
   nodeAddress: host.address,
   podIP: host.spec.podIP ?? ('None' as const),
   nodeReady: host.health().ready,
 });
-const refs = (kind: ObjectRef['kind'], pod: Pod, references: readonly Reference[]): ObjectRef[] =>
-  references.map(({ name, optional }) => ({ kind, namespace: pod.metadata.namespace ?? '', name, optional }));
+const refsOf = (pod: Pod, { configMaps, secrets }: Translated): ObjectRef[] => {
+  const refs = (kind: ObjectRef['kind'], references: readonly Reference[]) =>
+    references.map(({ name, optional }) => ({ kind, namespace: pod.metadata.namespace ?? '', name, optional }));
+  return [...refs('ConfigMap', configMaps), ...refs('Secret', secrets)];
+};

@@ -6,6 +6,8 @@ export interface NodeSpec extends LeaseNode {
   readonly allowedNamespaces: readonly string[];
   /** Provider: pods show their address at the provider. None, by default: they show none. */
   readonly podIP?: 'None' | 'Provider';
+  /** Whether tokens of service accounts go along with pods. None by default. */
+  readonly serviceAccountTokens?: 'None' | 'Bound';
   readonly served: ServedNode;
   /** Asked at each heartbeat: does the provider answer, is the lease paid? Not ready stops the heartbeat. */
   readonly healthy: () => NodeHealth;

@@ -8,6 +8,7 @@
 import { labels, managedBy } from '../api/labels.ts';
 import { remotePodName, virtualNodePrefix } from '../core/node/names.ts';
 import type { Pod } from '../core/node/pod.ts';
+import { concerns, type LinkedService, type ServiceLinks, serviceVariables } from '../core/node/service-links.ts';
 import { type Node, nodeNameOf } from '../core/node/virtual-node.ts';
 import { type Clock, systemClock } from '../engine/clock.ts';
 import { createController, watches } from '../engine/controller.ts';
@@ -29,6 +30,7 @@ import type { StartKubeletServer } from './api/server.ts';
 import { createClientCa } from './client-ca.ts';
 import { type DrainProgress, drainStep, removeNode } from './drain.ts';
 import type { EvictionGuard } from './eviction-guard.ts';
+import { createFollowedObjects } from './followed.ts';
 import { type Host, openHost } from './host.ts';
 import { keepNode, type NodeSeen } from './node.ts';
 import type { ObjectRef } from './objects.ts';
@@ -66,7 +68,10 @@ export interface VirtualNodesOptions {
   readonly heartbeatSeconds?: number;
   readonly heartbeatLastsSeconds?: number;
   readonly podWorkers?: number;
+  /** ConfigMaps and Secrets that cannot be watched are read so often at least. 30. */
   readonly objectPollSeconds?: number;
+  /** Domain of the cluster's Services. cluster.local by default. */
+  readonly clusterDomain?: string;
   /** Instead of opening a port for each node: for tests that need none. */
   readonly startServer?: StartKubeletServer;
 }
@@ -137,12 +142,37 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     metrics: options.metrics,
   });
 
+  const services = createInformer<LinkedService & KubeObject>({
+    cluster,
+    resource: resources.services,
+    trim: trimService,
+    indexes: { namespace: ({ metadata }) => (metadata.namespace ? [metadata.namespace] : []) },
+    log,
+    clock,
+    metrics: options.metrics,
+  });
+  services.onChange(({ object, old }) => {
+    const concerned = (links: ServiceLinks) => concerns(links, object) || (old !== undefined && concerns(links, old));
+    for (const host of hosts.values()) host.objects.servicesChanged(concerned);
+  });
+  const followed = createFollowedObjects({ cluster, clock, log });
+
+  function variablesOf(links: ServiceLinks): Readonly<Record<string, string>> {
+    const master = services.get({ namespace: 'default', name: 'kubernetes' });
+    const told = [...(master ? [master] : []), ...(links.all ? services.byIndex('namespace', links.namespace) : [])];
+    const { variables, left } = serviceVariables(links, told);
+    if (left > 0)
+      log.warn({ namespace: links.namespace, left }, 'pods are not told of all Services: there are too many');
+    return variables;
+  }
+
   const carrier = createPodCarrier({
     consumer: cluster,
     pods,
     hostOf: (name) => hosts.get(name),
     holdersOf: (key) => [...(holders.get(keyText(key))?.keys() ?? [])],
     spared: () => options.evictionGuard !== undefined && options.evictionGuard.holds !== false,
+    clusterDomain: options.clusterDomain,
     events,
     clock,
     log,
@@ -150,7 +180,11 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
   const podQueue = createController({
     name: 'virtual-node-pods',
     reconcile: (key, signal) => carrier.reconcile(key, signal),
-    watches: [watches(pods, ({ object }) => (isOnVirtualNode(object) ? [keyOf(object)] : []))],
+    watches: [
+      watches(pods, ({ object }) => (isOnVirtualNode(object) ? [keyOf(object)] : [])),
+      // No pod starts before its Services are known; a change of them is no change of the pod.
+      watches(services, () => []),
+    ],
     concurrency: options.podWorkers ?? 32,
     // A pod that waits for its provider is looked at again before its user wonders.
     backoff: { baseSeconds: 0.25, maxSeconds: 30 },
@@ -172,7 +206,9 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
   });
   pods.onChange(({ type, object }) => {
     if (type !== 'deleted' || !object.spec.nodeName) return;
-    hosts.get(object.spec.nodeName)?.objects.release(object.metadata.uid ?? '');
+    const host = hosts.get(object.spec.nodeName);
+    host?.objects.release(object.metadata.uid ?? '');
+    host?.tokens.release(object.metadata.uid ?? '');
   });
 
   // Where there is none after all, pods that were left as they are must be changed.
@@ -296,6 +332,15 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       onRemotePod: (change) => onRemotePod(host, change),
       onRemoteEvent: tellEvent,
       onMissing: (ref, podUids) => tellMissing(podsHere(), ref, podUids),
+      onTokenFailure: (pod, message) =>
+        events.event(
+          pod,
+          'Warning',
+          'TokenNotCarried',
+          `A service account token could not be renewed: ${message.slice(0, 900)}`,
+        ),
+      services: variablesOf,
+      followed,
       wantedObjects: () => carrier.wantedObjects(host),
     });
     return host;
@@ -340,6 +385,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
         await Promise.all([
           clientCa.run(signal),
           pods.run(signal),
+          services.run(signal),
           nodes.run(signal),
           podQueue.run(signal),
           nodeQueue.run(signal),
@@ -385,6 +431,7 @@ const tellsPods = (spec: NodeSpec): string =>
   JSON.stringify([
     spec.allowedNamespaces,
     spec.podIP,
+    spec.serviceAccountTokens,
     spec.served.gpus,
     spec.served.resources,
     spec.served.tenantProfile,
@@ -397,4 +444,17 @@ function trimStranger(pod: Pod & KubeObject): Pod & KubeObject {
   if (isOnVirtualNode(pod)) return pod;
   const { name, namespace, uid, resourceVersion } = pod.metadata;
   return { metadata: { name, namespace, uid, resourceVersion }, spec: { containers: [] } };
+}
+
+/** What pods are told of a Service. */
+function trimService(service: LinkedService & KubeObject): LinkedService & KubeObject {
+  const { name, namespace, uid, resourceVersion } = service.metadata;
+  const { clusterIP, ports } = service.spec ?? {};
+  return {
+    metadata: { name, namespace, uid, resourceVersion },
+    spec: {
+      clusterIP,
+      ports: ports?.map(({ name: portName, port, protocol }) => ({ name: portName, port, protocol })),
+    },
+  };
 }

@@ -8,7 +8,7 @@ import type { LeaseService } from '../../operator/controllers/provider/leases.ts
 import { createProvider, type Provider } from '../../operator/controllers/provider/provider.ts';
 import { noCounters } from '../../operator/controllers/provider/world.ts';
 import { admitConfig } from '../../operator/core/allocation/admit-config.ts';
-import { type AdmittedPod, admitPod, replacePod } from '../../operator/core/allocation/admit-pod.ts';
+import { type AdmittedPod, admitPod } from '../../operator/core/allocation/admit-pod.ts';
 import { upstreamPath } from '../../operator/core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../operator/core/allocation/record.ts';
 import { Refusal } from '../../operator/core/allocation/refusal.ts';
@@ -17,6 +17,7 @@ import { isRecord } from '../../operator/engine/errors.ts';
 import { runAsLeader } from '../../operator/engine/leader.ts';
 import type { Cluster, Log, RawRequest } from '../../operator/engine/types.ts';
 import { problemOfError } from '../../operator/gateway/problem.ts';
+import { replaceRunningPod } from '../../operator/gateway/replace-pod.ts';
 import { problemOfAnswer, queryOf, readAll, targetOf, withQuery } from '../../operator/gateway/routes/kube.ts';
 import type { SimChain } from './chain.ts';
 import { linesOf } from './cluster-link.ts';
@@ -133,27 +134,39 @@ async function kube(provider: Provider, cluster: Cluster, leaseId: Hex32, reques
       const headers = { accept: 'application/json', 'content-type': 'application/json' };
       return cluster.raw({ ...wanted, headers }, { as: await service.token(leaseId) });
     };
-    const admitted = (): AdmittedPod | Record<string, unknown> => {
+    const body = (): unknown => {
       if (record.state !== 'Serving') throw new Refusal('LeaseEnded', 'nothing new can be started');
-      const body: unknown = JSON.parse(String(request.body));
-      const id = leaseIdLabel(leaseId);
-      if (target.kind !== 'pods')
-        return admitConfig(target.kind === 'secrets' ? 'Secret' : 'ConfigMap', body, { namespace, leaseId: id });
-      if (isRecord(body) && isRecord(body.spec)) delete body.spec.nodeName;
-      return admitPod(body, { namespace, leaseId: id, nodeName: record.nodeName, room: record.room });
+      const given: unknown = JSON.parse(String(request.body));
+      if (target.kind === 'pods' && isRecord(given) && isRecord(given.spec)) delete given.spec.nodeName;
+      return given;
     };
+    const id = leaseIdLabel(leaseId);
+    const admit = (pod: unknown, running: boolean): AdmittedPod =>
+      admitPod(pod, { namespace, leaseId: id, nodeName: record.nodeName, room: record.room }, running);
+    const admitted = (): object =>
+      target.kind === 'pods'
+        ? admit(body(), false)
+        : admitConfig(target.kind === 'secrets' ? 'Secret' : 'ConfigMap', body(), { namespace, leaseId: id });
     const upstream = upstreamPath(namespace, target);
     let wanted: { method: string; path: string; body?: string };
     if (method === 'GET') wanted = { method, path: withQuery(upstream, query) };
     else if (method === 'POST') wanted = { method, path: upstream, body: JSON.stringify(admitted()) };
-    else if (method === 'PUT') {
-      let object: object = admitted();
-      if (target.kind === 'pods') {
-        const current = await send({ method: 'GET', path: upstream });
-        if (current.statusCode !== 200) return problem(await problemOfAnswer(current, target, 'GET'));
-        object = replacePod(JSON.parse(await readAll(current, 1e6)), object as AdmittedPod);
-      }
-      wanted = { method, path: upstream, body: JSON.stringify(object) };
+    else if (method === 'PUT' && target.kind === 'pods') {
+      const result = await replaceRunningPod(target.name ?? '', body(), {
+        send: (how, part, pod) =>
+          send({
+            method: how,
+            path: part === undefined ? upstream : `${upstream}/${part}`,
+            ...(pod && { body: JSON.stringify(pod) }),
+          }),
+        admit: (pod) => admit(pod, true),
+        read: readAll,
+        problemOf: (response, how) => problemOfAnswer(response, target, how),
+      });
+      if ('problem' in result) return problem(result.problem);
+      return { status: 200, text: JSON.stringify(result.pod) };
+    } else if (method === 'PUT') {
+      wanted = { method, path: upstream, body: JSON.stringify(admitted()) };
     } else {
       const given = new Map(query);
       const uid = given.get('uid');

@@ -5,8 +5,8 @@
  * It does: any resource, by group and plural; resourceVersion, uid, generation; 404, 409, 410, 422; preconditions; no-op
  * writes that write nothing; finalizers and deletionTimestamp; graceful deletion of pods that have a node; namespaces that
  * take their contents along; label and field selectors; pages; watches with bookmarks; merge, JSON and (keyed by name or
- * type) strategic patches; server-side apply with ownership by field; status subresources; eviction, binding and token
- * subresources; raw requests of all these paths.
+ * type) strategic patches; server-side apply with ownership by field; status subresources; eviction, binding, resize,
+ * ephemeralcontainers and token subresources; raw requests of all these paths.
  *
  * It does not: validate against schemas or default anything but a pod's phase; refuse changes of immutable fields; show
  * managedFields, or report apply conflicts (the engine always forces); count what plain updates own towards apply; collect
@@ -612,6 +612,30 @@ export function fakeCluster(
       const target = isRecord(body.target) ? body.target.name : undefined;
       put(resource, { ...copy(old), spec: { ...old.spec, nodeName: target } }, old);
       return { code: 201, body: { kind: 'Status', apiVersion: 'v1', status: 'Success', code: 201 } };
+    }
+    if (request.method === 'PUT' && (what === 'pods/resize' || what === 'pods/ephemeralcontainers')) {
+      const old = find(resource, key);
+      const given = asObject(request.body);
+      if (
+        given.metadata.resourceVersion !== undefined &&
+        given.metadata.resourceVersion !== old.metadata.resourceVersion
+      )
+        throw conflict(resource, key.name, 'the object has been modified');
+      const wanted = copy(old);
+      const spec = wanted.spec ?? {};
+      const asked = given.spec ?? {};
+      if (what === 'pods/ephemeralcontainers') spec.ephemeralContainers = asked.ephemeralContainers;
+      else {
+        const named = (list: unknown) => (Array.isArray(list) ? (list as { name: string; resources?: unknown }[]) : []);
+        for (const container of [...named(spec.containers), ...named(spec.initContainers)]) {
+          const same = [...named(asked.containers), ...named(asked.initContainers)].find(
+            (c) => c.name === container.name,
+          );
+          if (same?.resources !== undefined) container.resources = same.resources;
+        }
+        if (asked.resources !== undefined) spec.resources = asked.resources;
+      }
+      return { code: 200, body: changed(resource, old, { ...wanted, spec }) };
     }
     if (request.method === 'POST' && what === 'serviceaccounts/token') {
       const account = find(resource, key);

@@ -13,6 +13,8 @@ const listKeys: Readonly<Record<string, string>> = {
   volumeMounts: 'mountPath',
   ownerReferences: 'uid',
   addresses: 'type',
+  podIPs: 'ip',
+  hostIPs: 'ip',
 };
 
 /** RFC 7386. */

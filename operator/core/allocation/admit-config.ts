@@ -1,6 +1,9 @@
 /**
  * ConfigMaps and Secrets of a tenant: data, and nothing that means more than data in the provider's cluster. A key that
  * would become a device-choosing variable through envFrom is refused here, as pods cannot be checked for it.
+ *
+ * A Secret may belong to one pod, so that it goes when the pod goes; whether the tenant has that pod is for the caller of
+ * this to find out. Nothing else is owned here, and nothing else is an owner.
  */
 import { ownKeys, tenantLabels } from './admit-pod.ts';
 import { type Admission, isObject, refuse } from './fields.ts';
@@ -35,6 +38,35 @@ const textMap = (value: unknown, field: string, admission: Admission): Record<st
   return value as Record<string, string>;
 };
 
+/** The pod that a Secret belongs to. */
+export interface Owner {
+  readonly name: string;
+  readonly uid: string;
+}
+
+function ownerReference(kind: string, references: unknown, admission: Admission): object[] | undefined {
+  if (references === undefined || references === null || (Array.isArray(references) && references.length === 0))
+    return undefined;
+  const field = 'metadata.ownerReferences';
+  const [owner, ...others]: unknown[] = Array.isArray(references) ? references : [references];
+  if (kind !== 'Secret' || others.length > 0 || !isObject(owner)) {
+    refuse(admission, field, 'only a Secret may have an owner, and only one');
+    return undefined;
+  }
+  const { apiVersion, kind: ownerKind, name, uid, ...more } = owner;
+  const isPod = apiVersion === 'v1' && ownerKind === 'Pod' && typeof name === 'string' && isObjectName(name);
+  if (!isPod || typeof uid !== 'string' || !/^[0-9a-zA-Z-]{1,64}$/.test(uid) || Object.values(more).some(Boolean)) {
+    refuse(admission, field, 'must be a pod of the same lease, by name and uid, and no more than that');
+    return undefined;
+  }
+  return [{ apiVersion, kind: ownerKind, name, uid }];
+}
+
+/** Of an object that was admitted. */
+export function ownerOf(object: Readonly<Record<string, unknown>>): Owner | undefined {
+  return (object.metadata as { ownerReferences?: readonly Owner[] }).ownerReferences?.[0];
+}
+
 export function admitConfig(
   kind: 'ConfigMap' | 'Secret',
   object: unknown,
@@ -67,6 +99,7 @@ export function admitConfig(
   const data = textMap(object.data, 'data', admission);
   const binaryData = textMap(object.binaryData, 'binaryData', admission);
   const stringData = textMap(object.stringData, 'stringData', admission);
+  const ownerReferences = ownerReference(kind, metadata.ownerReferences, admission);
   const type = object.type ?? 'Opaque';
   if (kind === 'Secret' && (typeof type !== 'string' || !secretTypes.includes(type))) {
     refuse(admission, 'type', `must be one of ${secretTypes.join(', ')}`, type);
@@ -87,6 +120,7 @@ export function admitConfig(
       ...(typeof metadata.resourceVersion === 'string' ? { resourceVersion: metadata.resourceVersion } : {}),
       labels: { ...ownKeys(metadata.labels), ...tenantLabels(context.leaseId) },
       annotations: ownKeys(metadata.annotations),
+      ...(ownerReferences === undefined ? {} : { ownerReferences }),
     },
     ...(kind === 'Secret' ? { type } : {}),
     ...(data === undefined ? {} : { data }),

@@ -10,7 +10,7 @@
  *
  * Requests stay as the consumer's scheduler counted them. Limits are capped at the lease, and set to the lease where there
  * are none, so that a tenant cannot take the CPU or memory of another; the request is then spelled out as 0, or the API
- * server would raise it to the limit.
+ * server would raise it to the limit. Where the pod as a whole has limits, its containers' are capped at those.
  */
 import type { TenantProfile } from '../../api/gateway.ts';
 import { gpuResource, group, managedBy, labels as ownLabels, taints } from '../../api/labels.ts';
@@ -129,7 +129,8 @@ const envVariable = fields(
       resourceFieldRef,
       configMapKeyRef: keyRef,
       secretKeyRef: keyRef,
-      fileKeyRef: never('variables from files are not supported yet'),
+      // The file is of the pod's own scratch space; the variable's name, which is what matters, stands here.
+      fileKeyRef: fields({ volumeName: text(63), path: text(), key: text(253), optional: flag }),
     }),
   },
   (kept, path, admission) => {
@@ -302,6 +303,17 @@ const amounts: Rule = (value, path, admission) => {
   return kept;
 };
 
+/** What a pod as a whole may ask for; everything else is its containers' to ask for. */
+const podAmounts: Rule = (value, path, admission) => {
+  const kept = amounts(value, path, admission);
+  if (!isObject(kept)) return kept;
+  for (const name of Object.keys(kept)) {
+    if (name !== 'cpu' && name !== 'memory')
+      refuse(admission, `${path}[${name}]`, 'is not asked for by whole pods: set it on a container');
+  }
+  return kept;
+};
+
 const mountPath: Rule = (value, path, admission) => {
   if (typeof value !== 'string' || value === '') return refuse(admission, path, 'must be a path');
   return isDeviceListPath(value)
@@ -376,6 +388,13 @@ const containerRules: Readonly<Record<string, Rule>> = {
   tty: flag,
 };
 
+/** They share the pod's limits, and may have none of their own: Kubernetes refuses those. */
+const ephemeralRules: Readonly<Record<string, Rule>> = {
+  ...containerRules,
+  resources: never('ephemeral containers ask for no resources'),
+  targetContainerName: text(63),
+};
+
 // --- volumes ---------------------------------------------------------------------------------------------------------
 
 const keyPath = fields({ key: text(253), path: text(), mode: whole });
@@ -405,6 +424,10 @@ const volumeKinds: Readonly<Record<string, Rule>> = {
     ),
   }),
   hostPath: hostOnly(fields({ path: text(), type: text(32) }), `hostPath volumes are refused: ${hostMessage}`),
+  image: fields({
+    reference: text(1024),
+    pullPolicy: oneOf(['Always', 'IfNotPresent', 'Never'], 'must be Always, IfNotPresent or Never'),
+  }),
   persistentVolumeClaim: never('persistent volumes are not supported on leased nodes yet: use emptyDir'),
   ephemeral: never('ephemeral volume claims are not supported on leased nodes yet: use emptyDir'),
   csi: never('CSI volumes are not supported on leased nodes'),
@@ -417,7 +440,7 @@ const volume: Rule = (value, path, admission) => {
       return refuse(
         admission,
         `${path}.${unknown.slice(0, 80)}`,
-        'is not a kind of volume for leased nodes; there are emptyDir, configMap, secret, downwardAPI and projected',
+        'is not a kind of volume for leased nodes; there are emptyDir, configMap, secret, downwardAPI, projected and image',
       );
     }
   }
@@ -455,11 +478,14 @@ const specRules: Readonly<Record<string, Rule>> = {
   hostPID: never(`hostPID is refused: ${hostMessage}`),
   hostIPC: never(`hostIPC is refused: ${hostMessage}`),
   nodeName: never('is the gateway’s to choose'),
-  ephemeralContainers: never('ephemeral containers are not supported yet'),
+  ephemeralContainers: never('ephemeral containers come to a pod that runs: create it without'),
   resourceClaims: never('dynamic resource claims are not supported yet'),
-  resources: never('resources of whole pods are not supported yet: set them on containers'),
+  resources: fields({
+    requests: podAmounts,
+    limits: podAmounts,
+    claims: never('dynamic resource claims are not supported yet'),
+  }),
   schedulingGates: never('must be empty: the pod would never start'),
-  workloadRef: never('is not supported on leased nodes'),
 
   serviceAccountName: leave,
   serviceAccount: leave,
@@ -469,6 +495,8 @@ const specRules: Readonly<Record<string, Rule>> = {
   tolerations: leave,
   topologySpreadConstraints: leave,
   schedulerName: leave,
+  schedulingGroup: leave,
+  workloadRef: leave,
   priority: leave,
   priorityClassName: leave,
   preemptionPolicy: leave,
@@ -478,6 +506,7 @@ const specRules: Readonly<Record<string, Rule>> = {
 };
 
 const admitSpec = fields(specRules);
+const admitChangedSpec = fields({ ...specRules, ephemeralContainers: list(fields(ephemeralRules), 64) });
 
 const mayTenantSet = (key: string): boolean =>
   key.startsWith(`${group}/`) &&
@@ -517,36 +546,76 @@ function refuseDeviceAnnotations(annotations: unknown, admission: Admission): vo
   }
 }
 
+interface Amounts {
+  requests?: Record<string, string>;
+  limits?: Record<string, string>;
+}
 interface Container {
   env?: { name: string; value?: string }[];
-  resources?: { requests?: Record<string, string>; limits?: Record<string, string> };
+  resources?: Amounts;
 }
 
-function withLimits(container: Container, path: string, room: Room, admission: Admission): Container {
+/** The most that may be asked for of each resource, and whose limit that is. */
+type Caps = readonly { readonly name: string; readonly most: bigint; readonly text: string; readonly whose: string }[];
+
+const capsOf = (room: Room): Caps =>
+  [
+    { name: 'cpu', most: BigInt(room.cpuMillis), text: cpuText(room.cpuMillis) },
+    { name: 'memory', most: BigInt(room.memoryBytes) * 1000n, text: bytesText(room.memoryBytes) },
+    { name: 'ephemeral-storage', most: BigInt(room.ephemeralBytes) * 1000n, text: bytesText(room.ephemeralBytes) },
+  ].map((cap) => ({ ...cap, whose: 'the lease' }));
+
+/** Those of a container in a pod that has limits as a whole. */
+const within = (limits: Readonly<Record<string, string>>, caps: Caps): Caps =>
+  caps.map((cap) => {
+    const own = limits[cap.name];
+    return own === undefined ? cap : { name: cap.name, most: parseQuantity(own), text: own, whose: 'the pod' };
+  });
+
+/** The resources of the pod as a whole, where it asks for any. Containers that ask for the same stand for a missing request. */
+function podResources(
+  asked: Amounts | undefined,
+  containers: readonly Container[],
+  caps: Caps,
+  admission: Admission,
+): { requests: Record<string, string>; limits: Record<string, string> } | undefined {
+  if (Object.keys({ ...asked?.requests, ...asked?.limits }).length === 0) return undefined;
+  const requests = { ...asked?.requests };
+  const limits = { ...asked?.limits };
+  for (const { name, most, text } of caps) {
+    if (name === 'ephemeral-storage') continue;
+    const sumsUp = containers.some(({ resources }) => resources?.requests?.[name] ?? resources?.limits?.[name]);
+    if (requests[name] === undefined && limits[name] !== undefined && !sumsUp) requests[name] = limits[name];
+    const request = requests[name];
+    if (request !== undefined && parseQuantity(request) > most)
+      refuse(admission, `spec.resources.requests[${name}]`, `is more than the lease has (${text})`, request);
+    const limit = limits[name];
+    if (limit === undefined || parseQuantity(limit) > most) limits[name] = text;
+  }
+  return { requests, limits };
+}
+
+function withLimits(
+  container: Container,
+  path: string,
+  caps: Caps,
+  gpusLeased: number,
+  admission: Admission,
+): Container {
   const requests = { ...container.resources?.requests };
   const limits = { ...container.resources?.limits };
-  const most: readonly (readonly [string, bigint, string])[] = [
-    ['cpu', BigInt(room.cpuMillis), cpuText(room.cpuMillis)],
-    ['memory', BigInt(room.memoryBytes) * 1000n, bytesText(room.memoryBytes)],
-    ['ephemeral-storage', BigInt(room.ephemeralBytes) * 1000n, bytesText(room.ephemeralBytes)],
-  ];
-  for (const [name, cap, capText] of most) {
+  for (const { name, most, text, whose } of caps) {
     requests[name] ??= limits[name] ?? '0';
-    if (parseQuantity(requests[name]) > cap) {
-      refuse(
-        admission,
-        `${path}.resources.requests[${name}]`,
-        `is more than the lease has (${capText})`,
-        requests[name],
-      );
+    if (parseQuantity(requests[name]) > most) {
+      refuse(admission, `${path}.resources.requests[${name}]`, `is more than ${whose} has (${text})`, requests[name]);
     }
     const limit = limits[name];
-    if (limit === undefined || parseQuantity(limit) > cap) limits[name] = capText;
+    if (limit === undefined || parseQuantity(limit) > most) limits[name] = text;
   }
   const gpus = limits[gpuResource] ?? requests[gpuResource];
   if (gpus !== undefined) {
-    if (parseQuantity(gpus) > BigInt(room.gpus) * 1000n) {
-      refuse(admission, `${path}.resources.limits[${gpuResource}]`, `is more than the lease has (${room.gpus})`, gpus);
+    if (parseQuantity(gpus) > BigInt(gpusLeased) * 1000n) {
+      refuse(admission, `${path}.resources.limits[${gpuResource}]`, `is more than the lease has (${gpusLeased})`, gpus);
     }
     if (parseQuantity(requests[gpuResource] ?? gpus) !== parseQuantity(gpus)) {
       refuse(admission, `${path}.resources.requests[${gpuResource}]`, 'must equal the limit', requests[gpuResource]);
@@ -572,8 +641,11 @@ function withoutDevices(container: Container): Container {
   return { ...container, env: [...env, { name: visibleDevices, value: 'void' }] };
 }
 
-/** The pod as it will be created, or a Refusal that names every field in the way. */
-export function admitPod(pod: unknown, context: PodContext): AdmittedPod {
+/**
+ * The pod as it will be created, or a Refusal that names every field in the way. `running`: it is there, and this is what it
+ * should become; only then may it have ephemeral containers.
+ */
+export function admitPod(pod: unknown, context: PodContext, running = false): AdmittedPod {
   const admission: Admission = { errors: [], hostAccess: context.profile === 'trusted' };
   if (!isObject(pod) || !isObject(pod.metadata) || !isObject(pod.spec)) {
     throw new Refusal(400, 'the body is not a pod with metadata and spec');
@@ -594,16 +666,30 @@ export function admitPod(pod: unknown, context: PodContext): AdmittedPod {
   }
   refuseDeviceAnnotations(annotations, admission);
 
-  const spec = admitSpec(pod.spec, 'spec', admission) as Record<string, unknown>;
+  const admit = running ? admitChangedSpec : admitSpec;
+  const { resources: asked, ...spec } = admit(pod.spec, 'spec', admission) as Record<string, unknown>;
+  const listed = (list: unknown): Container[] => (Array.isArray(list) ? (list as Container[]) : []);
+  // What is not well-formed is not counted.
+  const wellFormed = admission.errors.length === 0;
+  const caps = capsOf(context.room);
+  const whole = wellFormed
+    ? podResources(
+        asked as Amounts | undefined,
+        [...listed(spec.containers), ...listed(spec.initContainers)],
+        caps,
+        admission,
+      )
+    : undefined;
+  const containerCaps = whole === undefined ? caps : within(whole.limits, caps);
   const complete = (list: unknown, path: string): Container[] =>
-    (Array.isArray(list) ? (list as Container[]) : []).map((container, index) => {
-      const at = `${path}[${index}]`;
-      return admission.errors.length > 0
-        ? container
-        : withoutDevices(withLimits(container, at, context.room, admission));
-    });
+    listed(list).map((container, index) =>
+      wellFormed
+        ? withoutDevices(withLimits(container, `${path}[${index}]`, containerCaps, context.room.gpus, admission))
+        : container,
+    );
   const containers = complete(spec.containers, 'spec.containers');
   const initContainers = complete(spec.initContainers, 'spec.initContainers');
+  const ephemeralContainers = listed(spec.ephemeralContainers).map(withoutDevices);
   if (containers.length === 0) refuse(admission, 'spec.containers', 'is missing or empty');
 
   if (admission.errors.length > 0) {
@@ -628,6 +714,8 @@ export function admitPod(pod: unknown, context: PodContext): AdmittedPod {
       ...spec,
       containers,
       ...(initContainers.length > 0 ? { initContainers } : {}),
+      ...(ephemeralContainers.length > 0 ? { ephemeralContainers } : {}),
+      ...(whole === undefined ? {} : { resources: whole }),
       dnsPolicy:
         spec.dnsPolicy === 'ClusterFirstWithHostNet' && spec.hostNetwork !== true
           ? 'ClusterFirst'
@@ -652,47 +740,6 @@ export function admitPod(pod: unknown, context: PodContext): AdmittedPod {
         { key: 'node.kubernetes.io/not-ready', operator: 'Exists', effect: 'NoExecute' },
         { key: 'node.kubernetes.io/unreachable', operator: 'Exists', effect: 'NoExecute' },
       ],
-    },
-  };
-}
-
-type Json = Record<string, unknown>;
-
-const named = (list: unknown): readonly Json[] => (Array.isArray(list) ? list.filter(isObject) : []);
-
-/**
- * A replaced pod: Kubernetes lets only images and the deadline of a running pod change. They are taken from what was
- * admitted, everything else from what is there, so that defaults and what the provider's admission added stay.
- */
-export function replacePod(current: Json, admitted: AdmittedPod): Json {
-  const spec = isObject(current.spec) ? current.spec : {};
-  const metadata = isObject(current.metadata) ? current.metadata : {};
-  const images = (there: unknown, wanted: unknown) =>
-    named(there).map((container) => {
-      const image = named(wanted).find((one) => one.name === container.name)?.image;
-      return typeof image === 'string' ? { ...container, image } : container;
-    });
-  const { resourceVersion: _stale, ...kept } = metadata;
-  return {
-    ...current,
-    metadata: {
-      ...kept,
-      resourceVersion: admitted.metadata.resourceVersion ?? metadata.resourceVersion,
-      labels: { ...(isObject(metadata.labels) ? metadata.labels : {}), ...admitted.metadata.labels },
-      annotations: {
-        ...(isObject(metadata.annotations) ? metadata.annotations : {}),
-        ...admitted.metadata.annotations,
-      },
-    },
-    spec: {
-      ...spec,
-      containers: images(spec.containers, admitted.spec.containers),
-      ...(spec.initContainers === undefined
-        ? {}
-        : { initContainers: images(spec.initContainers, admitted.spec.initContainers) }),
-      ...(admitted.spec.activeDeadlineSeconds === undefined
-        ? {}
-        : { activeDeadlineSeconds: admitted.spec.activeDeadlineSeconds }),
     },
   };
 }

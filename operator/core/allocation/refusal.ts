@@ -26,6 +26,7 @@ export const statusOfReason: Readonly<Record<GatewayReason, number>> = {
   Unauthorized: 401,
   VoucherRefused: 422,
   PodRefused: 422,
+  ResizeRefused: 422,
   Held: 503,
 };
 

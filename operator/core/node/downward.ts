@@ -4,7 +4,7 @@
  * https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
  */
 import { parseQuantity, QuantityError } from '../quantity.ts';
-import type { Container, Pod, ResourceFieldRef } from './pod.ts';
+import type { Container, Pod, ResourceFieldRef, Resources } from './pod.ts';
 
 export interface SelfView {
   readonly nodeName: string;
@@ -14,6 +14,10 @@ export interface SelfView {
   readonly capacity: Readonly<Record<string, string>>;
   /** The provider lets this lease's pods use the network and files of its node. */
   readonly hostAccess?: boolean;
+  /** Domain of the consumer's Services: `cluster.local` by default. */
+  readonly clusterDomain?: string;
+  /** Whether tokens of service accounts go along. None by default. */
+  readonly serviceAccountTokens?: 'None' | 'Bound';
 }
 
 /** Native: only the provider knows the answer, and it is the right one. */
@@ -51,7 +55,10 @@ export function answerField(pod: Pod, fieldPath: string, view: SelfView): Answer
   }
 }
 
-/** Undefined for a resource or divisor that Kubernetes does not know. */
+/**
+ * Undefined for a resource or divisor that Kubernetes does not know. A limit that is not set is the pod's, where the pod as a
+ * whole has one, and the node's otherwise.
+ */
 export function answerResource(
   pod: Pod,
   asking: Container | undefined,
@@ -63,10 +70,14 @@ export function answerResource(
   const match = /^(limits|requests)\.(.+)$/.exec(ref.resource);
   if (!container || !match) return undefined;
   const [, side, resource] = match as unknown as [string, 'limits' | 'requests', string];
-  const set = container.resources?.[side]?.[resource];
-  const otherwise = side === 'limits' ? view.capacity[resource] : undefined;
+  const ofPod = (pod.spec.resources as Resources | undefined)?.limits;
   try {
-    const amount = parseQuantity(set ?? otherwise ?? 0);
+    const set = (quantity: string | number | undefined) => parseQuantity(quantity ?? 0);
+    let amount = set(container.resources?.[side]?.[resource]);
+    if (side === 'limits' && defaulted.has(resource)) {
+      amount ||= resource === 'ephemeral-storage' ? 0n : set(ofPod?.[resource]);
+      amount ||= set(view.capacity[resource]);
+    }
     const divisor = parseQuantity(ref.divisor ?? 1) || 1000n;
     return String((amount + divisor - 1n) / divisor);
   } catch (error) {
@@ -74,6 +85,9 @@ export function answerResource(
     throw error;
   }
 }
+
+/** The others are never given beyond what is asked for. */
+const defaulted: ReadonlySet<string> = new Set(['cpu', 'memory', 'ephemeral-storage']);
 
 /** `key="value"` lines in order of keys, as the kubelet writes labels into a file. */
 export function formatMap(map: Readonly<Record<string, string>>): string {

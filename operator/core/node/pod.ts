@@ -144,12 +144,15 @@ export interface Volume {
 
 export interface PodCondition {
   type: string;
-  status: string;
+  /** Always there in what is stored. */
+  status?: string;
   reason?: string;
   message?: string;
   lastTransitionTime?: string | null;
   lastProbeTime?: string | null;
   observedGeneration?: number;
+  /** In what is written: take it away. */
+  $patch?: 'delete';
 }
 
 export interface ContainerState {
@@ -176,6 +179,12 @@ export interface ContainerStatus {
   imageID: string;
   containerID?: string;
   started?: boolean;
+  resources?: Resources;
+  allocatedResources?: Record<string, string>;
+  allocatedResourcesStatus?: { name: string; resources: { resourceID: string; health: string; message?: string }[] }[];
+  volumeMounts?: { name: string; mountPath: string; readOnly?: boolean; recursiveReadOnly?: string }[];
+  user?: { linux: { uid: number; gid: number; supplementalGroups?: number[] } };
+  stopSignal?: string;
 }
 
 export interface PodStatus {
@@ -193,6 +202,8 @@ export interface PodStatus {
   ephemeralContainerStatuses?: ContainerStatus[];
   observedGeneration?: number;
   qosClass?: string;
+  resources?: Resources;
+  allocatedResources?: Record<string, string>;
 }
 
 /** Succeeded and Failed are for ever. */

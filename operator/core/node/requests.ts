@@ -1,6 +1,6 @@
 /**
  * What a pod asks for in all, counted as the scheduler does: containers and sidecars run together, init containers one after
- * the other beside the sidecars started before them.
+ * the other beside the sidecars started before them; then the overhead of the runtime class.
  * https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers
  */
 import { parseQuantity } from '../quantity.ts';
@@ -26,9 +26,22 @@ export function podRequests(pod: Pod): Readonly<Amounts> {
   const running = { ...sidecars };
   for (const container of pod.spec.containers) add(running, requestsOf(container));
   most(running, starting);
-  // Resources of the whole pod, where given, stand for the sum of its containers'.
-  Object.assign(running, amounts(pod.spec.resources as Resources | undefined));
+  // Resources of the whole pod, where given, stand for the sum of its containers', which is never more.
+  most(running, amounts(pod.spec.resources as Resources | undefined));
+  add(running, amounts({ requests: pod.spec.overhead as Resources['requests'] }));
   return running;
+}
+
+/** Whether a pod runs with the CPU and memory that were asked for. What was not asked for may be anything. */
+export function hasRequests(pod: Pod, asked: Pod): boolean {
+  return [...asked.spec.containers, ...(asked.spec.initContainers ?? [])].every((container) => {
+    const all = [...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? [])];
+    const given = all.find(({ name }) => name === container.name)?.resources?.requests;
+    return ['cpu', 'memory'].every((resource) => {
+      const quantity = container.resources?.requests?.[resource];
+      return quantity === undefined || parseQuantity(given?.[resource] ?? 0) === parseQuantity(quantity);
+    });
+  });
 }
 
 const requestsOf = (container: Container): Amounts => amounts(container.resources);

@@ -1,4 +1,4 @@
-/** Whether a stored pod status says all of a wanted one already: then nothing is written. */
+/** Whether a stored pod status says all of a wanted one already; and what is to be written when it does not. */
 import type { PodCondition, PodStatus } from './pod.ts';
 
 export function sameStatus(stored: PodStatus | undefined, wanted: PodStatus): boolean {
@@ -9,10 +9,28 @@ export function sameStatus(stored: PodStatus | undefined, wanted: PodStatus): bo
   });
 }
 
+/**
+ * The status as a strategic merge patch. Addresses are merged by their value, so that those which are no more have to be taken
+ * away by name: two of one family are refused, and all of the status with them.
+ */
+export function statusPatch(stored: PodStatus | undefined, wanted: PodStatus): object {
+  const merged = (field: 'podIPs' | 'hostIPs') => {
+    const there = stored?.[field] ?? [];
+    const list = wanted[field];
+    if (list === undefined || there.length === 0) return {};
+    const gone = there
+      .filter(({ ip }) => !list.some((one) => one.ip === ip))
+      .map(({ ip }) => ({ ip, $patch: 'delete' }));
+    return gone.length === 0 ? {} : { [field]: [...gone, ...list] };
+  };
+  return { ...wanted, ...merged('podIPs'), ...merged('hostIPs') };
+}
+
 /** Others' conditions are none of ours. */
 function sameConditions(stored: readonly PodCondition[] | undefined, wanted: readonly PodCondition[]): boolean {
   return wanted.every((condition) => {
     const before = stored?.find((c) => c.type === condition.type);
+    if (condition.$patch === 'delete') return before === undefined;
     return before !== undefined && same({ ...before, lastProbeTime: undefined }, condition);
   });
 }

@@ -5,14 +5,20 @@
  * consumer's pod has. A pod that has ended stays as it ended. Addresses of the provider's network are not shown, unless the
  * lease says that they are routable: without a podIP Kubernetes makes no endpoint that nobody could reach.
  */
-import type { ContainerState, ContainerStatus, Pod, PodCondition, PodStatus } from './pod.ts';
+import { translateContainers, translateResources } from './container-status.ts';
+import type { ContainerStatus, Pod, PodCondition, PodStatus, Resources } from './pod.ts';
 import { isTerminal } from './pod.ts';
+import { addresses, list, quantities, record, statusWord, text, time, word } from './untrusted.ts';
 
 export interface StatusView {
   readonly nodeAddress: string;
   readonly podIP: 'None' | 'Provider';
   /** False: nobody can say that a pod is ready now, though it may well run. True by default. */
   readonly nodeReady?: boolean;
+  /** The pod was to be resized, and the provider's side did not do it. */
+  readonly resize?: { readonly reason: 'Infeasible' | 'Deferred'; readonly message: string };
+  /** Ephemeral containers that were not carried, and why. */
+  readonly withheld?: readonly { readonly name: string; readonly message: string }[];
 }
 
 const phases: readonly string[] = ['Pending', 'Running', 'Succeeded', 'Failed'];
@@ -22,7 +28,12 @@ const carriedConditions: readonly string[] = [
   'Initialized',
   'ContainersReady',
   'DisruptionTarget',
+  'PodResizePending',
+  'PodResizeInProgress',
+  'AllContainersRestarting',
 ];
+/** These go when they are over; the others stay, and change. */
+const passingConditions: readonly string[] = ['PodResizePending', 'PodResizeInProgress', 'AllContainersRestarting'];
 
 /** Undefined when the pod has ended already: nothing that is said later changes that. */
 export function translateStatus(remote: unknown, consumer: Pod, view: StatusView, now: Date): PodStatus | undefined {
@@ -43,20 +54,44 @@ export function translateStatus(remote: unknown, consumer: Pod, view: StatusView
   };
   if (consumer.metadata.generation !== undefined) translated.observedGeneration = consumer.metadata.generation;
   if (view.podIP === 'Provider') {
-    const ips = list(status.podIPs, 2).flatMap((entry) => address(record(entry).ip) ?? []);
+    const ips = addresses(list(status.podIPs, 2).map((entry) => record(entry).ip));
     if (ips[0] !== undefined) {
       translated.podIP = ips[0];
       translated.podIPs = ips.map((ip) => ({ ip }));
     }
   }
-  const { containers, initContainers, ephemeralContainers } = consumer.spec;
+  const { containers, initContainers, ephemeralContainers, resources: whole } = consumer.spec;
   const statuses = translateContainers(status.containerStatuses, containers);
   if (statuses.length > 0) translated.containerStatuses = statuses;
   const inits = translateContainers(status.initContainerStatuses, initContainers ?? []);
   if (inits.length > 0) translated.initContainerStatuses = inits;
-  const ephemerals = translateContainers(status.ephemeralContainerStatuses, ephemeralContainers ?? []);
+  const ephemerals = [
+    ...translateContainers(status.ephemeralContainerStatuses, ephemeralContainers ?? []),
+    ...withheldStatuses(status.ephemeralContainerStatuses, view),
+  ];
   if (ephemerals.length > 0) translated.ephemeralContainerStatuses = ephemerals;
+  if (whole !== undefined) {
+    const resources = translateResources(status.resources, whole as Resources);
+    if (resources) translated.resources = resources;
+    const allocated = quantities(status.allocatedResources, (whole as Resources).requests);
+    if (allocated) translated.allocatedResources = allocated;
+  }
   return translated;
+}
+
+/** In the words that `kubectl debug` shows while it waits for one to start. */
+function withheldStatuses(reported: unknown, { withheld = [] }: StatusView): ContainerStatus[] {
+  const there = list(reported, 256).map((status) => record(status).name);
+  return withheld
+    .filter(({ name }) => !there.includes(name))
+    .map(({ name, message }) => ({
+      name,
+      ready: false,
+      restartCount: 0,
+      image: '',
+      imageID: '',
+      state: { waiting: { reason: 'NotCarried', message: message.slice(0, 1024) } },
+    }));
 }
 
 /** The pod is never run: refused before, or by, the provider. */
@@ -117,9 +152,15 @@ function translateConditions(reported: unknown, consumer: Pod, view: StatusView,
   const all = list(reported, 32).map(record);
   const conditions = carriedConditions.flatMap((type) => {
     const found = all.find((c) => c.type === type);
+    if (type === 'PodResizePending' && view.resize)
+      return [condition(consumer, type, 'True', view.resize.reason, view.resize.message.slice(0, 1024), now)];
     if (!found || !statusWord(found.status)) return [];
     return [condition(consumer, type, String(found.status), word(found.reason), text(found.message, 1024), now)];
   });
+  for (const type of passingConditions) {
+    const over = !conditions.some((c) => c.type === type) && consumer.status?.conditions?.some((c) => c.type === type);
+    if (over) conditions.push({ type, $patch: 'delete' });
+  }
   const reportedReady = all.find((c) => c.type === 'Ready');
   const containersReady = conditions.find((c) => c.type === 'ContainersReady');
   // Readiness gates are set on the consumer's pod, by the consumer's controllers; the provider has never seen them.
@@ -177,104 +218,6 @@ function condition(
   if (consumer.metadata.generation !== undefined) made.observedGeneration = consumer.metadata.generation;
   return made;
 }
-
-function translateContainers(reported: unknown, containers: readonly { name: string }[]): ContainerStatus[] {
-  const all = list(reported, 256).map(record);
-  return containers.flatMap(({ name }) => {
-    const found = all.find((status) => status.name === name);
-    if (!found) return [];
-    const status: ContainerStatus = {
-      name,
-      ready: found.ready === true,
-      restartCount: count(found.restartCount),
-      image: text(found.image, 512) ?? '',
-      imageID: text(found.imageID, 512) ?? '',
-    };
-    if (typeof found.started === 'boolean') status.started = found.started;
-    const id = containerId(found.containerID);
-    if (id) status.containerID = id;
-    const state = translateState(found.state);
-    if (state) status.state = state;
-    const last = translateState(found.lastState);
-    if (last) status.lastState = last;
-    return [status];
-  });
-}
-
-function translateState(value: unknown): ContainerState | undefined {
-  const state = record(value);
-  if (isRecord(state.waiting)) {
-    const waiting: ContainerState['waiting'] = {};
-    const reason = word(state.waiting.reason);
-    const message = text(state.waiting.message, 1024);
-    if (reason) waiting.reason = reason;
-    if (message) waiting.message = message;
-    return { waiting };
-  }
-  if (isRecord(state.running)) {
-    const startedAt = time(state.running.startedAt);
-    return { running: startedAt ? { startedAt } : {} };
-  }
-  if (isRecord(state.terminated)) {
-    const ended = state.terminated;
-    const terminated: NonNullable<ContainerState['terminated']> = { exitCode: exitCode(ended.exitCode) };
-    if (typeof ended.signal === 'number' && Number.isInteger(ended.signal) && ended.signal > 0 && ended.signal < 128)
-      terminated.signal = ended.signal;
-    const reason = word(ended.reason);
-    if (reason) terminated.reason = reason;
-    // The kubelet's own bound of a termination message.
-    const message = text(ended.message, 4096);
-    if (message) terminated.message = message;
-    const startedAt = time(ended.startedAt);
-    if (startedAt) terminated.startedAt = startedAt;
-    const finishedAt = time(ended.finishedAt);
-    if (finishedAt) terminated.finishedAt = finishedAt;
-    const id = containerId(ended.containerID);
-    if (id) terminated.containerID = id;
-    return { terminated };
-  }
-  return undefined;
-}
-
-const isRecord = (value: unknown): value is Record<string, unknown> =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
-const record = (value: unknown): Record<string, unknown> => (isRecord(value) ? value : {});
-const list = (value: unknown, most: number): unknown[] => (Array.isArray(value) ? value.slice(0, most) : []);
-/** Empty text is no text: Kubernetes leaves such fields out. */
-const text = (value: unknown, most: number): string | undefined =>
-  typeof value === 'string' && value !== '' ? value.slice(0, most).toWellFormed() : undefined;
-const word = (value: unknown): string | undefined =>
-  typeof value === 'string' && /^[A-Za-z][A-Za-z0-9_,:.-]{0,127}$/.test(value) ? value : undefined;
-const statusWord = (value: unknown): boolean => value === 'True' || value === 'False' || value === 'Unknown';
-const time = (value: unknown): string | undefined =>
-  typeof value === 'string' &&
-  /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z$/.test(value) &&
-  !Number.isNaN(Date.parse(value))
-    ? value
-    : undefined;
-const count = (value: unknown): number =>
-  typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= 0x7fffffff ? value : 0;
-/** Out of range is no success. */
-const exitCode = (value: unknown): number =>
-  typeof value === 'number' && Number.isInteger(value) && Math.abs(value) <= 0x7fffffff ? value : 255;
-const containerId = (value: unknown): string | undefined =>
-  typeof value === 'string' && /^[a-z0-9+.-]{1,32}:\/\/[A-Za-z0-9_.-]{1,128}$/.test(value) ? value : undefined;
-/** The API server refuses a status with an address that is none, and then all of the pod's status would stand still. */
-const address = (value: unknown): string | undefined =>
-  typeof value === 'string' && value.length <= 45 && (isIPv4(value) || isIPv6(value)) ? value : undefined;
-const isIPv4 = (value: string): boolean =>
-  /^\d{1,3}(\.\d{1,3}){3}$/.test(value) &&
-  value.split('.').every((part) => Number(part) <= 255 && String(Number(part)) === part);
-
-const isIPv6 = (value: string): boolean => {
-  const halves = value.split('::');
-  if (halves.length > 2) return false;
-  const groups = halves.flatMap((half) => (half === '' ? [] : half.split(':')));
-  return (
-    groups.every((group) => /^[0-9a-f]{1,4}$/i.test(group)) &&
-    (halves.length === 2 ? groups.length < 8 : groups.length === 8)
-  );
-};
 
 /** As the API server writes times: whole seconds, UTC. */
 export const timestamp = (date: Date): string => date.toISOString().replace(/\.\d{3}Z$/, 'Z');

@@ -7,13 +7,14 @@ import type { IncomingMessage } from 'node:http';
 import { pipeline } from 'node:stream';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Hex32 } from '../../api/messages.ts';
-import { admitConfig } from '../../core/allocation/admit-config.ts';
-import { type AdmittedPod, admitPod, replacePod } from '../../core/allocation/admit-pod.ts';
+import { admitConfig, ownerOf } from '../../core/allocation/admit-config.ts';
+import { type AdmittedPod, admitPod } from '../../core/allocation/admit-pod.ts';
 import { checkQuery, type KubeTarget, kubeTarget, upstreamPath } from '../../core/allocation/kube-path.ts';
 import { type LeaseRecord, tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { leaseIdLabel } from '../../core/allocation/tenant.ts';
 import { problemOf, problemType } from '../problem.ts';
+import { replaceRunningPod } from '../replace-pod.ts';
 import type { GatewayService, Upstream } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import type { LeaseTokens } from '../tokens.ts';
@@ -123,8 +124,9 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
         case 'GET':
           return pass(reply, record, target, { method: 'GET', path: pathOf(record, target, query) }, signal);
         case 'POST':
-          return pass(reply, record, target, await creation(record, target, request), signal);
+          return pass(reply, record, target, await creation(record, target, request, signal), signal);
         case 'PUT':
+          if (target.kind === 'pods') return replacePod(reply, record, target, request.body, signal);
           return pass(reply, record, target, await replacement(record, target, request, signal), signal);
         default:
           return pass(reply, record, target, deletion(record, target, query), signal);
@@ -193,23 +195,61 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     }
   }
 
-  function admitted(record: LeaseRecord, target: KubeTarget, body: unknown): AdmittedPod | Record<string, unknown> {
+  function admitOne(record: LeaseRecord, body: unknown, running: boolean): AdmittedPod {
     mustServe(record);
+    const { nodeName, room } = record;
     const namespace = tenantNamespace(record.leaseId);
     const leaseId = leaseIdLabel(record.leaseId);
-    if (target.kind === 'pods') {
-      const { nodeName, room, tenantProfile: profile } = record;
-      return admitPod(body, { namespace, leaseId, nodeName, room, profile, gpuRuntimeClass: options.gpuRuntimeClass });
-    }
-    return admitConfig(target.kind === 'secrets' ? 'Secret' : 'ConfigMap', body, { namespace, leaseId });
+    const profile = record.tenantProfile;
+    const context = { namespace, leaseId, nodeName, room, profile, gpuRuntimeClass: options.gpuRuntimeClass };
+    return admitPod(body, context, running);
   }
 
-  async function creation(record: LeaseRecord, target: KubeTarget, request: FastifyRequest): Promise<Wanted> {
-    return {
-      method: 'POST',
-      path: pathOf(record, target),
-      body: JSON.stringify(admitted(record, target, request.body)),
-    };
+  async function admitted(
+    record: LeaseRecord,
+    target: KubeTarget,
+    body: unknown,
+    signal: AbortSignal,
+  ): Promise<Record<string, unknown>> {
+    mustServe(record);
+    const object = admitConfig(target.kind === 'secrets' ? 'Secret' : 'ConfigMap', body, {
+      namespace: tenantNamespace(record.leaseId),
+      leaseId: leaseIdLabel(record.leaseId),
+    });
+    const owner = ownerOf(object);
+    if (owner !== undefined && !(await isThere(record, owner, signal))) {
+      throw new Refusal(422, `metadata.ownerReferences[0]: there is no pod ${owner.name} with the uid ${owner.uid}`);
+    }
+    return object;
+  }
+
+  /** Whether the tenant has that very pod. */
+  async function isThere(record: LeaseRecord, owner: { name: string; uid: string }, signal: AbortSignal) {
+    const pod: KubeTarget = { kind: 'pods', name: owner.name, methods: [] };
+    const response = await send(record.leaseId, { method: 'GET', path: pathOf(record, pod) }, signal);
+    if (response.statusCode === 404) {
+      response.resume();
+      return false;
+    }
+    if (response.statusCode !== 200) {
+      const problem = await problemOfAnswer(response, pod, 'GET');
+      throw new Refusal(problem.status, problem.detail ?? problem.title);
+    }
+    const { metadata } = JSON.parse(await readAll(response, maxObjectBytes)) as { metadata?: { uid?: unknown } };
+    return metadata?.uid === owner.uid;
+  }
+
+  async function creation(
+    record: LeaseRecord,
+    target: KubeTarget,
+    request: FastifyRequest,
+    signal: AbortSignal,
+  ): Promise<Wanted> {
+    const object =
+      target.kind === 'pods'
+        ? admitOne(record, request.body, false)
+        : await admitted(record, target, request.body, signal);
+    return { method: 'POST', path: pathOf(record, target), body: JSON.stringify(object) };
   }
 
   async function replacement(
@@ -218,19 +258,41 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     request: FastifyRequest,
     signal: AbortSignal,
   ): Promise<Wanted> {
-    const path = pathOf(record, target);
-    const object = admitted(record, target, target.kind === 'pods' ? withoutPlacement(request.body) : request.body);
+    const object = await admitted(record, target, request.body, signal);
     if ((object.metadata as { name?: unknown }).name !== target.name) {
       throw new Refusal(400, 'metadata.name is not the name in the path');
     }
-    if (target.kind !== 'pods') return { method: 'PUT', path, body: JSON.stringify(object) };
-    const current = await send(record.leaseId, { method: 'GET', path }, signal);
-    if (current.statusCode !== 200) {
-      const problem = await problemOfAnswer(current, target, 'GET');
-      throw new Refusal(problem.status, problem.detail ?? problem.title);
+    return { method: 'PUT', path: pathOf(record, target), body: JSON.stringify(object) };
+  }
+
+  async function replacePod(
+    reply: FastifyReply,
+    record: LeaseRecord,
+    target: KubeTarget,
+    body: unknown,
+    signal: AbortSignal,
+  ) {
+    mustServe(record);
+    const path = pathOf(record, target);
+    const result = await replaceRunningPod(target.name ?? '', withoutPlacement(body), {
+      send: (method, part, object) =>
+        send(
+          record.leaseId,
+          {
+            method,
+            path: part === undefined ? path : `${path}/${part}`,
+            ...(object === undefined ? {} : { body: JSON.stringify(object) }),
+          },
+          signal,
+        ),
+      admit: (pod) => admitOne(record, pod, true),
+      read: readAll,
+      problemOf: (response, method) => problemOfAnswer(response, target, method),
+    });
+    if ('problem' in result) {
+      return reply.code(result.problem.status).type(problemType).send(JSON.stringify(result.problem));
     }
-    const there = JSON.parse(await readAll(current, maxObjectBytes)) as Record<string, unknown>;
-    return { method: 'PUT', path, body: JSON.stringify(replacePod(there, object as AdmittedPod)) };
+    return reply.header('cache-control', 'no-store').send(result.pod);
   }
 
   function deletion(record: LeaseRecord, target: KubeTarget, query: readonly (readonly [string, string])[]): Wanted {

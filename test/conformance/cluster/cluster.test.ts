@@ -510,6 +510,56 @@ describe.each([
     await cluster.delete(resources.pods, keyOf(made), { gracePeriodSeconds: 0 });
   });
 
+  it('adds ephemeral containers, and resizes, by subresources that change nothing else', async () => {
+    interface Running extends KubeObject {
+      spec: {
+        containers: { name: string; image: string; resources?: { requests?: Record<string, string> } }[];
+        ephemeralContainers?: { name: string; image: string }[];
+      };
+    }
+    const made = await cluster.create<Running>(resources.pods, {
+      metadata: at(),
+      spec: { containers: [{ name: 'main', image: 'example.invalid/none', resources: { requests: { cpu: '1' } } }] },
+    });
+    const put = (object: Running, subresource: string) =>
+      cluster.replace<Running>(resources.pods, object, { subresource });
+    const debugged = await put(
+      { ...made, spec: { ...made.spec, ephemeralContainers: [{ name: 'debug', image: 'example.invalid/none' }] } },
+      'ephemeralcontainers',
+    );
+    expect(debugged.spec.ephemeralContainers).toMatchObject([{ name: 'debug' }]);
+    const [main] = debugged.spec.containers;
+    const resized = await put(
+      { ...debugged, spec: { ...debugged.spec, containers: [{ ...main!, resources: { requests: { cpu: '2' } } }] } },
+      'resize',
+    );
+    expect(resized.spec.containers[0]?.resources?.requests?.cpu).toBe('2');
+    expect(await refusal(put({ ...made }, 'ephemeralcontainers'))).toBe('ApiError 409 Conflict');
+    await cluster.delete(resources.pods, keyOf(made), { gracePeriodSeconds: 0 });
+  });
+
+  it('merges conditions and addresses of a pod’s status, and takes them away by name', async () => {
+    interface Reported extends KubeObject {
+      status?: { conditions?: { type: string }[]; podIPs?: { ip: string }[] };
+    }
+    const made = await cluster.create<Pod>(resources.pods, pod('no-such-node'));
+    const write = (status: object) =>
+      cluster.patch<Reported>(resources.pods, keyOf(made), { status }, { type: 'strategic', subresource: 'status' });
+    await write({ conditions: [{ type: 'A', status: 'True' }], podIP: '10.0.0.1', podIPs: [{ ip: '10.0.0.1' }] });
+    const after = await write({
+      conditions: [
+        { type: 'A', $patch: 'delete' },
+        { type: 'B', status: 'True' },
+      ],
+      podIP: '10.0.0.2',
+      podIPs: [{ ip: '10.0.0.1', $patch: 'delete' }, { ip: '10.0.0.2' }],
+    });
+    const types = after.status?.conditions?.map(({ type }) => type).filter((type) => /^[AB]$/.test(type));
+    expect(types).toEqual(['B']);
+    expect(after.status?.podIPs).toEqual([{ ip: '10.0.0.2' }]);
+    await cluster.delete(resources.pods, keyOf(made), { gracePeriodSeconds: 0 });
+  });
+
   it('gives tokens for service accounts', async () => {
     const account = await cluster.create(resources.serviceAccounts, { metadata: at() });
     const { status } = await cluster.createSubresource<{ status: { token: string; expirationTimestamp: string } }>(

@@ -143,6 +143,105 @@ test('a pod that was sent back with more rights than it had is refused', async (
   });
 });
 
+interface Running extends KubeObject {
+  spec: {
+    containers: { name: string; image: string; resources: { requests: Record<string, string>; limits: object } }[];
+    ephemeralContainers?: { name: string; env?: object[] }[];
+  };
+}
+const stored = (name: string) => side.cluster.object<Running>(resources.pods, { namespace, name });
+const partsWritten = () =>
+  tenantRequests()
+    .filter(({ method }) => method === 'PUT')
+    .map(({ subresource }) => subresource ?? 'pod');
+
+test('a pod that is sent anew is written in as many ways as it changed, with the tenant’s account', async () => {
+  await ask('POST', 'pods', pod('train', { resources: { requests: { cpu: '1' } } }));
+  const anew = {
+    metadata: { name: 'train', annotations: { 'gpulease.dev/carried': 'x' } },
+    spec: {
+      containers: [{ name: 'main', image: 'busybox:2', resources: { requests: { cpu: '1500m' } } }],
+      ephemeralContainers: [{ name: 'debug', image: 'busybox' }],
+    },
+  };
+  expect(await ask('PUT', 'pods/train', anew)).toMatchObject({ status: 200, body: { metadata: { name: 'train' } } });
+  expect(partsWritten()).toEqual(['ephemeralcontainers', 'pod', 'resize']);
+  expect(stored('train')).toMatchObject({
+    metadata: { annotations: { 'gpulease.dev/carried': 'x' } },
+    spec: {
+      containers: [{ image: 'busybox:2', resources: { requests: { cpu: '1500m' } } }],
+      ephemeralContainers: [{ name: 'debug', env: [{ name: 'NVIDIA_VISIBLE_DEVICES', value: 'void' }] }],
+    },
+  });
+  expect(await ask('PUT', 'pods/train', anew)).toMatchObject({ status: 200 });
+  expect(partsWritten()).toHaveLength(3);
+});
+
+test('resources beyond the lease are refused, and the rest of the change is carried out', async () => {
+  await ask('POST', 'pods', pod('train', { resources: { requests: { cpu: '1' } } }));
+  const more = { image: 'busybox:2', resources: { requests: { cpu: '4000' } } };
+  const told = await ask('PUT', 'pods/train', pod('train', more));
+  expect(told).toMatchObject({
+    status: 422,
+    body: { reason: 'ResizeRefused', errors: [{ field: 'spec.containers[0].resources.requests[cpu]' }] },
+  });
+  expect(stored('train')?.spec.containers[0]).toMatchObject({
+    image: 'busybox:2',
+    resources: { requests: { cpu: '1' } },
+  });
+});
+
+test.each([
+  [
+    'a Kubernetes that cannot resize',
+    404,
+    'NotFound',
+    'the server could not find the requested resource',
+    422,
+    /1\.33/,
+  ],
+  ['one that says no', 422, 'Invalid', 'Pod QOS Class may not change as a result of resizing', 422, /QOS Class/],
+  ['a quota that is full', 403, 'Forbidden', 'pods "train" is forbidden: exceeded quota: lease', 409, /no room/],
+])('of %s, the consumer hears', async (_name, code, reason, message, status, words) => {
+  await ask('POST', 'pods', pod('train', { resources: { requests: { cpu: '1' } } }));
+  side.cluster.failNext({ method: 'PUT', subresource: 'resize', fail: code, reason, message });
+  const told = await ask('PUT', 'pods/train', pod('train', { image: 'new', resources: { requests: { cpu: '2' } } }));
+  expect(told).toMatchObject({
+    status,
+    body: {
+      reason: status === 409 ? 'CapacityExhausted' : 'ResizeRefused',
+      detail: expect.stringMatching(words),
+    },
+  });
+  expect(stored('train')?.spec.containers[0]?.image).toBe('new');
+});
+
+test('a Secret may belong to a pod of the lease, by name and uid, and to nothing else', async () => {
+  await ask('POST', 'pods', pod('train'));
+  const { uid } = stored('train')!.metadata;
+  const secret = (name: string, ownerReferences: object[]) => ({
+    metadata: { name, ownerReferences },
+    data: { t: 'eA==' },
+  });
+  const owner = { apiVersion: 'v1', kind: 'Pod', name: 'train', uid };
+  expect(await ask('POST', 'secrets', secret('owned', [owner]))).toMatchObject({ status: 201 });
+  expect(side.cluster.object(resources.secrets, { namespace, name: 'owned' })?.metadata.ownerReferences).toEqual([
+    owner,
+  ]);
+  expect(await ask('PUT', 'secrets/owned', secret('owned', [owner]))).toMatchObject({ status: 200 });
+  const wrong: object[][] = [
+    [{ ...owner, uid: 'another' }],
+    [{ ...owner, name: 'absent' }],
+    [{ ...owner, kind: 'Node' }],
+    [{ ...owner, apiVersion: 'apps/v1' }],
+    [{ ...owner, blockOwnerDeletion: true }],
+    [owner, owner],
+  ];
+  for (const references of wrong)
+    expect((await ask('POST', 'secrets', secret('other', references))).status, JSON.stringify(references)).toBe(422);
+  expect((await ask('POST', 'configmaps', { ...secret('c', [owner]), data: { a: 'b' } })).status).toBe(422);
+});
+
 test('lists and watches show the tenant’s own objects alone, as they come', async () => {
   side.cluster.seed(resources.pods, { metadata: { name: 'theirs', namespace: 'gl-other' } } as KubeObject);
   await ask('POST', 'pods', pod('mine'));

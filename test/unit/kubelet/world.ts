@@ -28,6 +28,8 @@ export interface World {
   readonly nodes: VirtualNodes;
   readonly told: Told[];
   health: { ready: boolean; reason?: string; message?: string };
+  /** How often objects are read that cannot be watched. */
+  objectPollSeconds: number;
   /** This process ends; another one takes over when `start` is called. */
   stop(): Promise<void>;
   start(spec?: Partial<NodeSpec>): Promise<void>;
@@ -60,6 +62,7 @@ export function world(): World {
     lease: connection,
     told,
     health: { ready: true },
+    objectPollSeconds: 0.2,
     get nodes() {
       return nodes!;
     },
@@ -85,7 +88,7 @@ export function world(): World {
         log: silentLog,
         evictionGuard: it.evictionGuard,
         heartbeatSeconds: 0.2,
-        objectPollSeconds: 0.2,
+        objectPollSeconds: it.objectPollSeconds,
       });
       running = nodes.run(stopping.signal);
       nodes.start(

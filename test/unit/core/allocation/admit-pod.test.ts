@@ -1,7 +1,7 @@
 /** Which pods a tenant may run: each refusal is what its author reads. */
 import { describe, expect, test } from 'vitest';
 import { admitConfig } from '../../../../operator/core/allocation/admit-config.ts';
-import { type AdmittedPod, admitPod, replacePod } from '../../../../operator/core/allocation/admit-pod.ts';
+import { type AdmittedPod, admitPod } from '../../../../operator/core/allocation/admit-pod.ts';
 import { Refusal } from '../../../../operator/core/allocation/refusal.ts';
 
 const gib = 1024 ** 3;
@@ -422,33 +422,6 @@ describe('admitted', () => {
     ) as object;
     expect(refusal(given).errors![0]!.field).toBe('spec.containers[0].constructor');
     expect(({} as Record<string, unknown>).polluted).toBeUndefined();
-  });
-
-  test('a replaced pod changes in image, deadline and our annotations, and in nothing else', () => {
-    const current = {
-      metadata: { name: 'train', uid: 'u', resourceVersion: '7', labels: { kept: 'yes' } },
-      spec: {
-        nodeName: 'node-a',
-        containers: [{ name: 'main', image: 'old', env: [{ name: 'NVIDIA_VISIBLE_DEVICES', value: 'void' }] }],
-      },
-      status: { phase: 'Running' },
-    };
-    const wanted = admitPod(
-      pod(
-        { activeDeadlineSeconds: 9 },
-        { image: 'new', env: [{ name: 'EVIL', value: '1' }] },
-        { annotations: { 'gpulease.dev/a': 'b' } },
-      ),
-      context,
-    );
-    expect(replacePod(current, wanted)).toMatchObject({
-      metadata: { uid: 'u', resourceVersion: '7', labels: { kept: 'yes' }, annotations: { 'gpulease.dev/a': 'b' } },
-      spec: {
-        nodeName: 'node-a',
-        activeDeadlineSeconds: 9,
-        containers: [{ name: 'main', image: 'new', env: [{ name: 'NVIDIA_VISIBLE_DEVICES', value: 'void' }] }],
-      },
-    });
   });
 });
 

@@ -63,9 +63,11 @@ describe('a tenant', () => {
       'events',
       'pods',
       'pods/attach',
+      'pods/ephemeralcontainers',
       'pods/exec',
       'pods/log',
       'pods/portforward',
+      'pods/resize',
       'secrets',
     ]);
     expect(rules.flatMap(({ verbs }) => verbs)).not.toContain('*');

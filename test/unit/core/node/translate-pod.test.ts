@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import { remoteObjectName, remotePodName } from '../../../../operator/core/node/names.ts';
 import type { EnvVar, Pod, PodSpec } from '../../../../operator/core/node/pod.ts';
+import { serviceLinksName, serviceLinksOf } from '../../../../operator/core/node/service-links.ts';
+import { tokenSecretName } from '../../../../operator/core/node/token-wish.ts';
 import { downwardAnnotation, translatePod } from '../../../../operator/core/node/translate-pod.ts';
 import { pod, serviceAccountVolume, view } from './builders.ts';
 
@@ -11,6 +13,8 @@ function carried(given: Pod) {
 }
 const env = (variables: EnvVar[], metadata: Partial<Pod['metadata']> = {}) =>
   carried(pod({ containers: [{ name: 'main', env: variables }] }, metadata)).pod.spec.containers[0]!.env;
+/** Before everything that the container itself sets. */
+const services = { configMapRef: { name: serviceLinksName(serviceLinksOf('team-a', true)), optional: true } };
 const field = (fieldPath: string): EnvVar[] => [{ name: 'X', valueFrom: { fieldRef: { fieldPath } } }];
 
 describe('a carried pod', () => {
@@ -82,14 +86,14 @@ describe('a carried pod', () => {
       activeDeadlineSeconds: 60,
       restartPolicy: 'OnFailure',
       dnsPolicy: 'ClusterFirst',
-      dnsConfig: { options: [] },
+      dnsConfig: { options: [{ name: 'ndots', value: '1' }] },
       hostAliases: [{ ip: '1.2.3.4', hostnames: ['x'] }],
       securityContext: { fsGroup: 1 },
       shareProcessNamespace: true,
     };
     const { spec } = carried(pod({ ...whole, containers: [main], initContainers: [init] })).pod;
-    expect(spec.containers[0]).toEqual(main);
-    expect(spec.initContainers).toEqual([init]);
+    expect(spec.containers[0]).toEqual({ ...main, envFrom: [services] });
+    expect(spec.initContainers).toEqual([{ ...init, envFrom: [services] }]);
     expect(spec).toMatchObject(whole);
   });
 
@@ -218,6 +222,7 @@ describe('references', () => {
         { valueFrom: { secretKeyRef: { name: secret('db'), key: 'b' } } },
       ],
       envFrom: [
+        services,
         { prefix: 'P_', configMapRef: { name: configMap('conf') } },
         { secretRef: { name: secret('more'), optional: true } },
       ],
@@ -423,4 +428,203 @@ describe('a pod is refused at once', () => {
     const both = pod({ containers: [main], initContainers: [sidecar, { name: 'i', ...gpu(2) }] });
     expect(translatePod(both, view).refused).toBe('LeaseExceeded');
   });
+});
+
+describe('inside, a pod is called', () => {
+  test.each<[string, string, Partial<PodSpec>, object]>([
+    ['by its name', 'web-0', {}, { hostname: 'web-0' }],
+    ['by its hostname', 'web-0', { hostname: 'db' }, { hostname: 'db' }],
+    ['by its name with dots, as a kubelet would', 'a.b.c', {}, { hostname: 'a-b-c', hostnameOverride: 'a.b.c' }],
+    [
+      'by a name that is cut as a kubelet cuts it',
+      `${'n'.repeat(62)}.${'m'.repeat(20)}`,
+      {},
+      { hostname: 'n'.repeat(62) },
+    ],
+    ['as it says itself', 'web-0', { hostnameOverride: 'my.own' }, { hostname: 'web-0', hostnameOverride: 'my.own' }],
+    [
+      'by its whole name where it asks for it, in the words of this cluster',
+      'web-0',
+      { subdomain: 'db', setHostnameAsFQDN: true },
+      { hostname: 'web-0', hostnameOverride: 'web-0.db.team-a.svc.cluster.local' },
+    ],
+    ['by its short name where it only has a subdomain', 'web-0', { subdomain: 'db' }, { hostname: 'web-0' }],
+  ])('%s', (_, name, spec, expected) => {
+    const { hostname, hostnameOverride, subdomain, setHostnameAsFQDN } = carried(pod(spec, { name })).pod
+      .spec as Record<string, unknown>;
+    const given = Object.fromEntries(
+      Object.entries({ hostname, hostnameOverride, subdomain, setHostnameAsFQDN }).filter(
+        ([, value]) => value !== undefined,
+      ),
+    );
+    expect(given).toEqual(expected);
+  });
+
+  test('by no name that is longer than the kernel takes', () => {
+    const spec = { subdomain: 's'.repeat(50), setHostnameAsFQDN: true };
+    expect(translatePod(pod(spec), view)).toMatchObject({ refused: 'FieldNotSupported' });
+  });
+
+  test('by the domain of its own cluster', () => {
+    const translation = translatePod(pod({ subdomain: 'db', setHostnameAsFQDN: true }), {
+      ...view,
+      clusterDomain: 'a.b',
+    });
+    expect(translation).toMatchObject({ pod: { spec: { hostnameOverride: 'web-0.db.team-a.svc.a.b' } } });
+  });
+});
+
+describe('Services', () => {
+  test('are told to all its containers, by one object that changes in its place', () => {
+    const translation = carried(
+      pod({ initContainers: [{ name: 'i' }], ephemeralContainers: [{ name: 'e' }], enableServiceLinks: true }),
+    );
+    const { containers, initContainers, ephemeralContainers } = translation.pod.spec;
+    for (const { envFrom } of [...containers, ...initContainers!, ...ephemeralContainers!])
+      expect(envFrom).toEqual([services]);
+    expect(translation.services).toEqual({ kind: 'ServiceLinks', namespace: 'team-a', all: true });
+  });
+
+  test('are not told where the pod wants none, but for the API server’s', () => {
+    const { pod: remote, services: links } = carried(pod({ enableServiceLinks: false }));
+    expect(links.all).toBe(false);
+    expect(remote.spec.containers[0]!.envFrom).toEqual([
+      { configMapRef: { name: serviceLinksName(links), optional: true } },
+    ]);
+    expect(remote.spec.enableServiceLinks).toBe(false);
+  });
+});
+
+describe('tokens of service accounts', () => {
+  const bound = { ...view, serviceAccountTokens: 'Bound' as const };
+  const tokenVolume = (more: object = {}, name = 'vault') => ({
+    name,
+    projected: { sources: [{ serviceAccountToken: { path: 'vault-token', ...more } }] },
+  });
+  const translate = (spec: Partial<PodSpec>) => {
+    const translation = translatePod(pod(spec), bound);
+    if (translation.refused !== undefined) throw new Error(translation.message);
+    return translation;
+  };
+
+  test('lie in a Secret of the pod where the lease lets them out, in the place and beside the files that are usual', () => {
+    const mount = { name: serviceAccountVolume.name, mountPath: '/var/run/secrets/kubernetes.io/serviceaccount' };
+    const {
+      pod: remote,
+      tokens,
+      configMaps,
+    } = translate({
+      volumes: [serviceAccountVolume],
+      containers: [{ name: 'main', volumeMounts: [mount] }],
+    });
+    expect(tokens).toEqual([{ key: expect.stringMatching(/^token-/), audience: '', expirationSeconds: 3600 }]);
+    expect(configMaps).toEqual([{ name: 'kube-root-ca.crt', optional: false }]);
+    expect(remote.spec.containers[0]!.volumeMounts).toEqual([mount]);
+    const { projected } = remote.spec.volumes![0]!;
+    expect(projected?.sources).toEqual([
+      { secret: { name: tokenSecretName(remote.metadata.name), items: [{ key: tokens[0]!.key, path: 'token' }] } },
+      {
+        configMap: {
+          name: remoteObjectName('ConfigMap', 'team-a', 'kube-root-ca.crt'),
+          items: [{ key: 'ca.crt', path: 'ca.crt' }],
+        },
+      },
+      { downwardAPI: { items: [{ path: 'namespace', fieldRef: expect.anything() }] } },
+    ]);
+    expect(remote.metadata.annotations?.[downwardAnnotation('metadata.namespace')]).toBe('team-a');
+  });
+
+  test.each([
+    ['never for more than an hour', { expirationSeconds: 86_400 }, 3600],
+    ['never for the number that makes them last a year', { expirationSeconds: 3607 }, 3600],
+    ['for as long as asked', { expirationSeconds: 1200 }, 1200],
+    ['for an hour where nothing is asked', {}, 3600],
+  ])('are asked for %s', (_, more, expirationSeconds) => {
+    expect(translate({ volumes: [tokenVolume(more)] }).tokens).toMatchObject([{ expirationSeconds }]);
+  });
+
+  test('are one for each audience', () => {
+    const volumes = [tokenVolume({ audience: 'vault' }), tokenVolume({ audience: 'vault' }, 'b'), tokenVolume({}, 'c')];
+    expect(translate({ volumes }).tokens.map(({ audience }) => audience)).toEqual(['vault', '']);
+  });
+
+  test('are not many', () => {
+    const volumes = Array.from({ length: 9 }, (_, i) => tokenVolume({ audience: `a${i}` }, `v${i}`));
+    expect(translatePod(pod({ volumes }), bound)).toMatchObject({ refused: 'FieldNotSupported' });
+  });
+
+  test('are neither asked for nor mentioned where the lease does not let them out', () => {
+    const { tokens, pod: remote } = carried(pod({ volumes: [serviceAccountVolume] }));
+    expect(tokens).toEqual([]);
+    expect(JSON.stringify(remote)).not.toContain('token-');
+    const refused = translatePod(pod({ volumes: [tokenVolume()] }), view);
+    expect(refused).toMatchObject({
+      refused: 'ServiceAccountTokenNotCarried',
+      message: expect.stringMatching(/serviceAccountTokens: Bound/),
+    });
+  });
+});
+
+describe('what stays behind is told', () => {
+  test('of a runtime class', () => {
+    const { notes, pod: remote } = carried(pod({ runtimeClassName: 'kata' }));
+    expect(remote.spec).not.toHaveProperty('runtimeClassName');
+    expect(notes).toEqual([{ reason: 'RuntimeClassLeftBehind', message: expect.stringContaining('kata') }]);
+    expect(carried(pod()).notes).toEqual([]);
+  });
+
+  test('of an ephemeral container that cannot run, and the pod goes on with the others', () => {
+    const trace = { name: 'trace', securityContext: { capabilities: { add: ['SYS_PTRACE'] } } };
+    const { pod: remote, withheld } = carried(pod({ ephemeralContainers: [trace, { name: 'ok' }] }));
+    expect(remote.spec.ephemeralContainers?.map(({ name }) => name)).toEqual(['ok']);
+    expect(withheld).toEqual([
+      { name: 'trace', message: expect.stringMatching(/^spec\.ephemeralContainers\[0\].*--profile=baseline/) },
+    ]);
+  });
+});
+
+test('a pod that runs is not refused for what it asks for now: the provider judges that', () => {
+  const more = pod({ containers: [{ name: 'main', resources: { requests: { cpu: '99' } } }] });
+  expect(translatePod(more, view).refused).toBe('LeaseExceeded');
+  expect(translatePod(more, view, true).refused).toBeUndefined();
+});
+
+test('a field that nobody thought of is refused wherever it stands', () => {
+  const places: [Partial<PodSpec>, string][] = [
+    [
+      { containers: [{ name: 'main', livenessProbe: { httpGet: { port: 1, teleport: 'x' } } }] },
+      'spec.containers[0].livenessProbe.httpGet.teleport',
+    ],
+    [{ securityContext: { teleport: 1 } }, 'spec.securityContext.teleport'],
+    [{ volumes: [{ name: 'v', emptyDir: { teleport: 1 } }] }, 'spec.volumes[0].emptyDir.teleport'],
+    [{ volumes: [{ name: 'v', teleport: {} }] }, 'spec.volumes[0].teleport'],
+    [
+      { volumes: [{ name: 'v', projected: { sources: [{ teleport: {} }] } }] },
+      'spec.volumes[0].projected.sources[0].teleport',
+    ],
+    [
+      { containers: [{ name: 'main', env: [{ name: 'A', valueFrom: { teleport: {} } }] }] },
+      'spec.containers[0].env[0].valueFrom.teleport',
+    ],
+    [{ dnsConfig: { options: [{ name: 'a', teleport: 1 }] } }, 'spec.dnsConfig.options[0].teleport'],
+  ];
+  for (const [spec, path] of places) {
+    const translation = translatePod(pod(spec), view);
+    if (translation.refused === undefined) throw new Error(`${path} was carried`);
+    expect(translation.message.startsWith(`${path}:`)).toBe(true);
+  }
+});
+
+test('resources that a whole pod asks for are the default of what its containers see', () => {
+  const container = {
+    name: 'main',
+    resources: { limits: { memory: '0' } },
+    env: ['limits.cpu', 'limits.memory', 'limits.ephemeral-storage'].map((resource, i) => ({
+      name: `X${i}`,
+      valueFrom: { resourceFieldRef: { resource } },
+    })),
+  };
+  const limits = { cpu: '3', memory: '1Gi' };
+  const { env: seen } = carried(pod({ containers: [container], resources: { limits } })).pod.spec.containers[0]!;
+  expect(seen?.map(({ value }) => value)).toEqual(['3', String(2 ** 30), String(20 * 2 ** 30)]);
 });

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import type { Pod, PodStatus } from '../../../../operator/core/node/pod.ts';
-import { sameStatus } from '../../../../operator/core/node/same-status.ts';
+import { sameStatus, statusPatch } from '../../../../operator/core/node/same-status.ts';
 import { lostStatus, refusedStatus, translateStatus } from '../../../../operator/core/node/translate-status.ts';
 import { pod } from './builders.ts';
 
@@ -213,5 +213,135 @@ describe('an unchanged status writes nothing', () => {
   });
   test('but a message that went away does', () => {
     expect(sameStatus({ ...stored, message: 'old' }, stored)).toBe(false);
+  });
+});
+
+describe('what a container was given', () => {
+  const consumer = pod({
+    containers: [
+      {
+        name: 'main',
+        resources: { limits: { 'nvidia.com/gpu': 1 }, requests: { cpu: '1', 'nvidia.com/gpu': 1 } },
+        volumeMounts: [{ name: 'v', mountPath: '/v' }],
+      },
+    ],
+  });
+  const given = (more: object) =>
+    translate({ ...running, containerStatuses: [{ ...running.containerStatuses[0], ...more }] }, consumer)
+      ?.containerStatuses?.[0];
+
+  test('is shown of what it asked for, and of nothing that the provider added', () => {
+    expect(
+      given({
+        allocatedResources: { cpu: '500m', memory: '0', 'nvidia.com/gpu': '1' },
+        resources: {
+          limits: { cpu: '8', memory: '16Gi', 'nvidia.com/gpu': '1' },
+          requests: { cpu: '500m', memory: '0' },
+        },
+        allocatedResourcesStatus: [
+          { name: 'nvidia.com/gpu', resources: [{ resourceID: 'GPU-1', health: 'Unhealthy', message: 'XID 79' }] },
+          { name: 'example.com/x', resources: [] },
+        ],
+        volumeMounts: [
+          { name: 'v', mountPath: '/v', readOnly: true, recursiveReadOnly: 'Disabled' },
+          { name: 'theirs', mountPath: '/t' },
+        ],
+        user: { linux: { uid: 7, gid: 8, supplementalGroups: [9, -1, 'x'] } },
+        stopSignal: 'SIGUSR1',
+      }),
+    ).toMatchObject({
+      allocatedResources: { cpu: '500m', 'nvidia.com/gpu': '1' },
+      resources: { limits: { 'nvidia.com/gpu': '1' }, requests: { cpu: '500m' } },
+      allocatedResourcesStatus: [
+        { name: 'nvidia.com/gpu', resources: [{ resourceID: 'GPU-1', health: 'Unhealthy', message: 'XID 79' }] },
+      ],
+      volumeMounts: [{ name: 'v', mountPath: '/v', readOnly: true, recursiveReadOnly: 'Disabled' }],
+      user: { linux: { uid: 7, gid: 8, supplementalGroups: [9] } },
+      stopSignal: 'SIGUSR1',
+    });
+  });
+
+  test.each<[string, object]>([
+    ['amounts that are none', { allocatedResources: { cpu: 'many' }, resources: { requests: { cpu: -1 } } }],
+    [
+      'words of health that Kubernetes does not have',
+      {
+        allocatedResourcesStatus: [{ name: 'nvidia.com/gpu', resources: [{ resourceID: 'a', health: 'Fine' }] }],
+      },
+    ],
+    ['users below nobody', { user: { linux: { uid: -1, gid: 0 } } }],
+    [
+      'things of other shapes',
+      { allocatedResources: [], resources: 'x', volumeMounts: {}, user: 1, stopSignal: 'rm -rf' },
+    ],
+  ])('is not shown from %s', (_, more) => {
+    const { allocatedResources, user, stopSignal, volumeMounts, allocatedResourcesStatus, resources } =
+      given(more) ?? {};
+    expect({ allocatedResources, user, stopSignal, volumeMounts }).toEqual({});
+    expect(resources ?? {}).toEqual({});
+    expect((allocatedResourcesStatus ?? []).flatMap((status) => status.resources)).toEqual([]);
+  });
+
+  test('as a whole pod, is shown where the pod asks as a whole', () => {
+    const whole = pod({ resources: { requests: { cpu: '2' } } });
+    const status = {
+      ...running,
+      resources: { requests: { cpu: '2' }, limits: { cpu: '8' } },
+      allocatedResources: { cpu: '2' },
+    };
+    expect(translate(status, whole)).toMatchObject({
+      resources: { requests: { cpu: '2' } },
+      allocatedResources: { cpu: '2' },
+    });
+    expect(translate(status)).not.toHaveProperty('resources');
+  });
+});
+
+describe('conditions that pass', () => {
+  const pending = { type: 'PodResizePending', status: 'True', reason: 'Deferred', message: 'node is full' };
+  const stored: Pod = { ...pod(), status: { conditions: [pending] } };
+  test('come and go with what the kubelet says', () => {
+    const conditions = (reported: object[], consumer: Pod) =>
+      translate({ ...running, conditions: reported }, consumer)?.conditions?.filter(
+        (c) => c.type === 'PodResizePending',
+      );
+    expect(conditions([pending], pod())).toMatchObject([pending]);
+    expect(conditions([], pod())).toEqual([]);
+    expect(conditions([], stored)).toEqual([{ type: 'PodResizePending', $patch: 'delete' }]);
+  });
+
+  test('are written as long as they are stored, and no longer', () => {
+    const gone = { conditions: [{ type: 'PodResizePending', $patch: 'delete' as const }] };
+    expect(sameStatus(stored.status, gone)).toBe(false);
+    expect(sameStatus({}, gone)).toBe(true);
+  });
+
+  test('say that a resize was refused, where the kubelet never heard of it', () => {
+    const status = translate(running, pod(), { resize: { reason: 'Infeasible', message: 'too much' } });
+    expect(status?.conditions).toContainEqual(
+      expect.objectContaining({ type: 'PodResizePending', status: 'True', reason: 'Infeasible', message: 'too much' }),
+    );
+  });
+});
+
+test('an ephemeral container that was not carried waits, in words', () => {
+  const withheld = [{ name: 'debug', message: 'not here' }];
+  expect(translate(running, pod(), { withheld })?.ephemeralContainerStatuses).toMatchObject([
+    { name: 'debug', state: { waiting: { message: 'not here' } } },
+  ]);
+});
+
+test('of two addresses of one family only the first is shown: Kubernetes would refuse the whole status', () => {
+  const podIPs = [{ ip: '10.0.0.1' }, { ip: '10.0.0.2' }];
+  expect(translate({ ...running, podIPs }, pod(), { podIP: 'Provider' })?.podIPs).toEqual([{ ip: '10.0.0.1' }]);
+  const dual = [{ ip: '10.0.0.1' }, { ip: 'fd00::1' }];
+  expect(translate({ ...running, podIPs: dual }, pod(), { podIP: 'Provider' })?.podIPs).toEqual(dual);
+});
+
+test('addresses that changed are taken away by name, as Kubernetes merges them', () => {
+  const stored = { podIPs: [{ ip: '10.0.0.1' }], hostIPs: [{ ip: '1.1.1.1' }] };
+  expect(statusPatch(stored, { podIPs: [{ ip: '10.0.0.2' }], hostIPs: [{ ip: '1.1.1.1' }] })).toEqual({
+    podIPs: [{ ip: '10.0.0.1', $patch: 'delete' }, { ip: '10.0.0.2' }],
+    hostIPs: [{ ip: '1.1.1.1' }],
   });
 });

@@ -53,7 +53,9 @@ export function count(meter: Meter, node: ReadyFact | undefined, at: Date, block
   const from = meter.countedUntil === undefined ? since : new Date(meter.countedUntil).getTime();
   if (node.ready === 'True') {
     const served = Math.min(passed, Math.max(0, now.getTime() - Math.max(from, since)));
-    return { servedMs: meter.servedMs + served, countedUntil, ready: true, ...seen };
+    // What was before it came is never counted later either, also where this look at it is older than its coming.
+    const until = new Date(Math.max(now.getTime(), since)).toISOString();
+    return { servedMs: meter.servedMs + served, countedUntil: until, ready: true, ...seen };
   }
   if (meter.countedUntil === undefined) return meter;
   // Only if it was Ready when last counted: from False to Unknown is a transition, too, and none that was served before.

@@ -51,6 +51,11 @@ describe('the meter', () => {
     expect(servedSeconds(count(held, node(10), at(100)))).toBe(90);
   });
 
+  test('counts nothing before the node came, where it was looked at by a clock that is behind', () => {
+    const behind = count({ servedMs: 0 }, node(10), at(5));
+    expect(servedSeconds(count(behind, node(50, { ready: 'Unknown' }), at(100)))).toBe(40);
+  });
+
   test('of an earlier version was Ready when last counted', () => {
     expect(servedSeconds(count(meter(0, 40), node(50, { ready: 'False' }), at(60)))).toBe(10);
   });

@@ -5,7 +5,7 @@
 import type { Pod } from '../core/node/pod.ts';
 import { hasRequests } from '../core/node/requests.ts';
 import { carriedHash } from '../core/node/translate-pod.ts';
-import type { StatusView } from '../core/node/translate-status.ts';
+import { notCarriedReason, type StatusView } from '../core/node/translate-status.ts';
 import { ApiError } from '../engine/errors.ts';
 import { type Cluster, type Result, resources } from '../engine/types.ts';
 import { boundedMap } from './bounded-map.ts';
@@ -111,7 +111,8 @@ export function createPodChanges(tell: Tell): PodChanges {
     const conditions: unknown = remote.status?.conditions;
     if (Array.isArray(conditions) && conditions.some(isPending)) return undefined;
     const known = unresized.get(uidOf(pod));
-    if (known) return known;
+    // Once something was sent by this process, it knows how that went.
+    if (known || sent.get(uidOf(pod)) !== undefined) return known;
     const stored = pod.status?.conditions?.find(isPending);
     const { reason, message } = stored ?? {};
     if (stored?.observedGeneration !== pod.metadata.generation || message === undefined) return undefined;
@@ -123,8 +124,16 @@ export function createPodChanges(tell: Tell): PodChanges {
     sent: (pod, wanted) => sent.set(uidOf(pod), hashOf(wanted)),
     carry,
     notCarried(pod, remote, withheld = []) {
-      const refused = [...(refusedEphemeral.get(uidOf(pod)) ?? [])].map(([name, message]) => ({ name, message }));
-      return { resize: ownResize(pod, remote), withheld: [...withheld, ...refused] };
+      const words = new Map<string, string>();
+      // Told before a restart of ours; the provider's own word for a container comes before any of these.
+      for (const { name, state } of pod.status?.ephemeralContainerStatuses ?? [])
+        if (state?.waiting?.reason === notCarriedReason) words.set(name, state.waiting.message ?? '');
+      for (const [name, message] of refusedEphemeral.get(uidOf(pod)) ?? []) words.set(name, message);
+      for (const { name, message } of withheld) words.set(name, message);
+      return {
+        resize: ownResize(pod, remote),
+        withheld: [...words].map(([name, message]) => ({ name, message })),
+      };
     },
   };
 }

@@ -79,6 +79,9 @@ export function translateStatus(remote: unknown, consumer: Pod, view: StatusView
   return translated;
 }
 
+/** Why a container waits that never went to the provider. */
+export const notCarriedReason = 'NotCarried';
+
 /** In the words that `kubectl debug` shows while it waits for one to start. */
 function withheldStatuses(reported: unknown, { withheld = [] }: StatusView): ContainerStatus[] {
   const there = list(reported, 256).map((status) => record(status).name);
@@ -90,7 +93,7 @@ function withheldStatuses(reported: unknown, { withheld = [] }: StatusView): Con
       restartCount: 0,
       image: '',
       imageID: '',
-      state: { waiting: { reason: 'NotCarried', message: message.slice(0, 1024) } },
+      state: { waiting: { reason: notCarriedReason, message: message.slice(0, 1024) } },
     }));
 }
 

@@ -234,12 +234,30 @@ describe('resizing', () => {
     expect(condition('PodResizePending')?.reason).toBe('Infeasible');
   });
 
-  test('that finds no room now is deferred', async () => {
-    await runs();
-    answer({ status: 409, reason: 'CapacityExhausted', detail: 'exceeded quota' });
+  test('that finds no room now is deferred, also over a restart, until there is some', async () => {
+    const pod = await runs();
+    const stop = answer({ status: 409, reason: 'CapacityExhausted', detail: 'exceeded quota' });
     ask('7');
     await eventually(() => expect(condition('PodResizePending')).toMatchObject({ status: 'True', reason: 'Deferred' }));
     expect(told('ResizeDeferred')).toHaveLength(1);
+    await w.stop();
+    const tried = puts().length;
+    // What the gateway wrote before it found no room.
+    const wanted = (puts()[0]!.body as Pod).metadata.annotations!;
+    w.provider.change<Pod>(resources.pods, { namespace: 'tenant', name: remoteNameOf(pod) }, (remote) => {
+      remote.metadata.annotations = wanted;
+    });
+    await w.start();
+    await eventually(() => expect(puts().length).toBeGreaterThan(tried));
+    expect(condition('PodResizePending')?.reason).toBe('Deferred');
+    stop();
+    w.say(pod, { message: 'anything that wakes us' });
+    await eventually(() => expect(w.remote(pod)?.spec.containers[0]?.resources?.requests?.cpu).toBe('7'));
+    await eventually(() => expect(condition('PodResizePending')).toBeUndefined());
+    const settled = puts().length;
+    w.say(pod, { message: 'and again' });
+    await aWhile();
+    expect(puts()).toHaveLength(settled);
   });
 
   test('by a gateway that does nothing of the kind is told as such', async () => {
@@ -311,6 +329,11 @@ describe('ephemeral containers', () => {
       p.spec.containers[0]!.image = 'busybox:2';
     });
     await eventually(() => expect(w.remote(pod)?.spec.containers[0]?.image).toBe('busybox:2'));
+    expect(waiting('debug')?.message).toMatch(/not from here/);
+    await w.stop();
+    await w.start();
+    w.say(pod, { message: 'anything that wakes us' });
+    await eventually(() => expect(w.pod('web')?.status?.message).toMatch(/wakes/));
     expect(waiting('debug')?.message).toMatch(/not from here/);
   });
 });

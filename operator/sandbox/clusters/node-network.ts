@@ -148,7 +148,7 @@ const lockNetwork = (signal?: AbortSignal) => takeMachineLock('network', signal)
 
 async function disconnect(network: NodeNetwork, iptables: string): Promise<void> {
   await run('ip', ['link', 'delete', network.interfaceName]).catch((error: { stderr?: string }) => {
-    if (!/Cannot find device/.test(error.stderr ?? '')) throw error;
+    if (!/Cannot find device|No such device/.test(error.stderr ?? '')) throw error;
   });
   await sweep(iptables);
 }

@@ -22,7 +22,7 @@ import { connectCluster } from '../engine/cluster.ts';
 import type { Cluster } from '../engine/types.ts';
 import { type Anvil, startAnvil } from './chain/anvil.ts';
 import { startGpuNode } from './clusters/gpu-node.ts';
-import { H100, RTX_4090, simulatedGpus } from './clusters/gpus.ts';
+import { type GpuModel, H100, RTX_4090, simulatedGpus } from './clusters/gpus.ts';
 import type { ClusterNode } from './clusters/node.ts';
 import { type Plane, type PlaneOptions, startPlane } from './clusters/plane.ts';
 import { createSupervisor, freePorts, type ManagedProcess, type Report, type Supervisor } from './processes.ts';
@@ -43,10 +43,14 @@ export interface SandboxOptions {
   readonly gpus?: { readonly h100: number; readonly rtx4090: number };
   /** The gateway lets the pods of this sandbox's consumer use its hosts. */
   readonly trustConsumer?: boolean;
+  /** The provider's nodes, instead of one with H100s and one with RTX 4090s. */
+  readonly nodes?: readonly SandboxNode[];
   /** Further flags of the two programs. */
   readonly operatorArgs?: readonly string[];
   readonly gatewayArgs?: readonly string[];
   readonly operatorEnv?: Readonly<Record<string, string>>;
+  /** Flags of Node.js itself, e.g. for a profile. */
+  readonly nodeArgs?: Readonly<Partial<Record<'operator' | 'gateway', readonly string[]>>>;
   /** Other entry points of the two programs, for tests that stop them at a chosen point. */
   readonly operatorEntry?: string;
   readonly gatewayEntry?: string;
@@ -56,6 +60,16 @@ export interface SandboxOptions {
   readonly planeArgs?: Readonly<Partial<Record<'consumer' | 'provider', NonNullable<PlaneOptions['extraArgs']>>>>;
   /** A gateway or an operator ended that nobody asked to end. Reported in any case. */
   readonly onCrash?: (program: string) => void;
+}
+
+export interface SandboxNode {
+  readonly name: string;
+  readonly model: GpuModel;
+  readonly gpus: number;
+  /** False: the provider keeps it for itself. */
+  readonly offered?: boolean;
+  /** Of a hollow node, see `NodeOptions`. */
+  readonly capacity?: Readonly<Record<string, string>>;
 }
 
 /** Who calls whom: the name of the way from one part to another. */
@@ -149,24 +163,28 @@ async function build(
   const consumerCluster = connectCluster({ name: 'consumer', kubeconfig: consumer.kubeconfig });
   const providerCluster = connectCluster({ name: 'provider', kubeconfig: provider.kubeconfig });
 
-  report('joining GPU nodes to the provider (kubelet, containerd, device plugin) and deploying the contracts');
-  const node = (name: string, model: typeof H100, count: number) =>
+  const wanted: readonly SandboxNode[] = options.nodes ?? [
+    ...(gpus.h100 > 0 ? [{ name: 'gpu-h100', model: H100, gpus: gpus.h100 }] : []),
+    ...(gpus.rtx4090 > 0 ? [{ name: 'gpu-4090', model: RTX_4090, gpus: gpus.rtx4090 }] : []),
+  ];
+  report(
+    `joining ${wanted.length} GPU nodes to the provider (kubelet, containerd, device plugin) and deploying the contracts`,
+  );
+  const node = ({ name, model, gpus: count, offered = true, capacity }: SandboxNode) =>
     startGpuNode(
       {
         plane: provider,
         name,
         dir: join(dir, name),
         gpus: simulatedGpus(name, model, count),
-        labels: { 'gpulease.dev/offered': 'true' },
+        labels: offered ? { 'gpulease.dev/offered': 'true' } : {},
+        capacity,
         report,
       },
       signal,
     ).then(keep);
   const [nodes, deployed] = await Promise.all([
-    Promise.all([
-      ...(gpus.h100 > 0 ? [node('gpu-h100', H100, gpus.h100)] : []),
-      ...(gpus.rtx4090 > 0 ? [node('gpu-4090', RTX_4090, gpus.rtx4090)] : []),
-    ]),
+    Promise.all(wanted.map(node)),
     deploy(chain, claimWindowSeconds, signal),
     applyManifests(consumerCluster, [...crds(), ...base()], { fieldManager: 'sandbox' }, signal),
     applyManifests(providerCluster, [...crds(), ...base()], { fieldManager: 'sandbox' }, signal),
@@ -202,6 +220,9 @@ async function build(
   const gatewayChain = `${chain.chainId}=${await route('gateway-to-chain', chain.rpcUrl)}`;
   const operatorChain = `${chain.chainId}=${await route('operator-to-chain', chain.rpcUrl)}`;
 
+  // What Node.js was asked for besides, a profile say, it writes at its end, and takes its time.
+  const stopTimeoutSeconds = options.nodeArgs ? 60 : undefined;
+
   const startGateway = async (name: string, port: number, abort?: AbortSignal): Promise<Replica> => {
     const [operationsPort = 0] = await freePorts(1);
     const kubeconfig = await provider.issueKubeconfig(`gpulease-${name}`, ['system:masters'], atProvider);
@@ -210,6 +231,7 @@ async function build(
         name,
         command: process.execPath,
         args: [
+          ...(options.nodeArgs?.gateway ?? []),
           options.gatewayEntry ?? join(root, 'operator/cmd/gateway.ts'),
           '--kubeconfig',
           secret(`${name}.kubeconfig`, kubeconfig),
@@ -240,6 +262,7 @@ async function build(
         ],
         ready: () => ready(operationsPort),
         readyTimeoutSeconds: 60,
+        stopTimeoutSeconds,
       },
       abort,
     );
@@ -253,6 +276,7 @@ async function build(
         name,
         command: process.execPath,
         args: [
+          ...(options.nodeArgs?.operator ?? []),
           options.operatorEntry ?? join(root, 'operator/cmd/operator.ts'),
           '--kubeconfig',
           secret(`${name}.kubeconfig`, kubeconfig),
@@ -281,6 +305,7 @@ async function build(
         env: options.operatorEnv,
         ready: () => ready(operationsPort),
         readyTimeoutSeconds: 60,
+        stopTimeoutSeconds,
       },
       abort,
     );

@@ -46,6 +46,8 @@ export interface NodeOptions {
   readonly taints?: readonly { readonly key: string; readonly value?: string; readonly effect: string }[];
   readonly region?: string;
   readonly zone?: string;
+  /** Of a hollow node, beside its GPUs, e.g. more pods than a kubelet takes. A real node has what its machine has. */
+  readonly capacity?: Readonly<Record<string, string>>;
   readonly report: Report;
   readonly onCrash?: (error: ProcessError) => void;
 }

@@ -260,7 +260,7 @@ export function clusterOver(transport: Transport, options: Omit<ConnectOptions, 
       call('POST', objectPath(resource, key, subresource), body, undefined, signal),
 
     async raw(request, options, signal) {
-      const answer = await transmit(outgoing(request), 'streams', options?.as, signal);
+      const answer = await transmit(outgoing(request), request.short ? 'calls' : 'streams', options?.as, signal);
       if (answer.socket) {
         answer.socket.destroy();
         throw new UnknownOutcomeError(`${request.method} ${pathOnly(request.path)}: an upgrade nobody asked for`);

@@ -10,6 +10,7 @@ import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import https from 'node:https';
 import { dirname, resolve } from 'node:path';
+import tls from 'node:tls';
 import { KubeConfig, loadYaml } from '@kubernetes/client-node';
 import { UnknownOutcomeError } from './errors.ts';
 
@@ -186,13 +187,29 @@ function agentsFor(server: URL, config: KubeConfig, material: TlsMaterial): Reco
   }
   // Idle connections go before the server drops its end (90 s), so that a write never meets a closing one.
   const shared = { keepAlive: true, keepAliveMsecs: 15_000, noDelay: true, timeout: 30_000 };
-  const tls = Object.fromEntries(Object.entries(material).filter(([, value]) => value !== undefined));
+  const { servername, rejectUnauthorized } = material;
+  const identity = Object.entries({ servername, rejectUnauthorized }).filter(([, value]) => value !== undefined);
+  const secureContext = server.protocol === 'https:' ? secureContextOf(server, material) : undefined;
   const make = (options: http.AgentOptions): http.Agent =>
-    server.protocol === 'https:' ? new https.Agent({ ...options, ...tls }) : new http.Agent(options);
+    secureContext
+      ? new https.Agent({ ...options, ...Object.fromEntries(identity), secureContext })
+      : new http.Agent(options);
   return {
-    calls: make({ ...shared, maxSockets: 64, maxFreeSockets: 16 }),
+    // All of them are kept when a burst is over, or each wave of it would begin with handshakes; idle, they go by themselves.
+    calls: make({ ...shared, maxSockets: 64, maxFreeSockets: 64 }),
     streams: make({ ...shared, maxSockets: Number.POSITIVE_INFINITY, maxFreeSockets: 4 }),
   };
+}
+
+/** Once for all connections of an agent: reading certificates and keys costs more than many a call. */
+function secureContextOf(server: URL, { ca, cert, key }: TlsMaterial): tls.SecureContext {
+  try {
+    return tls.createSecureContext({ ca, cert, key });
+  } catch (error) {
+    throw new UnknownOutcomeError(`the certificates for ${server.host} cannot be used: ${why(error)}`, {
+      neverSent: true,
+    });
+  }
 }
 
 /** client-node makes agents for HTTP and SOCKS proxies, and keeps the first; a fresh copy makes a fresh one. */

@@ -76,6 +76,8 @@ export interface RawRequest {
   readonly body?: string | Buffer;
   /** Until the headers of the answer, 30 by default. 0 waits for ever: a followed log may have nothing to say yet. */
   readonly timeoutSeconds?: number;
+  /** The answer is short and read at once, so that it may take one of the connections that calls share. */
+  readonly short?: boolean;
 }
 
 /** One API server, and the credentials for it. Every call throws ApiError for the server's no, and UnknownOutcomeError for silence. */

@@ -45,7 +45,8 @@ class DialAgent extends http.Agent {
 
 export function createHttpClient(options: { host: string; dial: Dial; timeoutSeconds: number }): HttpClient {
   const { host, dial, timeoutSeconds } = options;
-  const calls = new DialAgent(dial, { keepAlive: true, maxSockets: 32, maxFreeSockets: 8 });
+  // As many are kept as there may be: a handshake costs more than the call. The gateway says when it drops idle ones.
+  const calls = new DialAgent(dial, { keepAlive: true, maxSockets: 32, maxFreeSockets: 32 });
   // A stream owns its connection, and takes it along when it ends.
   const streams = new DialAgent(dial, { keepAlive: false });
 

@@ -1,7 +1,8 @@
 /**
  * The narrow proxy. Paths and queries are checked and built anew (core/allocation/kube-path.ts), pods, ConfigMaps and
  * Secrets are admitted field by field, and the provider's API server is asked with the token of the tenant's own account:
- * what slips through here meets that account's role. Answers are streamed, so a list or a log of any size takes no memory.
+ * what slips through here meets that account's role. Lists, watches and logs are streamed, so that one of any size takes no
+ * memory; a single object is read to its end and sent at once, over connections that are kept.
  */
 import type { IncomingMessage } from 'node:http';
 import { pipeline } from 'node:stream';
@@ -56,7 +57,10 @@ export function withQuery(path: string, query: readonly (readonly [string, strin
   return text === '' ? path : `${path}?${text}`;
 }
 
-export async function readAll(response: IncomingMessage, maxBytes: number): Promise<string> {
+export const readAll = async (response: IncomingMessage, maxBytes: number): Promise<string> =>
+  (await bytesOf(response, maxBytes)).toString('utf8');
+
+async function bytesOf(response: IncomingMessage, maxBytes: number): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let size = 0;
   for await (const chunk of response as AsyncIterable<Buffer>) {
@@ -67,7 +71,7 @@ export async function readAll(response: IncomingMessage, maxBytes: number): Prom
     }
     chunks.push(chunk);
   }
-  return Buffer.concat(chunks).toString('utf8');
+  return Buffer.concat(chunks);
 }
 
 /** The API server's no, as a problem. Its word (NotFound, Conflict, Expired…) is kept: callers act on it. */
@@ -140,12 +144,17 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     readonly body?: string;
   }
 
+  /** One object, which the API server bounds; not a list, a watch or a log. */
+  const isSmall = (target: KubeTarget, { method }: Wanted): boolean =>
+    target.stream === undefined && (method !== 'GET' || target.name !== undefined);
+
   const pathOf = (record: LeaseRecord, target: KubeTarget, query: readonly (readonly [string, string])[] = []) =>
     withQuery(upstreamPath(tenantNamespace(record.leaseId), target), query);
 
-  async function send(leaseId: Hex32, wanted: Wanted, signal: AbortSignal): Promise<IncomingMessage> {
+  async function send(leaseId: Hex32, wanted: Wanted, short: boolean, signal: AbortSignal): Promise<IncomingMessage> {
     const request = {
       ...wanted,
+      short,
       headers: {
         accept: 'application/json',
         ...(wanted.body === undefined ? {} : { 'content-type': 'application/json' }),
@@ -168,7 +177,8 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     wanted: Wanted,
     signal: AbortSignal,
   ) {
-    const response = await send(record.leaseId, wanted, signal);
+    const small = isSmall(target, wanted);
+    const response = await send(record.leaseId, wanted, small, signal);
     const status = response.statusCode ?? 502;
     if (status < 200 || status >= 300) {
       const problem = await problemOfAnswer(response, target, wanted.method);
@@ -176,11 +186,20 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
       if (typeof retryAfter === 'string' && /^\d{1,5}$/.test(retryAfter)) reply.header('retry-after', retryAfter);
       return reply.code(problem.status).type(problemType).send(JSON.stringify(problem));
     }
+    const type = response.headers['content-type'] ?? 'application/json';
+    // An answer that breaks off breaks off at the caller, too: it must not look complete, nor like a no of ours.
+    if (small) {
+      const body = await bytesOf(response, maxObjectBytes).catch(() => undefined);
+      if (body !== undefined) return reply.code(status).type(type).header('cache-control', 'no-store').send(body);
+      reply.hijack();
+      reply.raw.destroy();
+      return reply;
+    }
     // Past Fastify, which sends the headers with the first bytes only: a watch on an empty list, or a followed log, has
-    // none for minutes. An answer that breaks off breaks off at the caller, too: it must not look complete.
+    // none for minutes.
     reply.hijack();
     reply.raw.writeHead(status, {
-      'content-type': response.headers['content-type'] ?? 'application/json',
+      'content-type': type,
       'cache-control': 'no-store',
       'x-content-type-options': 'nosniff',
     });
@@ -226,7 +245,7 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
   /** Whether the tenant has that very pod. */
   async function isThere(record: LeaseRecord, owner: { name: string; uid: string }, signal: AbortSignal) {
     const pod: KubeTarget = { kind: 'pods', name: owner.name, methods: [] };
-    const response = await send(record.leaseId, { method: 'GET', path: pathOf(record, pod) }, signal);
+    const response = await send(record.leaseId, { method: 'GET', path: pathOf(record, pod) }, true, signal);
     if (response.statusCode === 404) {
       response.resume();
       return false;
@@ -283,6 +302,7 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
             path: part === undefined ? path : `${path}/${part}`,
             ...(object === undefined ? {} : { body: JSON.stringify(object) }),
           },
+          true,
           signal,
         ),
       admit: (pod) => admitOne(record, pod, true),

@@ -430,6 +430,48 @@ describe('credentials', () => {
   });
 });
 
+describe('connections', () => {
+  const answer: RequestListener = (_, response) => void setTimeout(() => json(response, 200, pod('x')), 20);
+  const wave = (call: () => Promise<unknown>) => Promise.all(Array.from({ length: 40 }, call));
+
+  it('of one burst carry the next', async () => {
+    const { cluster, server } = await start(answer);
+    await wave(() => cluster.get(resources.pods, key));
+    await wave(() => cluster.get(resources.pods, key));
+    expect(server.requests).toHaveLength(80);
+    expect(server.connections).toBe(40);
+  });
+
+  it('are shared by short raw requests too, and by nobody else’s', async () => {
+    const { cluster, server } = await start(answer);
+    const short = async () => {
+      const response = await cluster.raw({ method: 'GET', path: '/api', short: true }, { as: 'theirs' });
+      await readBody(response, 'it', { maxBytes: 1000, timeoutSeconds: 1 });
+    };
+    await wave(short);
+    await wave(short);
+    expect(server.connections).toBe(40);
+    await cluster.get(resources.pods, key);
+    expect(server.connections).toBe(41);
+  });
+
+  it('with certificates that are none say so', async () => {
+    const bad = Buffer.from('-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----').toString('base64');
+    const { cluster } = await start(
+      answer,
+      {},
+      {
+        cluster: { server: 'https://127.0.0.1:1', 'insecure-skip-tls-verify': true },
+        user: { 'client-certificate-data': bad, 'client-key-data': bad },
+      },
+    );
+    expect(await failure(cluster.get(resources.pods, key))).toMatchObject({
+      name: 'UnknownOutcomeError',
+      message: expect.stringContaining('cannot be used'),
+    });
+  });
+});
+
 describe('an upgrade', () => {
   const request = {
     method: 'POST',

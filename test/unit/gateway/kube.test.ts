@@ -298,6 +298,20 @@ test('an answer that breaks off does not look whole', async () => {
   await expect(response.text()).rejects.toThrow();
 });
 
+test('an object that breaks off is no answer at all', async () => {
+  const stream = new PassThrough();
+  side.cluster.intercept(({ path }) => (path.endsWith('/pods/a') ? { code: 200, stream } : undefined));
+  await side.gateway.app.listen({ host: '127.0.0.1', port: 0 });
+  const { port } = side.gateway.app.server.address() as { port: number };
+  stream.write('{"kind":"Pod",');
+  setTimeout(() => stream.destroy(new Error('the API server is gone')), 50);
+  await expect(
+    fetch(`http://127.0.0.1:${port}/v1/leases/${lease.leaseId}/kube/pods/a`, {
+      headers: { authorization: `Bearer ${lease.token}` },
+    }),
+  ).rejects.toThrow('fetch failed');
+});
+
 test('kube/node is the real node’s health in the size of the lease', async () => {
   expect((await ask('GET', 'node')).body).toMatchObject({
     kind: 'Node',

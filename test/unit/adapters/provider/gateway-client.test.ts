@@ -204,6 +204,17 @@ describe('answers', () => {
     expect((error as UnknownOutcomeError).neverSent).toBe(true);
   });
 
+  test('go over the connections of the calls before them', async () => {
+    let connections = 0;
+    const { connect, server } = await gateway((_q, r) => void setTimeout(() => json(r, 200, info), 20));
+    server.on('secureConnection', () => {
+      connections += 1;
+    });
+    const client = connect();
+    for (let wave = 0; wave < 3; wave += 1) await Promise.all(Array.from({ length: 20 }, () => client.info()));
+    expect(connections).toBe(20);
+  });
+
   test('the reason and status of a refusal can be acted on', async () => {
     const { connect } = await gateway((_q, r) => {
       r.setHeader('Retry-After', '1');

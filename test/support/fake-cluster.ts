@@ -925,6 +925,7 @@ function respond(answer: FakeAnswer, signal?: AbortSignal): IncomingMessage {
   // A stream that was ended, not torn, is complete.
   Object.defineProperty(stream, 'complete', { get: () => stream.writableEnded ?? true });
   const onAbort = () => stream.destroy(signal?.reason instanceof Error ? signal.reason : new Error('aborted'));
+  if (signal?.aborted) onAbort();
   signal?.addEventListener('abort', onAbort, { once: true });
   stream.once('close', () => signal?.removeEventListener('abort', onAbort));
   stream.on('error', () => undefined); // as with a socket: readers hear of it by their own means

@@ -5,6 +5,7 @@
 import type { Hex32 } from '../../api/messages.ts';
 import { freeOn } from '../../core/allocation/inventory.ts';
 import type { QuoteTerms } from '../../core/allocation/quote.ts';
+import type { LeaseRecord } from '../../core/allocation/record.ts';
 import type { TenantOptions } from '../../core/allocation/tenant.ts';
 import { parseAmount } from '../../core/money/amount.ts';
 import { type Clock, sleep, systemClock } from '../../engine/clock.ts';
@@ -19,7 +20,7 @@ import { createLedgers } from './ledgers.ts';
 import { createOfferReconciler, createTaintReconciler, ensureGuard, type OffersOptions } from './offers.ts';
 import { createRecords, type RecordSecret, readRecord, recordOfSecret, recordSelector } from './records.ts';
 import { settleAll } from './settlement.ts';
-import { createStock, isTenantNamespace } from './stock.ts';
+import { createStock } from './stock.ts';
 import { sweep } from './sweep.ts';
 import { createTenants } from './tenants.ts';
 import type { Chains, Counters, Notary } from './world.ts';
@@ -88,6 +89,9 @@ export function createProvider(options: ProviderOptions): Provider {
   let leases: Controller | undefined;
   const changed = (leaseId: Hex32) => leases?.enqueue(keyOfLease(namespace, leaseId));
 
+  /** Each version of a record is taken apart once, not for every call of its tenant. */
+  const read = new WeakMap<RecordSecret, LeaseRecord>();
+
   const service = createLeaseService({
     name: options.name,
     version: options.version,
@@ -106,7 +110,10 @@ export function createProvider(options: ProviderOptions): Provider {
     changed,
     cached(leaseId) {
       const secret = watched.synced ? watched.get(keyOfLease(namespace, leaseId)) : undefined;
-      return secret && recordOfSecret(secret);
+      if (secret === undefined) return undefined;
+      const record = read.get(secret) ?? recordOfSecret(secret);
+      read.set(secret, record);
+      return record;
     },
   });
 
@@ -201,7 +208,7 @@ export function createProvider(options: ProviderOptions): Provider {
           watches(stock.offers),
           watches(stock.nodes, allOffers),
           watches(stock.ledgers, allOffers),
-          watches(stock.pods, ({ object }) => (isTenantNamespace(object.metadata.namespace) ? [] : allOffers())),
+          watches(stock.pods, (change) => (stock.countsAnew(change) ? allOffers() : [])),
         ],
         concurrency: 1,
         ...engine,

@@ -2,11 +2,13 @@
  * What the provider has, from watched lists: nodes, pods, offers, ledgers. A hint that is seconds old at worst, good for
  * offers and quotes; a reservation reads the node, its pods and its ledger anew.
  */
+import { labels as ownLabels } from '../../api/labels.ts';
 import type { GpuOffer } from '../../api/offer.ts';
 import { type NodeStock, type OfferStock, stockOf } from '../../core/allocation/inventory.ts';
 import { LedgerError, type NodeLedger, soldOn } from '../../core/allocation/ledger.ts';
 import {
   holdsRoom,
+  isOffered,
   type NodeObject,
   type NodeView,
   type PodObject,
@@ -15,15 +17,21 @@ import {
   viewNode,
 } from '../../core/allocation/node-view.ts';
 import { noRoom, plus, type Room } from '../../core/allocation/room.ts';
+import { sameJson } from '../../engine/equal.ts';
 import { createInformer } from '../../engine/informer.ts';
-import { type Cluster, type Informer, type KubeObject, type Log, resources } from '../../engine/types.ts';
+import { type Change, type Cluster, type Informer, type KubeObject, type Log, resources } from '../../engine/types.ts';
 import { hasLedgerName, type LedgerConfigMap, ledgerName, ledgerOfConfigMap, ledgerSelector } from './ledgers.ts';
 
 export type WatchedNode = KubeObject & NodeObject;
 export type WatchedPod = KubeObject & PodObject;
 export type WatchedOffer = KubeObject & GpuOffer;
 
-/** Pods of tenants are counted by the ledger, whether they run or not. */
+/**
+ * Pods of tenants are counted by the ledger, whether they run or not; so they need not be watched, and there are more of them
+ * than of all others. Each has this label, which the gateway sets and no tenant can take away; what somebody made by hand in
+ * a tenant's namespace is known by that.
+ */
+const notOfTenants = `!${ownLabels.leaseId}`;
 export const isTenantNamespace = (namespace: string | undefined): boolean =>
   namespace !== undefined && /^gl-[0-9a-f]{20}$/.test(namespace);
 
@@ -89,6 +97,8 @@ export interface Stock {
   run(signal: AbortSignal): Promise<void>;
   waitForSync(signal?: AbortSignal): Promise<void>;
   node(name: string): NodeView | undefined;
+  /** Whether a change of a pod moves what is free: most pods of a cluster are on nodes that are not for rent. */
+  countsAnew(change: Change<WatchedPod>): boolean;
   offer(name: string): OfferStock | undefined;
   all(): readonly OfferStock[];
   /** The node whose ledger has set something aside for the lease. */
@@ -104,6 +114,7 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
   const pods = createInformer<WatchedPod>({
     cluster,
     resource: resources.pods,
+    labelSelector: notOfTenants,
     trim: trimPod,
     indexes: { node: (pod) => (pod.spec?.nodeName ? [pod.spec.nodeName] : []) },
     log,
@@ -160,6 +171,13 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
       const node = nodes.get({ name });
       return node && viewNode(node);
     },
+    countsAnew({ type, object, old }) {
+      if (isTenantNamespace(object.metadata.namespace)) return false;
+      const name = object.spec?.nodeName;
+      if (!isOffered(name === undefined ? undefined : nodes.get({ name })?.metadata.labels)) return false;
+      if (type !== 'updated' || old === undefined) return true;
+      return holdsRoom(old) !== holdsRoom(object) || !sameJson(old.spec, object.spec);
+    },
     offer(name) {
       const offer = offers.get({ name });
       // A mirrored offer is somebody else's: this cluster may be a consumer, too.
@@ -184,7 +202,11 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
     async sellableNow(name, signal) {
       const [node, { items }] = await Promise.all([
         cluster.get<WatchedNode>(resources.nodes, { name }, signal),
-        cluster.list<WatchedPod>(resources.pods, { fieldSelector: `spec.nodeName=${name}` }, signal),
+        cluster.list<WatchedPod>(
+          resources.pods,
+          { fieldSelector: `spec.nodeName=${name}`, labelSelector: notOfTenants },
+          signal,
+        ),
       ]);
       if (node === undefined) return undefined;
       return sellableRoom(viewNode(node), othersOf(items.filter((pod) => pod.spec?.nodeName === name)));

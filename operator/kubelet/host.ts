@@ -17,7 +17,7 @@ import type { FollowedObjects } from './followed.ts';
 import { createObjectCarrier, type ObjectRef, pause } from './objects.ts';
 import { type PodHost, remoteIndexes } from './pods.ts';
 import { type RemoteLease, remoteCluster } from './remote.ts';
-import { type RemoteEvent, trimEvent } from './remote-events.ts';
+import { type RemoteEvent, toldEvents, trimEvent } from './remote-events.ts';
 import { createTokenCarrier } from './tokens.ts';
 import type { NodeSpec, ServingCertificate, ServingCertificates } from './types.ts';
 
@@ -84,7 +84,12 @@ export function openHost(options: HostOptions): Host {
     trim: trimPod,
     indexes: remoteIndexes,
   });
-  const remoteEvents = createInformer<RemoteEvent>({ ...informerOptions, resource: resources.events, trim: trimEvent });
+  const remoteEvents = createInformer<RemoteEvent>({
+    ...informerOptions,
+    resource: resources.events,
+    fieldSelector: toldEvents,
+    trim: trimEvent,
+  });
   const objects = createObjectCarrier({
     consumer: options.consumer,
     remote,

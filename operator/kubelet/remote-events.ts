@@ -19,6 +19,11 @@ export interface RemoteEvent extends KubeObject {
   firstTimestamp?: string | null;
 }
 
+/** One for each pod, and nobody is told of it: the consumer's own scheduler has said so, of the node that the consumer knows. */
+const scheduled = 'Scheduled';
+/** Field selector of the events that are asked for. */
+export const toldEvents = `reason!=${scheduled}`;
+
 /** Of one pod, at once; one more every `refillSeconds`. */
 const burst = 25;
 const refillSeconds = 10;
@@ -65,8 +70,7 @@ export function mirrorEvents(
   }
 
   return (event, ofFirstList) => {
-    // The consumer's own scheduler has said so, of the node that the consumer knows.
-    if (event.reason === 'Scheduled') return;
+    if (event.reason === scheduled) return;
     const { uid, namespace } = event.metadata;
     const { kind, name } = event.involvedObject ?? {};
     if (kind !== 'Pod' || !name || !uid || !event.reason || !/^[A-Za-z][A-Za-z0-9]*$/.test(event.reason)) return;

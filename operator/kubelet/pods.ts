@@ -87,6 +87,8 @@ const isName = (name: string, most: number): boolean =>
 
 /** Where a pod is looked at again although nobody said that anything changed. */
 const lookAgainSeconds = 30;
+/** A pod that has not begun to run by then is told of as Pending. */
+const firstReportSeconds = 1;
 
 type Presence = { readonly is: 'there'; readonly pod: Pod } | { readonly is: 'gone' } | { readonly is: 'unknown' };
 
@@ -110,6 +112,12 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   });
   /** Told once each: reasons that would otherwise repeat with every look. */
   const told = boundedMap<string, string>(10_000);
+  /** By UID: when a pod was sent by this process. */
+  const sentAtMs = boundedMap<string, number>(20_000);
+  /** By UID: the generation that loosening its tolerations gave it, which the cache hears of later. */
+  const raised = boundedMap<string, number>(20_000);
+  /** By UID: pods that were taken away here, which the cache hears of later. */
+  const forgotten = boundedMap<string, true>(20_000);
   /** By UID: pods that were ended here, perhaps before the cache has heard of it. */
   const ended = boundedMap<string, true>(20_000);
   const lastSeen = boundedMap<string, Pod>(2_000);
@@ -196,6 +204,9 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       remote = presence.pod;
     }
     let result: Result = {};
+    // Beside the sending, as it waits for nothing of it.
+    const loosened = options.spared() ? undefined : loosen(pod, signal);
+    loosened?.catch(() => undefined); // awaited below, unless the pod is refused
     if (!remote) {
       const made = await send(pod, wanted, host, signal);
       if (!made) return {};
@@ -205,7 +216,10 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       ({ remote, result } = await changes.carry(pod, remote, wanted, host.remote, signal));
     }
     const unsent = await carryTokens(pod, remote, translation, host, signal);
-    if (!options.spared()) await loosen(pod, signal);
+    await loosened;
+    const patience = unsent === undefined ? patienceWith(pod, remote) : undefined;
+    if (patience !== undefined)
+      return { ...result, requeueAfterSeconds: Math.min(patience, result.requeueAfterSeconds ?? patience) };
     await report(pod, remote, host, signal, translation);
     if (unsent !== undefined) throw unsent;
     return result;
@@ -234,6 +248,17 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     }
   }
 
+  /**
+   * Seconds for which nothing is told of a pod that was just sent and of which its provider says nothing yet: most run within
+   * that time, and one report does then for two. Undefined: what there is to tell is told.
+   */
+  function patienceWith(pod: Pod, remote: Pod): number | undefined {
+    const sentMs = sentAtMs.get(uidOf(pod));
+    if (sentMs === undefined || pod.status?.startTime !== undefined || hasBegun(remote)) return undefined;
+    const left = firstReportSeconds - (clock.monotonicMs() - sentMs) / 1000;
+    return left > 0 ? left : undefined;
+  }
+
   /** Makes the pod at the provider, or finds it made. */
   async function send(
     pod: Pod,
@@ -244,6 +269,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     try {
       const made = await host.remote.create<Pod>(resources.pods, atFirst(wanted), signal);
       changes.sent(pod, atFirst(wanted));
+      sentAtMs.set(uidOf(pod), clock.monotonicMs());
       return { pod: made };
     } catch (error) {
       if (isAlreadyExists(error)) {
@@ -262,7 +288,10 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     const patch = tolerationPatch(pod);
     if (!patch) return;
     try {
-      await consumer.patch(resources.pods, keyOfPod(pod), patch, { type: 'json' }, signal);
+      const { metadata } = await consumer.patch<Pod>(resources.pods, keyOfPod(pod), patch, { type: 'json' }, signal);
+      // Of our own making, and of nobody else's meanwhile: seen as soon as it is made.
+      const generation = (pod.metadata.generation ?? 0) + 1;
+      if (metadata.generation === generation) raised.set(uidOf(pod), generation);
     } catch (error) {
       // Changed or gone meanwhile: its next change brings us back here.
       if (!isNotFound(error) && !isApiError(error, 'Invalid', 'Conflict')) throw error;
@@ -277,8 +306,10 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     signal: AbortSignal,
     translation?: Translated,
   ): Promise<void> {
+    const generation = raised.get(uidOf(pod));
+    const seen = generation !== undefined && pod.metadata.generation === generation - 1 ? at(pod, generation) : pod;
     const view = { ...statusView(host), ...changes.notCarried(pod, remote, translation?.withheld) };
-    const status = translateStatus(remote, pod, view, clock.now());
+    const status = translateStatus(remote, seen, view, clock.now());
     if (status) await write(pod, status, signal);
   }
 
@@ -318,10 +349,11 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   }
 
   async function end(pod: Pod, host: PodHost, over: boolean, signal: AbortSignal): Promise<Result> {
+    if (forgotten.get(uidOf(pod))) return {};
     // Refused pods have ended and were never sent.
     if (over && pod.status?.startTime === undefined && !remoteOf(pod, host)) return forget(pod, signal);
     const cached = remoteOf(pod, host);
-    const presence: Presence = cached ? { is: 'there', pod: cached } : await look(pod, host, signal);
+    const presence = cached ? { is: 'there' as const, pod: cached } : await lookForDeleted(pod, host, signal);
     if (presence.is === 'unknown') return { requeueAfterSeconds: 10 };
     if (presence.is === 'there') {
       const remote = presence.pod;
@@ -334,7 +366,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
           { gracePeriodSeconds: grace, uid: remote.metadata.uid },
           signal,
         );
-      if (!over) await report(pod, remote, host, signal);
+      if (!over) await report(asTold(pod), remote, host, signal);
       return { requeueAfterSeconds: lookAgainSeconds };
     }
     if (!over) {
@@ -361,8 +393,14 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     } catch (error) {
       if (!isConflict(error)) throw error;
     }
+    forgotten.set(uidOf(pod), true);
     lastSeen.delete(remoteNameOf(pod));
     return {};
+  }
+
+  /** The provider's watch has told of its end; or else it is asked. */
+  async function lookForDeleted(pod: Pod, host: PodHost, signal: AbortSignal): Promise<Presence> {
+    return lastSeen.get(remoteNameOf(pod)) ? { is: 'gone' } : look(pod, host, signal);
   }
 
   /** Asks the provider itself. Gone is a fact only from one that serves the lease, or has ended it. */
@@ -449,6 +487,11 @@ function atFirst(wanted: Pod): Pod {
   return { ...wanted, metadata: { ...wanted.metadata, annotations }, spec: spec as Pod['spec'] };
 }
 
+const at = (pod: Pod, generation: number | undefined): Pod => ({ ...pod, metadata: { ...pod.metadata, generation } });
+/** The deletion raises the generation, which alone is no news of a pod that goes. */
+const asTold = (pod: Pod): Pod => at(pod, pod.status?.observedGeneration ?? pod.metadata.generation);
+const hasBegun = ({ status }: Pod): boolean =>
+  (status?.phase !== undefined && status.phase !== 'Pending') || (status?.containerStatuses?.length ?? 0) > 0;
 const saysLeaseEnded = (error: unknown): boolean =>
   error instanceof Error && 'reason' in error && error.reason === 'LeaseEnded';
 const cut = (message: string): string => message.slice(0, 900);

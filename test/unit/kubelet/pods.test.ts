@@ -35,6 +35,7 @@ beforeEach(async () => {
 });
 afterEach(() => w.stop());
 
+const statusWrites = () => w.consumer.writes.filter((r) => r.resource?.plural === 'pods' && r.subresource === 'status');
 const posts = (kind: string) => w.lease.requests.filter((r) => r.method === 'POST' && r.path === `kube/${kind}`);
 const carried = async (name = 'web', change?: (pod: Pod) => void): Promise<Pod> => {
   const pod = w.bind(name, change);
@@ -187,6 +188,22 @@ describe('a pod that is bound to the node', () => {
     expect(w.remotes()).toHaveLength(0);
   });
 
+  test('and runs at once is told of once', async () => {
+    const pod = w.bind('web', (p) => {
+      p.spec.tolerations = [
+        { key: 'node.kubernetes.io/not-ready', operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 300 },
+      ];
+    });
+    await eventually(() => expect(w.remote(pod)).toBeDefined());
+    w.say(pod, running);
+    await eventually(() => expect(w.pod('web')?.status?.phase).toBe('Running'));
+    await aWhile();
+    expect(statusWrites()).toHaveLength(1);
+    // Raised by ourselves, so that nobody waits for us to have seen it.
+    expect(w.pod('web')?.metadata.generation).toBe(2);
+    expect(w.pod('web')?.status?.observedGeneration).toBe(2);
+  });
+
   test('that did not change writes nothing', async () => {
     const pod = await carried();
     w.say(pod, running);
@@ -320,6 +337,22 @@ describe('a pod that is deleted', () => {
     w.say(pod, ended(143));
     w.provider.erase(resources.pods, { namespace: 'tenant', name: w.remotes()[0]!.metadata.name });
     await eventually(() => expect(w.pod('web')).toBeUndefined());
+  });
+
+  test('costs no question that the provider has answered by itself, and no report that says nothing new', async () => {
+    const pod = await carried();
+    w.say(pod, running);
+    await eventually(() => expect(w.pod('web')?.status?.phase).toBe('Running'));
+    const [asked, written] = [w.lease.requests.length, statusWrites().length];
+    await remove('web', 1);
+    await eventually(() => expect(w.remote(pod)?.metadata.deletionTimestamp).toBeDefined());
+    w.provider.erase(resources.pods, { namespace: 'tenant', name: w.remotes()[0]!.metadata.name });
+    await eventually(() => expect(w.pod('web')).toBeUndefined());
+    await aWhile();
+    expect(w.lease.requests.slice(asked).map((r) => r.method)).toEqual(['DELETE']);
+    expect(statusWrites()).toHaveLength(written);
+    const removals = w.consumer.writes.filter((r) => r.method === 'DELETE' && r.resource?.plural === 'pods');
+    expect(removals).toHaveLength(2); // the user's, and ours at its end
   });
 
   test('shows how it ended to whoever holds it by a finalizer', async () => {

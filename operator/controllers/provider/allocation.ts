@@ -81,8 +81,8 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
         if (saved.state === 'Ended') options.ended();
         log.info({ leaseId, state: saved.state, reason: saved.reason }, 'an allocation changed its state');
       }
-      // Acted upon at the next look, which sees what is stored.
-      if (saved?.state !== stored.state) return { requeueAfterSeconds: 0.01 };
+      // Acted upon at the next look, which sees what is stored: a voucher that came in between may have taken it all back.
+      if (record.state !== stored.state || saved?.state !== stored.state) return { requeueAfterSeconds: 0.01 };
     }
 
     switch (plan.action?.do) {

@@ -8,7 +8,7 @@ import { type LeaseRecord, leaseIdOfRecordName, type Meter, recordName } from '.
 import type { Informer, ObjectKey, Result } from '../../engine/types.ts';
 import type { ChainView } from './chain-view.ts';
 import { type ProvisionOptions, provision } from './provision.ts';
-import type { RecordSecret } from './records.ts';
+import { type RecordSecret, readRecord } from './records.ts';
 
 export interface AllocationOptions extends ProvisionOptions {
   readonly namespace: string;
@@ -47,19 +47,35 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
   return async (key, signal) => {
     const leaseId = leaseIdOfRecordName(key.name);
     if (leaseId === undefined) return {};
+    const nowSeconds = Math.floor(now().getTime() / 1000);
+    const seenOf = (stored: LeaseRecord) => {
+      const meter = meters.get(leaseId) ?? stored.meter;
+      return {
+        record: meter === undefined || stored.state !== 'Serving' ? stored : { ...stored, meter },
+        chain: chain.seen(leaseId),
+        nodeReady: stock.node(stored.nodeName)?.ready ?? false,
+        nowSeconds,
+      };
+    };
+    // What goes on as it is, is seen from what was watched; everything else is decided on what is stored.
+    const secret = options.watched.get(key);
+    const known = secret && readRecord(secret, log);
+    if (known?.state === 'Serving') {
+      const { record } = planAllocation(seenOf(known));
+      // Less credit than before: what was watched is older than what was read last.
+      const isOlder = (record.meter?.creditedSeconds ?? 0) < (meters.get(leaseId)?.creditedSeconds ?? 0);
+      if (record.state === 'Serving' && !isOlder && !shouldSave(known, record, nowSeconds)) {
+        if (record.meter !== undefined) meters.set(leaseId, record.meter);
+        return { requeueAfterSeconds: options.tickSeconds };
+      }
+    }
     const stored = await records.get(leaseId, signal);
     if (stored === undefined) {
       meters.delete(leaseId);
       return {};
     }
-    const nowSeconds = Math.floor(now().getTime() / 1000);
     const meter = meters.get(leaseId) ?? stored.meter;
-    const seen = {
-      record: meter === undefined || stored.state !== 'Serving' ? stored : { ...stored, meter },
-      chain: chain.seen(leaseId),
-      nodeReady: stock.node(stored.nodeName)?.ready ?? false,
-      nowSeconds,
-    };
+    const seen = seenOf(stored);
     const plan = planAllocation(seen);
     const { record } = plan;
     if (record.state === 'Serving' && record.meter !== undefined) meters.set(leaseId, record.meter);

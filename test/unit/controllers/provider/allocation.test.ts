@@ -82,6 +82,15 @@ function world(watched: LeaseRecord, stored = watched) {
   return it;
 }
 
+test('one that goes on as it is costs no question', async () => {
+  const w = world(record());
+  for (let i = 0; i < 10; i += 1) {
+    expect(await w.look()).toEqual({ requeueAfterSeconds: 3 });
+    w.nowSeconds += 3;
+  }
+  expect(w.did).toEqual([]);
+});
+
 test('its meter is stored once a minute', async () => {
   const w = world(record());
   w.nowSeconds = start + 61;
@@ -116,4 +125,23 @@ test('one whose voucher is stored between the reading and the writing is not end
   const { requeueAfterSeconds } = await w.look();
   expect(requeueAfterSeconds).toBeLessThan(1);
   expect(w.did).not.toContain('tear down');
+});
+
+test('what was watched and is older than what was read takes no credit back', async () => {
+  const w = world(record(), record({ voucher: voucher(40) }));
+  w.nowSeconds = start + 61; // a minute: it is read
+  await w.look();
+  const before = w.did.length;
+  w.nowSeconds += 3;
+  await w.look();
+  // Still the old one in the watch: it is read again.
+  expect(w.did.slice(before)).toContain('read');
+  w.watched = record({
+    voucher: voucher(40),
+    meter: { unpaidSeconds: 0, creditedSeconds: 40, countedUntil: start + 61 },
+  });
+  w.nowSeconds += 3;
+  const after = w.did.length;
+  await w.look();
+  expect(w.did.length).toBe(after);
 });

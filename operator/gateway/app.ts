@@ -5,6 +5,7 @@
  * request can end the process.
  */
 import type { Server } from 'node:http';
+import type { Server as HttpsServer } from 'node:https';
 import type { Duplex } from 'node:stream';
 import Fastify, { type FastifyInstance } from 'fastify';
 import { maxBodyBytes } from '../api/gateway.ts';
@@ -17,6 +18,7 @@ import { kubeRoutes } from './routes/kube.ts';
 import { leaseRoutes } from './routes/leases.ts';
 import { providerRoutes } from './routes/provider.ts';
 import { serveStreams } from './routes/streams.ts';
+import { alpnProtocols, serveWatches } from './routes/watches.ts';
 import type { GatewayLog, GatewayService, Upstream } from './service.ts';
 import { createLeaseTokens } from './tokens.ts';
 
@@ -60,6 +62,7 @@ export function createGateway(options: GatewayOptions): Gateway {
             ...listener,
             ...options.tls,
             minVersion: 'TLSv1.2',
+            ALPNProtocols: alpnProtocols,
             handshakeTimeout: 10_000,
             // A socket that is half-closed still carries what the other half has to say.
             allowHalfOpen: true,
@@ -105,6 +108,7 @@ export function createGateway(options: GatewayOptions): Gateway {
   leaseRoutes(app, { service, tokens, nonces: createNonces(now), limit, publicUrls, now });
   kubeRoutes(app, { service, tokens, upstream, gpuRuntimeClass });
   const streams = serveStreams(server, { service, tokens, upstream, gpuRuntimeClass, log });
+  const watches = options.tls ? serveWatches(server as HttpsServer, { service, tokens, upstream, log }) : undefined;
 
   return {
     app,
@@ -113,6 +117,7 @@ export function createGateway(options: GatewayOptions): Gateway {
     },
     async close() {
       streams.end();
+      watches?.end();
       await app.close();
     },
   };

@@ -186,6 +186,8 @@ export async function startProviderSide(
     readonly requestsPerSecond?: number;
     /** Without the controllers that only a leader runs. */
     readonly follower?: boolean;
+    /** Without, it speaks plain HTTP. */
+    readonly tls?: { readonly key: string; readonly cert: string };
   } = {},
 ): Promise<ProviderSide> {
   let aheadMs = 0;
@@ -250,6 +252,7 @@ export async function startProviderSide(
     now,
     log,
     requestsPerSecond: options.requestsPerSecond ?? 10_000,
+    tls: options.tls,
   });
   const stop = new AbortController();
   const running = [provider.watch(stop.signal), ...(options.follower ? [] : [provider.lead(stop.signal)])];

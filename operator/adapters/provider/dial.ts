@@ -21,7 +21,10 @@ export interface Endpoint {
 
 const keepAliveMs = 15_000;
 
-export type Dial = () => Promise<Duplex>;
+/** What is spoken over a connection. A way that cannot tell the other side what it wants gives HTTP/1.1. */
+export type Protocol = 'http/1.1' | 'h2';
+
+export type Dial = (protocol?: Protocol) => Promise<Duplex>;
 
 /**
  * TLS to the endpoint. A pin without a CA bundle is the whole identity: the key itself is known, so neither chain nor name
@@ -40,15 +43,16 @@ export function dialTls(endpoint: Endpoint, timeoutSeconds: number): Dial {
     ...(endpoint.caBundle === undefined ? {} : { ca: pemOf(endpoint.caBundle) }),
   });
 
-  return () =>
+  return (protocol = 'http/1.1') =>
     new Promise((resolve, reject) => {
       const options: tls.ConnectionOptions & { allowHalfOpen: boolean } = {
         host,
         port,
         secureContext,
         rejectUnauthorized: !pinOnly,
-        ALPNProtocols: ['http/1.1'],
-        allowHalfOpen: true,
+        ALPNProtocols: [protocol],
+        // Of use to what is piped through. Who speaks HTTP/2 has to hear at once that the other side is gone.
+        allowHalfOpen: protocol !== 'h2',
         // SNI carries names only.
         ...(isIP(name) ? {} : { servername: name }),
         checkServerIdentity: (_, certificate) => (pinOnly ? undefined : tls.checkServerIdentity(name, certificate)),

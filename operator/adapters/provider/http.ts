@@ -1,9 +1,10 @@
-/** HTTP/1.1 over whatever `dial` gives: calls with bounded answers, streams, upgrades. */
+/** HTTP/1.1 over whatever `dial` gives: calls with bounded answers, streams, upgrades; and watches, which share connections. */
 import http, { type IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { pathOnly } from '../../engine/http.ts';
 import type { Dial } from './dial.ts';
 import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
+import { createSharedWatches } from './shared-watches.ts';
 
 export interface HttpRequest {
   readonly method: string;
@@ -20,8 +21,8 @@ export type Upgraded =
   | { readonly response: IncomingMessage; readonly socket?: undefined; readonly head?: undefined };
 
 export interface HttpClient {
-  /** No status is an error. `kind: stream` takes a connection of its own, for watches and logs. */
-  send(request: HttpRequest, kind: 'call' | 'stream', signal?: AbortSignal): Promise<IncomingMessage>;
+  /** No status is an error. A call shares pooled connections, a stream has its own, a watch shares one with other watches. */
+  send(request: HttpRequest, kind: 'call' | 'stream' | 'watch', signal?: AbortSignal): Promise<IncomingMessage>;
   upgrade(request: HttpRequest, signal?: AbortSignal): Promise<Upgraded>;
   /** Ends idle connections. Those in use end by themselves. */
   close(): void;
@@ -49,6 +50,7 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
   const calls = new DialAgent(dial, { keepAlive: true, maxSockets: 32, maxFreeSockets: 32 });
   // A stream owns its connection, and takes it along when it ends.
   const streams = new DialAgent(dial, { keepAlive: false });
+  const watches = createSharedWatches({ host, dial, timeoutSeconds });
 
   function exchange(request: HttpRequest, agent: http.Agent, signal?: AbortSignal): Promise<Upgraded> {
     const what = `${request.method} ${pathOnly(request.path)}`;
@@ -124,6 +126,8 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
 
   return {
     async send(request, kind, signal) {
+      const shared = kind === 'watch' ? await watches.open(request, signal) : undefined;
+      if (shared) return shared;
       const answer = await exchange(request, kind === 'call' ? calls : streams, signal);
       if (answer.socket) {
         answer.socket.destroy();
@@ -134,6 +138,7 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
     upgrade: (request, signal) => exchange(request, streams, signal),
     close() {
       calls.destroy();
+      watches.close();
     },
   };
 }

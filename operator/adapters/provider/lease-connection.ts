@@ -126,7 +126,7 @@ export function connectLease(
     release: (signal) => authorizedCall<ReleaseReceipt>('POST', `${base}/release`, releaseReceipt, {}, signal),
     raw: (request, signal) =>
       authorized(
-        (headers) => http.send(under(request, headers), isCall(request) ? 'call' : 'stream', signal),
+        (headers) => http.send(under(request, headers), kindOf(request), signal),
         (response) => response.statusCode === 401 && discard(response),
       ),
     upgrade: (request, signal) =>
@@ -138,8 +138,8 @@ export function connectLease(
 }
 
 /** Watches and logs last; everything else is a call whose connection is used again. */
-const isCall = (request: HttpRequest): boolean =>
-  !/[?&]watch=true/.test(request.path) && !/\/log(\?|$)/.test(request.path);
+const kindOf = ({ path }: HttpRequest): 'call' | 'stream' | 'watch' =>
+  /[?&]watch=true/.test(path) ? 'watch' : /\/log(\?|$)/.test(path) ? 'stream' : 'call';
 
 /** Lets the connection go. */
 function discard(response: IncomingMessage): true {

@@ -1,0 +1,147 @@
+/**
+ * Watches, many on one connection. A consumer watches the pods and the events of each of its leases for as long as it has
+ * them; over HTTP/1.1 that takes two connections a lease, and a TLS session at both ends of each. Over HTTP/2 all share one.
+ *
+ * Nothing else is answered over HTTP/2, and nobody gets it who does not ask for it alone: whoever speaks HTTP/1.1 as well is
+ * given that. So there is no body here to be slow with, and no request that could wait but one whose token was good.
+ */
+import http2, { type IncomingHttpHeaders, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
+import type { Server } from 'node:https';
+import type { TLSSocket } from 'node:tls';
+import type { Problem } from '../../api/gateway.ts';
+import { type KubeTarget, upstreamPath } from '../../core/allocation/kube-path.ts';
+import { tenantNamespace } from '../../core/allocation/record.ts';
+import { Refusal } from '../../core/allocation/refusal.ts';
+import { problemOf, problemOfError, problemType } from '../problem.ts';
+import type { GatewayLog } from '../service.ts';
+import { type KubeRouteOptions, problemOfAnswer, queryOf, targetOf, withQuery } from './kube.ts';
+import { leaseIdOf } from './leases.ts';
+
+export interface WatchOptions extends KubeRouteOptions {
+  readonly log: GatewayLog;
+  /** Watches at a time, over all leases. */
+  readonly maxWatches?: number;
+}
+
+/** In this order: of what a caller offers, the first is taken. */
+export const alpnProtocols = ['http/1.1', 'h2'];
+
+/** A connection on which nothing was asked for so long is dropped, as over HTTP/1.1. */
+const idleMs = 75_000;
+const maxHeaderListBytes = 16 * 1024;
+
+export function serveWatches(server: Server, options: WatchOptions): { end(): void; readonly open: number } {
+  const { maxWatches = 20_000, log } = options;
+  const open = new Set<ServerHttp2Stream>();
+  const sessions = new Set<ServerHttp2Session>();
+
+  const http1 = server.listeners('secureConnection') as ((socket: TLSSocket) => void)[];
+  server.removeAllListeners('secureConnection');
+  server.on('secureConnection', (socket: TLSSocket) => {
+    if (socket.alpnProtocol === 'h2') return serve(socket);
+    for (const listener of http1) listener.call(server, socket);
+  });
+
+  function serve(socket: TLSSocket): void {
+    socket.on('error', () => socket.destroy());
+    // The listener lets sockets be half-closed, for streams; here that is nobody any more.
+    socket.once('end', () => socket.destroy());
+    const session = http2.performServerHandshake(socket, {
+      settings: { maxConcurrentStreams: maxWatches, maxHeaderListSize: maxHeaderListBytes },
+      // Of all its watches together, in mebibytes: what waits to be sent to a caller that reads slowly is not counted here.
+      maxSessionMemory: 64,
+      maxSessionInvalidFrames: 10,
+      maxSessionRejectedStreams: 10,
+    });
+    let watches = 0;
+    sessions.add(session);
+    session.once('close', () => sessions.delete(session));
+    session.on('error', () => session.destroy());
+    session.setTimeout(idleMs, () => {
+      if (watches === 0) session.destroy();
+    });
+    session.on('stream', (stream, headers) => {
+      // A caller that goes away resets its streams, which is no error of anybody's.
+      stream.on('error', () => stream.destroy());
+      if (open.size >= maxWatches) return refuse(stream, problemOf(503, 'too many watches are open: try again'));
+      watches += 1;
+      open.add(stream);
+      stream.once('close', () => {
+        watches -= 1;
+        open.delete(stream);
+      });
+      watch(stream, headers, options).catch((error: unknown) => {
+        const { problem, ours } = problemOfError(error);
+        if (ours)
+          log.error({ error: error instanceof Error ? error.message : String(error) }, 'a watch could not be opened');
+        refuse(stream, problem);
+      });
+    });
+  }
+
+  return {
+    end() {
+      for (const session of sessions) session.destroy();
+    },
+    get open() {
+      return open.size;
+    },
+  };
+}
+
+async function watch(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, options: WatchOptions): Promise<void> {
+  const { service, tokens, upstream } = options;
+  const url = String(headers[':path'] ?? '');
+  const match = /^\/v1\/leases\/([^/?]+)\/kube\/([^?]*)\?/.exec(url);
+  const target = match && targetOf(match[2] ?? '');
+  if (!match || !target || headers[':method'] !== 'GET' || !isWatch(target, url))
+    throw new Refusal(400, 'over HTTP/2 there are watches and nothing else: ask for this over HTTP/1.1');
+  const leaseId = leaseIdOf(match[1]);
+  tokens.check(leaseId, headers.authorization);
+  const query = queryOf(target, 'GET', url);
+
+  const gone = new AbortController();
+  stream.once('close', () => gone.abort(new Error('the caller went away')));
+  const record = await service.tenant(leaseId, gone.signal);
+  const request = {
+    method: 'GET',
+    path: withQuery(upstreamPath(tenantNamespace(record.leaseId), target), query),
+    headers: { accept: 'application/json' },
+    timeoutSeconds: 0,
+  };
+  let response = await upstream.raw(request, { as: await service.token(leaseId, gone.signal) }, gone.signal);
+  if (response.statusCode === 401) {
+    response.resume();
+    service.forgetToken(leaseId);
+    response = await upstream.raw(request, { as: await service.token(leaseId, gone.signal) }, gone.signal);
+  }
+  if (response.statusCode !== 200) return refuse(stream, await problemOfAnswer(response, target, 'GET'));
+  if (stream.destroyed) return void response.destroy();
+  stream.respond({
+    ':status': 200,
+    'content-type': response.headers['content-type'] ?? 'application/json',
+    'cache-control': 'no-store',
+    'x-content-type-options': 'nosniff',
+  });
+  // A watch that breaks off breaks off at the caller, too: it must not look as if it had ended.
+  // Closing it with a code would not do: that ends it in order first.
+  const broken = () => stream.destroy(new Error('the watch broke off'));
+  response.once('error', broken);
+  response.once('close', () => {
+    if (!response.readableEnded) broken();
+  });
+  response.pipe(stream);
+}
+
+const isWatch = (target: KubeTarget, url: string): boolean =>
+  target.kind !== 'node' && target.name === undefined && /[?&]watch=(true|1)(&|$)/.test(url);
+
+function refuse(stream: ServerHttp2Stream, problem: Problem): void {
+  if (stream.destroyed || stream.headersSent) return void stream.destroy();
+  stream.respond({
+    ':status': problem.status,
+    'content-type': problemType,
+    ...(problem.status === 401 ? { 'www-authenticate': 'Bearer' } : {}),
+  });
+  stream.end(JSON.stringify(problem));
+}

@@ -1,6 +1,6 @@
 /**
- * Who we are to an API server, and the connections to it. client-node reads kubeconfigs, runs credential plugins and
- * re-reads token files; the connections are ours, because its HTTP hides the raw streams and upgrades that we need.
+ * Who we are to an API server, and the connections to it. client-node runs credential plugins and knows proxies; the
+ * connections are ours, because its HTTP hides the raw streams and upgrades that we need.
  *
  * Invariant: a request made with somebody else's token carries nothing of ours. Such requests have agents of their own,
  * made without a client certificate, so that neither a pooled connection nor a resumed TLS session can lend them ours.
@@ -9,10 +9,10 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import https from 'node:https';
-import { dirname, resolve } from 'node:path';
 import tls from 'node:tls';
-import { KubeConfig, loadYaml } from '@kubernetes/client-node';
+import type { KubeConfig } from '@kubernetes/client-node';
 import { UnknownOutcomeError } from './errors.ts';
+import { clientNode, inClusterConfig, type LoadedConfig, parseKubeconfig, readKubeconfig } from './kubeconfig.ts';
 
 /** `calls` are short and share few connections; `streams` live long, and each has its own. */
 export type ConnectionKind = 'calls' | 'streams';
@@ -118,7 +118,7 @@ export function readCredentials(kubeconfig: string): Credentials {
   };
 }
 
-function tryLoad(kubeconfig: string): KubeConfig | undefined {
+function tryLoad(kubeconfig: string): LoadedConfig | undefined {
   try {
     return load(kubeconfig);
   } catch {
@@ -126,63 +126,33 @@ function tryLoad(kubeconfig: string): KubeConfig | undefined {
   }
 }
 
-function load(kubeconfig: string): KubeConfig {
-  const config = new KubeConfig();
+function load(kubeconfig: string): LoadedConfig {
   if (kubeconfig === 'in-cluster') {
     if (!process.env.KUBERNETES_SERVICE_HOST)
       throw new Error('not in a cluster: KUBERNETES_SERVICE_HOST is not set; give a kubeconfig');
-    config.loadFromCluster();
-    return config;
+    return inClusterConfig(process.env);
   }
   const isText = kubeconfig.includes('\n') || kubeconfig.trimStart().startsWith('{');
   try {
-    if (isText) config.loadFromString(kubeconfig);
-    else config.loadFromFile(kubeconfig);
-    followTokenFile(config, isText ? undefined : kubeconfig, isText ? kubeconfig : undefined);
+    return isText ? parseKubeconfig(kubeconfig) : readKubeconfig(kubeconfig);
   } catch (error) {
     throw new Error(`the kubeconfig${isText ? '' : ` ${kubeconfig}`} could not be read: ${why(error)}`);
   }
-  return config;
 }
 
-/** client-node knows `tokenFile` only in its in-cluster form; a kubeconfig may name one too, and it rotates. */
-function followTokenFile(config: KubeConfig, path?: string, text?: string): void {
-  const user = config.getCurrentUser();
-  if (!user || user.token) return;
-  const document = text ?? (path ? readText(path) : '');
-  const parsed = loadYaml<{ users?: { name: string; user?: { tokenFile?: string } }[] }>(document);
-  const tokenFile = parsed?.users?.find((u) => u.name === user.name)?.user?.tokenFile;
-  if (!tokenFile) return;
-  const users = config.users.map((u) =>
-    u.name === user.name
-      ? {
-          ...u,
-          authProvider: {
-            name: 'tokenFile',
-            config: { tokenFile: path ? resolve(dirname(path), tokenFile) : tokenFile },
-          },
-        }
-      : u,
-  );
-  config.loadFromOptions({
-    clusters: config.clusters,
-    users,
-    contexts: config.contexts,
-    currentContext: config.currentContext,
-  });
-}
-
-function withoutUser(config: KubeConfig): KubeConfig {
-  const bare = new KubeConfig();
-  const cluster = config.getCurrentCluster();
-  if (cluster) bare.loadFromClusterAndUser(cluster, { name: 'nobody' });
+/** Only client-node's makes anything of its user when it makes agents. */
+function withoutUser(config: LoadedConfig): LoadedConfig {
+  const cluster = (config as Partial<KubeConfig>).users && (config as KubeConfig).getCurrentCluster();
+  if (!cluster) return config;
+  const bare = new (clientNode().KubeConfig)();
+  bare.loadFromClusterAndUser(cluster, { name: 'nobody' });
   return bare;
 }
 
-function agentsFor(server: URL, config: KubeConfig, material: TlsMaterial): Record<ConnectionKind, http.Agent> {
+function agentsFor(server: URL, config: LoadedConfig, material: TlsMaterial): Record<ConnectionKind, http.Agent> {
   const proxy = config.getCurrentCluster()?.proxyUrl;
   if (proxy) {
-    const agent = proxyAgent(config, material);
+    const agent = proxyAgent(config as KubeConfig, material);
     return { calls: agent, streams: agent };
   }
   // Idle connections go before the server drops its end (90 s), so that a write never meets a closing one.
@@ -214,7 +184,7 @@ function secureContextOf(server: URL, { ca, cert, key }: TlsMaterial): tls.Secur
 
 /** client-node makes agents for HTTP and SOCKS proxies, and keeps the first; a fresh copy makes a fresh one. */
 function proxyAgent(config: KubeConfig, material: TlsMaterial): http.Agent {
-  const copy = new KubeConfig();
+  const copy = new (clientNode().KubeConfig)();
   copy.loadFromOptions({
     clusters: config.clusters,
     users: config.users,
@@ -237,11 +207,9 @@ function fingerprintOf(material: TlsMaterial): string {
   return hash.update(String(material.rejectUnauthorized)).digest('hex');
 }
 
-const readText = (file: string): string => readFileSync(file, 'utf8');
-
 function bufferOf(file?: string, data?: string): Buffer | undefined {
-  if (file) return Buffer.from(readText(file));
-  return data ? Buffer.from(data, 'base64') : undefined;
+  if (data) return Buffer.from(data, 'base64');
+  return file ? readFileSync(file) : undefined;
 }
 
 /** Parsers quote what they could not parse, and that may be a token: their words are not repeated. */

@@ -9,7 +9,7 @@ const node = /^node:/;
 const rules: Record<string, { ours: string[]; packages: RegExp }> = {
   api: { ours: ['api'], packages: /^zod$/ },
   core: { ours: ['core', 'api'], packages: none },
-  engine: { ours: ['engine'], packages: /^(@kubernetes\/client-node$|node:)/ },
+  engine: { ours: ['engine'], packages: /^(@kubernetes\/client-node$|js-yaml$|node:)/ },
   controllers: { ours: ['controllers', 'api', 'core', 'engine'], packages: none },
   kubelet: { ours: ['kubelet', 'api', 'core', 'engine'], packages: node },
   gateway: { ours: ['gateway', 'api', 'core'], packages: /^(fastify$|node:)/ },

@@ -231,6 +231,7 @@ async function build(
         name,
         command: process.execPath,
         args: [
+          ...shippedFlags('gateway'),
           ...(options.nodeArgs?.gateway ?? []),
           options.gatewayEntry ?? join(root, 'operator/cmd/gateway.ts'),
           '--kubeconfig',
@@ -276,6 +277,7 @@ async function build(
         name,
         command: process.execPath,
         args: [
+          ...shippedFlags('operator'),
           ...(options.nodeArgs?.operator ?? []),
           options.operatorEntry ?? join(root, 'operator/cmd/operator.ts'),
           '--kubeconfig',
@@ -344,6 +346,14 @@ async function build(
     kubectl: tools.kubectl,
     stop,
   };
+}
+
+/** Flags of Node.js with which `npm run` starts a program: of its memory, mostly. */
+export function shippedFlags(program: 'operator' | 'gateway'): string[] {
+  const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as {
+    scripts: Record<string, string>;
+  };
+  return scripts[program]!.split(' ').filter((word) => word.startsWith('--'));
 }
 
 /** Accounts of the local chain, by what they do here. All hold play money and have well-known keys. */

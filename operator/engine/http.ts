@@ -7,6 +7,7 @@ import https from 'node:https';
 import type { Duplex } from 'node:stream';
 import type { Access } from './credentials.ts';
 import { UnknownOutcomeError } from './errors.ts';
+import { hearOut } from './hear-out.ts';
 
 export interface Outgoing {
   readonly method: string;
@@ -86,7 +87,7 @@ export function send(server: URL, access: Access, outgoing: Outgoing, signal?: A
       // A reset before the caller listens would end the process; 'close' tells the caller all the same.
       socket.on('error', () => socket.destroy());
       (socket as NodeJS.Socket & Duplex & { setNoDelay?(on: boolean): void }).setNoDelay?.(true);
-      resolve({ response, socket, head });
+      resolve({ response, socket: hearOut(socket), head });
     });
     if (timeoutSeconds > 0) {
       timer = setTimeout(() => {

@@ -1,6 +1,7 @@
 /** HTTP/1.1 over whatever `dial` gives: calls with bounded answers, streams, upgrades; and watches, which share connections. */
 import http, { type IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
+import { hearOut } from '../../engine/hear-out.ts';
 import { pathOnly } from '../../engine/http.ts';
 import type { Dial } from './dial.ts';
 import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
@@ -118,7 +119,7 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
         const onLateAbort = () => socket.destroy();
         signal?.addEventListener('abort', onLateAbort, { once: true });
         socket.once('close', () => signal?.removeEventListener('abort', onLateAbort));
-        resolve({ response, socket, head });
+        resolve({ response, socket: hearOut(socket), head });
       });
       outgoing.end(request.body);
     });

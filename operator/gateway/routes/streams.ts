@@ -6,6 +6,7 @@ import type { IncomingMessage, Server } from 'node:http';
 import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { Problem } from '../../api/gateway.ts';
+import type { Hex32 } from '../../api/messages.ts';
 import { upstreamPath } from '../../core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
@@ -18,6 +19,8 @@ export interface StreamOptions extends KubeRouteOptions {
   readonly log: GatewayLog;
   /** Streams at a time, over all leases. */
   readonly maxStreams?: number;
+  /** Of these, for one lease: no tenant takes them all. */
+  readonly maxStreamsOfLease?: number;
 }
 
 /** Repeated upstream. Not Host, not Authorization, and nothing that is not needed to agree on a protocol. */
@@ -42,8 +45,22 @@ const carriedAnswerHeaders = [
 const handshakeSeconds = 30;
 
 export function serveStreams(server: Server, options: StreamOptions): { end(): void; readonly open: number } {
-  const { maxStreams = 1000, log } = options;
+  const { maxStreams = 1000, maxStreamsOfLease = 250, log } = options;
   const open = new Set<Duplex>();
+  const ofLeases = new Map<Hex32, number>();
+
+  /** Throws a Refusal when the lease has as many as it may have. */
+  function count(leaseId: Hex32, socket: Duplex): void {
+    const before = ofLeases.get(leaseId) ?? 0;
+    if (before >= maxStreamsOfLease)
+      throw new Refusal(429, `${maxStreamsOfLease} streams of this lease are open: close some`);
+    ofLeases.set(leaseId, before + 1);
+    socket.once('close', () => {
+      const left = (ofLeases.get(leaseId) ?? 1) - 1;
+      if (left > 0) ofLeases.set(leaseId, left);
+      else ofLeases.delete(leaseId);
+    });
+  }
 
   server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     socket.on('error', () => socket.destroy());
@@ -53,7 +70,7 @@ export function serveStreams(server: Server, options: StreamOptions): { end(): v
     }
     open.add(socket);
     socket.once('close', () => open.delete(socket));
-    carry(request, socket, head, options).catch((error: unknown) => {
+    carry(request, socket, head, options, count).catch((error: unknown) => {
       const { problem, ours } = problemOfError(error);
       if (ours)
         log.error({ error: error instanceof Error ? error.message : String(error) }, 'a stream could not be opened');
@@ -71,13 +88,20 @@ export function serveStreams(server: Server, options: StreamOptions): { end(): v
   };
 }
 
-async function carry(request: IncomingMessage, socket: Duplex, head: Buffer, options: StreamOptions): Promise<void> {
+async function carry(
+  request: IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+  options: StreamOptions,
+  count: (leaseId: Hex32, socket: Duplex) => void,
+): Promise<void> {
   const { service, tokens, upstream } = options;
   const url = request.url ?? '';
   const match = /^\/v1\/leases\/([^/?]+)\/kube\/([^?]*)(\?|$)/.exec(url);
   if (!match) throw new Refusal(404, 'there is no such path here');
   const leaseId = leaseIdOf(match[1]);
   tokens.check(leaseId, request.headers.authorization);
+  count(leaseId, socket);
   const target = targetOf(match[2] ?? '');
   const method = request.method ?? 'GET';
   if (target.stream === undefined || target.stream === 'log') throw new Refusal(400, 'this path takes no upgrade');
@@ -85,7 +109,8 @@ async function carry(request: IncomingMessage, socket: Duplex, head: Buffer, opt
   const query = queryOf(target, method, url);
 
   const gone = new AbortController();
-  socket.once('close', () => gone.abort(new Error('the caller went away')));
+  const onClose = () => gone.abort(new Error('the caller went away'));
+  socket.once('close', onClose);
   const record = await service.tenant(leaseId, gone.signal);
   const headers: Record<string, string | string[]> = {};
   for (const name of carriedRequestHeaders) {
@@ -93,21 +118,26 @@ async function carry(request: IncomingMessage, socket: Duplex, head: Buffer, opt
     const value = request.headersDistinct[name];
     if (value !== undefined) headers[name] = value.length === 1 ? value[0]! : value;
   }
-  const answer = await upstream.upgrade(
-    {
-      method,
-      path: withQuery(upstreamPath(tenantNamespace(record.leaseId), target), query),
-      headers,
-      timeoutSeconds: handshakeSeconds,
-    },
-    { as: await service.token(leaseId, gone.signal) },
-    gone.signal,
-  );
+  const path = withQuery(upstreamPath(tenantNamespace(record.leaseId), target), query);
+  const attempt = async () =>
+    upstream.upgrade(
+      { method, path, headers, timeoutSeconds: handshakeSeconds },
+      { as: await service.token(leaseId, gone.signal) },
+      gone.signal,
+    );
+  let answer = await attempt();
+  if (answer.socket === undefined && answer.response.statusCode === 401) {
+    // The tenant was made anew, or the API server's keys changed: once more, with a token of now.
+    answer.response.resume();
+    service.forgetToken(leaseId);
+    answer = await attempt();
+  }
   if (answer.socket === undefined) {
-    if (answer.response.statusCode === 401) service.forgetToken(leaseId);
     refuse(socket, await problemOfAnswer(answer.response, target, 'GET'));
     return;
   }
+  // From here on the two sockets look after each other: what a caller said before it left is still delivered.
+  socket.off('close', onClose);
   if (socket.destroyed) {
     answer.socket.destroy();
     return;
@@ -122,7 +152,10 @@ async function carry(request: IncomingMessage, socket: Duplex, head: Buffer, opt
   join(socket, head, answer.socket, answer.head);
 }
 
-/** Both ways, at once. What one side ends, the other sees ended; what one side loses, the other loses. */
+/** A side that has heard all there was may take this long to leave. */
+const leaveMs = 5000;
+
+/** Both ways, at once. What one side ends, the other sees ended; who is left alone hears what was said, and is let go. */
 export function join(one: Duplex, oneHead: Buffer, other: Duplex, otherHead: Buffer): void {
   for (const socket of [one, other] as Partial<Socket>[]) {
     socket.setNoDelay?.(true);
@@ -136,11 +169,19 @@ export function join(one: Duplex, oneHead: Buffer, other: Duplex, otherHead: Buf
     [one, other],
     [other, one],
   ] as const) {
-    from.on('error', () => to.destroy());
+    from.on('error', () => from.destroy());
     from.once('close', () => {
-      // Ended in order: what is still on its way may arrive. Broken: so is the other side.
-      if (from.readableEnded) to.end();
-      else to.destroy();
+      if (to.destroyed) return;
+      to.end();
+      // Read, though nobody hears it: to leave it unread would reset the connection, and what is on its way with it.
+      to.resume();
+      const heard = () => {
+        const timer = setTimeout(() => to.destroy(), leaveMs);
+        timer.unref();
+        to.once('close', () => clearTimeout(timer));
+      };
+      if (to.writableFinished) heard();
+      else to.once('finish', heard);
     });
     from.pipe(to);
   }
@@ -159,5 +200,7 @@ function refuse(socket: Duplex, problem: Problem): void {
       '',
       body,
     ].join('\r\n'),
+    // Not when the caller closes its half, which it may never do: it would count as a stream for ever.
+    () => socket.destroy(),
   );
 }

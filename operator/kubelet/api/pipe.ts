@@ -2,7 +2,8 @@
  * Two sockets after an upgrade, joined. Nobody reads what passes, so exit codes, terminal sizes, half-closed input and
  * port-forward frames come through as they are, in SPDY as in WebSocket.
  */
-import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
+import type { IncomingMessage } from 'node:http';
+import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 
 /** Headers that make an upgrade. All else stays: Host and Authorization are this connection's own affair. */
@@ -16,11 +17,12 @@ const repeated = [
   'sec-websocket-extensions',
 ] as const;
 
-export function upgradeHeaders(headers: IncomingHttpHeaders): Record<string, string> {
-  const repeatedHeaders: Record<string, string> = {};
+export function upgradeHeaders(request: Pick<IncomingMessage, 'headersDistinct'>): Record<string, string | string[]> {
+  const repeatedHeaders: Record<string, string | string[]> = {};
   for (const name of repeated) {
-    const value = headers[name];
-    if (value !== undefined) repeatedHeaders[name] = Array.isArray(value) ? value.join(', ') : value;
+    // Callers list the protocols that they speak in several headers of one name, and not all servers read one with commas.
+    const values = request.headersDistinct[name];
+    if (values !== undefined) repeatedHeaders[name] = values.length === 1 ? values[0]! : values;
   }
   return repeatedHeaders;
 }
@@ -44,27 +46,34 @@ export function switchingHead(response: IncomingMessage): string {
   return `${lines.join('\r\n')}\r\n\r\n`;
 }
 
-/** What one side still had to say after the other is gone altogether is worth this long. */
-const lastWordsMs = 5000;
+/** A side that has heard all there was may take this long to leave. */
+const leaveMs = 5000;
+/** A peer that is gone without a word is noticed within minutes, also by a stream on which nothing is due. */
+const keepAliveMs = 30_000;
 
 /** Both ways, until both have ended. `aHead`: what came from `a` before it was a bare socket; likewise `bHead`. */
-export function join(a: Duplex, b: Duplex, aHead: Buffer, bHead: Buffer): void {
+export function join(a: Duplex, b: Duplex, aHead: Buffer, bHead: Buffer, leaveWithinMs = leaveMs): void {
   for (const [from, to] of [
     [a, b],
     [b, a],
-  ] as const) {
-    if ('setNoDelay' in from && typeof from.setNoDelay === 'function') from.setNoDelay(true);
-    if ('setTimeout' in from && typeof from.setTimeout === 'function') from.setTimeout(0);
+  ] as [Duplex & Partial<Socket>, Duplex][]) {
+    from.setNoDelay?.(true);
+    from.setTimeout?.(0);
+    from.setKeepAlive?.(true, keepAliveMs);
     from.on('error', () => from.destroy());
     from.once('close', () => {
-      // Nobody is left to hear `to`; what is on its way to it may still arrive.
       if (to.destroyed) return;
+      // What is on its way to `to` arrives, however slowly it reads: it may be a terminal that somebody has halted. What it
+      // still says, nobody hears; it is read all the same, since to leave it unread would reset the connection.
       to.end();
-      const timer = setTimeout(() => to.destroy(), lastWordsMs);
-      timer.unref();
-      to.once('close', () => clearTimeout(timer));
-      if (to.writableFinished) to.destroy();
-      else to.once('finish', () => to.destroy());
+      to.resume();
+      const heard = () => {
+        const timer = setTimeout(() => to.destroy(), leaveWithinMs);
+        timer.unref();
+        to.once('close', () => clearTimeout(timer));
+      };
+      if (to.writableFinished) heard();
+      else to.once('finish', heard);
     });
   }
   if (aHead.length > 0) b.write(aHead);

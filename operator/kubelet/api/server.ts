@@ -2,7 +2,7 @@
  * The kubelet API of one virtual node: HTTPS on a port of its own, so that every call that names no node is unambiguous.
  * Logs are a piped GET; exec, attach and port-forward are upgrades, repeated at the provider and then joined.
  */
-import type { IncomingMessage, ServerResponse } from 'node:http';
+import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http';
 import https from 'node:https';
 import type { AddressInfo } from 'node:net';
 import type { Duplex } from 'node:stream';
@@ -81,6 +81,10 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
     headersTimeout: 10_000,
     requestTimeout: 30_000,
     keepAliveTimeout: 30_000,
+    handshakeTimeout: 10_000,
+    // A followed log may be silent for ever: that its reader is gone must show all the same.
+    keepAlive: true,
+    keepAliveInitialDelay: 30_000,
   } as https.ServerOptions);
   server.maxConnections = maxConnections;
 
@@ -166,7 +170,7 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
       {
         method: request.method ?? 'POST',
         path: there.path,
-        headers: upgradeHeaders(request.headers),
+        headers: upgradeHeaders(request),
         timeoutSeconds: answerSeconds,
       },
       gone.signal,
@@ -204,7 +208,9 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
       const { status, message } = refusalFor(error, request);
       const body = Buffer.from(`${message}\n`);
       socket.end(
-        `HTTP/1.1 ${status} ${status}\r\nContent-Type: text/plain\r\nContent-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+        `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? 'Error'}\r\nContent-Type: text/plain\r\nContent-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+        // Not when the caller closes its half, which it may never do.
+        () => socket.destroy(),
       );
     });
   });

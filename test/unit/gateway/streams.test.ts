@@ -19,7 +19,7 @@ beforeEach(async () => {
 });
 afterEach(() => side.stop());
 
-const path = (rest: string) => `/v1/leases/${lease.leaseId}/kube/${rest}`;
+const path = (rest: string, leaseId: string = lease.leaseId) => `/v1/leases/${leaseId}/kube/${rest}`;
 
 interface Opened {
   readonly status: number;
@@ -29,10 +29,15 @@ interface Opened {
   readonly body?: string;
 }
 
-function open(rest: string, headers: Record<string, string> = {}, method = 'POST'): Promise<Opened> {
+function open(
+  rest: string,
+  headers: Record<string, string> = {},
+  method = 'POST',
+  leaseId: string = lease.leaseId,
+): Promise<Opened> {
   return new Promise((resolve, reject) => {
     const outgoing = request({
-      ...{ host: '127.0.0.1', port, method, path: path(rest), agent: false },
+      ...{ host: '127.0.0.1', port, method, path: path(rest, leaseId), agent: false },
       headers: { authorization: `Bearer ${lease.token}`, connection: 'Upgrade', upgrade: 'SPDY/3.1', ...headers },
     });
     outgoing.on('upgrade', (response, socket, head) =>
@@ -199,4 +204,73 @@ test('twenty megabytes through a half-closed connection arrive whole, and so doe
   await once(socket, 'close');
   expect(answer).toBe(`got ${size}`);
   for (const server of [sink, hub]) server.close();
+});
+
+test('who is turned away and keeps its half open does not count as a stream for ever', async () => {
+  const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true });
+  socket.resume();
+  socket.write(
+    `POST ${path('pods/p/exec')}?command=sh HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nAuthorization: Bearer no.no\r\n\r\n`,
+  );
+  await once(socket, 'end');
+  const connections = () =>
+    new Promise<number>((resolve) => side.gateway.app.server.getConnections((_, count) => resolve(count)));
+  await eventually(connections, (count) => count === 0);
+  socket.destroy();
+});
+
+test('what a caller said before it left is still delivered', async () => {
+  const { far } = await upstream();
+  const { socket } = await open('pods/train/portforward', {}, 'GET');
+  far.pause();
+  const blob = Buffer.alloc(4_000_000, 7);
+  socket!.end(blob, () => socket!.destroy());
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  let size = 0;
+  far.on('data', (chunk) => {
+    size += chunk.length;
+  });
+  far.resume();
+  await once(far, 'end');
+  expect(size).toBe(blob.length);
+});
+
+test('a token that the API server no longer takes is replaced once', async () => {
+  const asked: FakeRequest[] = [];
+  side.cluster.onUpgrade((given) => {
+    asked.push(given);
+    return { code: 401, body: { kind: 'Status', reason: 'Unauthorized' } };
+  });
+  const minted = () => side.cluster.requests.filter((one) => one.path.endsWith('/token')).length;
+  const before = minted();
+  const { status } = await open('pods/train/exec?command=sh');
+  expect(status).toBe(503);
+  expect(asked).toHaveLength(2);
+  expect(minted()).toBe(before + 2);
+});
+
+test('no lease takes all streams', async () => {
+  const opened: Opened[] = [];
+  for (let i = 0; i < 250; i++) {
+    await upstream();
+    opened.push(await open('pods/train/exec?command=sh'));
+  }
+  expect(new Set(opened.map(({ status }) => status))).toEqual(new Set([101]));
+  const more = await open('pods/train/exec?command=sh');
+  expect([more.status, JSON.parse(more.body!).detail]).toEqual([429, '250 streams of this lease are open: close some']);
+  const other = await side.lease();
+  await upstream();
+  const theirs = await open(
+    'pods/train/exec?command=sh',
+    { authorization: `Bearer ${other.token}` },
+    'POST',
+    other.leaseId,
+  );
+  expect(theirs.status).toBe(101);
+  opened[0]!.socket!.resetAndDestroy();
+  await upstream();
+  await eventually(
+    async () => (await open('pods/train/exec?command=sh')).status,
+    (status) => status === 101,
+  );
 });

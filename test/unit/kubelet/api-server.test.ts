@@ -430,6 +430,17 @@ describe('exec, attach and port-forward', () => {
     await expect.poll(rest).toBe('not yours\n');
   });
 
+  test('leave nobody connected who is turned away and does not go', async () => {
+    const { status, socket } = await upgradeCall('POST', exec, {});
+    expect(status).toBe(401);
+    socket.on('error', () => undefined);
+    // It keeps its own half open, and finds that nobody is there.
+    const closed = new Promise((resolve) => socket.once('close', resolve));
+    const talking = setInterval(() => socket.write('more'), 10);
+    await closed;
+    clearInterval(talking);
+  });
+
   test('take commands of any reasonable length', async () => {
     await upgrading();
     const { status } = await upgradeCall('POST', `${exec}&command=${'x'.repeat(100_000)}`, { pair: pairs.apiserver });

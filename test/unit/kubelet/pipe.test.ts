@@ -1,0 +1,82 @@
+/** Two sockets, joined: what becomes of what is on its way when one of them goes. */
+import { once } from 'node:events';
+import { connect, createServer, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterEach, expect, test } from 'vitest';
+import { join, upgradeHeaders } from '../../../operator/kubelet/api/pipe.ts';
+
+const open: Socket[] = [];
+afterEach(() => {
+  for (const socket of open.splice(0)) socket.destroy();
+});
+
+/** Ends of one TCP connection. */
+async function pair(): Promise<{ near: Socket; far: Socket }> {
+  const server = createServer({ allowHalfOpen: true });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const near = connect({ port: (server.address() as { port: number }).port, allowHalfOpen: true });
+  const [far] = (await once(server, 'connection')) as [Socket];
+  server.close();
+  for (const socket of [near, far]) socket.on('error', () => undefined);
+  open.push(near, far);
+  return { near, far };
+}
+
+/** A caller and a process, and what lies between them. */
+async function joined(leaveMs = 50): Promise<{ caller: Socket; process: Socket; between: Socket[] }> {
+  const [one, other] = [await pair(), await pair()];
+  join(one.near, other.near, Buffer.alloc(0), Buffer.alloc(0), leaveMs);
+  return { caller: one.far, process: other.far, between: [one.near, other.near] };
+}
+
+const blob = Buffer.alloc(3_000_000, 'abc');
+
+test('a caller who reads late gets all that was said, however long the process is gone', async () => {
+  const { caller, process } = await joined();
+  process.end(blob, () => process.destroy());
+  await sleep(400);
+  let size = 0;
+  caller.on('data', (chunk: Buffer) => {
+    size += chunk.length;
+  });
+  await once(caller, 'end');
+  expect(size).toBe(blob.length);
+});
+
+test('who has heard all that a broken connection brought, and does not leave, is left', async () => {
+  const { caller, process, between } = await joined();
+  let heard = '';
+  caller.on('data', (chunk: Buffer) => {
+    heard += chunk.toString();
+  });
+  process.write('last words');
+  await expect.poll(() => heard).toBe('last words');
+  process.resetAndDestroy();
+  await once(caller, 'end');
+  await expect.poll(() => between.every((socket) => socket.destroyed)).toBe(true);
+});
+
+test('a caller who is killed ends the process’s input', async () => {
+  const { caller, process, between } = await joined();
+  process.resume();
+  caller.resetAndDestroy();
+  await once(process, 'end');
+  process.end();
+  await expect.poll(() => between.every((socket) => socket.destroyed)).toBe(true);
+});
+
+test('headers of one name stay apart, and others stay home', () => {
+  const headersDistinct = {
+    upgrade: ['SPDY/3.1'],
+    connection: ['Upgrade'],
+    'x-stream-protocol-version': ['v5.channel.k8s.io', 'v4.channel.k8s.io'],
+    authorization: ['Bearer mine'],
+    host: ['here'],
+    cookie: ['c'],
+  };
+  expect(upgradeHeaders({ headersDistinct })).toEqual({
+    upgrade: 'SPDY/3.1',
+    connection: 'Upgrade',
+    'x-stream-protocol-version': ['v5.channel.k8s.io', 'v4.channel.k8s.io'],
+  });
+});

@@ -207,21 +207,24 @@ export function openHost(options: HostOptions): Host {
       return;
     }
     options.onProgress();
-    while (!signal.aborted) {
-      let waitMs = 10 * 60_000;
+    let isOwn = true;
+    for (let failures = 0; !signal.aborted; ) {
       try {
         const signed = await options.certificates.signed(name, options.address, signal);
-        if (signed) {
-          certificate = signed;
-        } else if (certificate.renewAt <= clock.now()) {
-          certificate = await options.certificates.selfSigned(name, options.address);
-        }
-        server?.renew(certificate, options.clientCa());
-        if (signed) waitMs = Math.max(60_000, signed.renewAt.getTime() - clock.now().getTime());
+        failures = signed ? 0 : failures + 1;
+        if (signed) [certificate, isOwn] = [signed, false];
       } catch (error) {
+        failures += 1;
         if (!signal.aborted) log.debug({ node: name, error }, 'no certificate was signed');
       }
-      await pause(clock, waitMs, signal);
+      const nowMs = clock.now().getTime();
+      // What the cluster signed is good to its end: API servers that verify take no other.
+      const lastMs = (isOwn ? certificate.renewAt : (certificate.expiresAt ?? certificate.renewAt)).getTime();
+      if (lastMs <= nowMs) [certificate, isOwn] = [await options.certificates.selfSigned(name, options.address), true];
+      server?.renew(certificate, options.clientCa());
+      const againMs = Math.min(10 * 60_000, 5000 * 2 ** Math.min(failures, 10));
+      const waitMs = failures === 0 ? Math.max(60_000, certificate.renewAt.getTime() - nowMs) : againMs;
+      await pause(clock, isOwn ? waitMs : Math.min(waitMs, Math.max(1000, lastMs - nowMs)), signal);
     }
   }
 

@@ -17,6 +17,8 @@ export interface ServingCertificate {
   readonly certificatePem: string;
   readonly privateKeyPem: string;
   readonly renewAt: Date;
+  /** Absent: not soon. */
+  readonly expiresAt?: Date;
 }
 
 /** Where certificates of the kubelet API come from. */

@@ -24,8 +24,8 @@ export const signerName = 'kubernetes.io/kubelet-serving';
 const usages = ['digital signature', 'server auth'];
 const keyAlgorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const;
 const selfSignedDays = 365;
-/** Of its life, a certificate is used this much before the next one is asked for. */
-const renewAfter = 0.7;
+/** Of its life, a certificate is used this much before the next one is asked for: not all nodes at once. */
+const renewAfter = { least: 0.7, most: 0.9 };
 /** Between looks: at first, and at most. A thousand nodes may start at once. */
 const firstPollMs = 200;
 const longestPollMs = 1600;
@@ -34,6 +34,7 @@ export interface Issued {
   readonly certificatePem: string;
   readonly privateKeyPem: string;
   readonly renewAt: Date;
+  readonly expiresAt: Date;
 }
 
 interface SigningRequest extends KubeObject {
@@ -54,6 +55,8 @@ export function servingCertificates(options: {
   readonly cluster: Cluster;
   readonly now: () => Date;
   readonly waitSeconds?: number;
+  /** How long certificates should hold; the signer may give less. Default: as long as the signer pleases. */
+  readonly expirationSeconds?: number;
   readonly log: Log;
 }) {
   const { cluster, now, log } = options;
@@ -91,7 +94,12 @@ export function servingCertificates(options: {
       const name = `${nodeName.slice(0, 200)}-${randomBytes(5).toString('hex')}`;
       const asked: SigningRequest = {
         metadata: { name },
-        spec: { request: Buffer.from(request.toString('pem')).toString('base64'), signerName, usages },
+        spec: {
+          request: Buffer.from(request.toString('pem')).toString('base64'),
+          signerName,
+          usages,
+          ...(options.expirationSeconds !== undefined && { expirationSeconds: options.expirationSeconds }),
+        },
       };
       await cluster.create(resources.csrs, asked, signal);
       const until = performance.now() + (options.waitSeconds ?? 5) * 1000;
@@ -255,6 +263,7 @@ const newKeys = (): Promise<webcrypto.CryptoKeyPair> =>
 async function issued(certificatePem: string, keys: webcrypto.CryptoKeyPair): Promise<Issued> {
   const certificate = new x509.X509Certificate(certificatePem);
   const { notBefore, notAfter } = certificate;
+  const share = renewAfter.least + Math.random() * (renewAfter.most - renewAfter.least);
   const key = Buffer.from(await webcrypto.subtle.exportKey('pkcs8', keys.privateKey));
   const body = key
     .toString('base64')
@@ -263,7 +272,8 @@ async function issued(certificatePem: string, keys: webcrypto.CryptoKeyPair): Pr
   return {
     certificatePem,
     privateKeyPem: `-----BEGIN PRIVATE KEY-----\n${body}\n-----END PRIVATE KEY-----\n`,
-    renewAt: new Date(notBefore.getTime() + (notAfter.getTime() - notBefore.getTime()) * renewAfter),
+    renewAt: new Date(notBefore.getTime() + (notAfter.getTime() - notBefore.getTime()) * share),
+    expiresAt: notAfter,
   };
 }
 

@@ -174,6 +174,7 @@ export function join(one: Duplex, oneHead: Buffer, other: Duplex, otherHead: Buf
       if (to.destroyed) return;
       to.end();
       // Read, though nobody hears it: to leave it unread would reset the connection, and what is on its way with it.
+      to.unpipe();
       to.resume();
       const heard = () => {
         const timer = setTimeout(() => to.destroy(), leaveMs);

@@ -14,6 +14,7 @@ import type { Log } from '../../engine/types.ts';
 import type { RemoteLease } from '../remote.ts';
 import type { ServingCertificate } from '../types.ts';
 import type { Callers } from './callers.ts';
+import { tellLoss } from './loss.ts';
 import { join, switchingHead, upgradeHeaders } from './pipe.ts';
 import { neededAccess, type Route, routeOf, subresourceQuery } from './routes.ts';
 
@@ -183,7 +184,8 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
       return;
     }
     socket.write(switchingHead(other.response));
-    join(socket, other.socket, head, other.head);
+    const before = route.stream === 'portforward' ? undefined : tellLoss(other.response.headers);
+    join(socket, other.socket, head, other.head, { before });
   }
 
   const refusalFor = (error: unknown, request: IncomingMessage): Refusal => {

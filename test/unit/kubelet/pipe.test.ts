@@ -25,7 +25,7 @@ async function pair(): Promise<{ near: Socket; far: Socket }> {
 /** A caller and a process, and what lies between them. */
 async function joined(leaveMs = 50): Promise<{ caller: Socket; process: Socket; between: Socket[] }> {
   const [one, other] = [await pair(), await pair()];
-  join(one.near, other.near, Buffer.alloc(0), Buffer.alloc(0), leaveMs);
+  join(one.near, other.near, Buffer.alloc(0), Buffer.alloc(0), { leaveWithinMs: leaveMs });
   return { caller: one.far, process: other.far, between: [one.near, other.near] };
 }
 
@@ -53,6 +53,19 @@ test('who has heard all that a broken connection brought, and does not leave, is
   await expect.poll(() => heard).toBe('last words');
   process.resetAndDestroy();
   await once(caller, 'end');
+  await expect.poll(() => between.every((socket) => socket.destroyed)).toBe(true);
+});
+
+test('a process that talks on when its caller is gone is listened to, and not held up', async () => {
+  const { caller, process, between } = await joined(10_000);
+  process.resume();
+  process.write(blob);
+  await once(caller, 'readable');
+  caller.resetAndDestroy();
+  const later = process.write(blob) || once(process, 'drain');
+  await later;
+  await new Promise<void>((resolve) => process.write('the end', () => resolve()));
+  process.destroy();
   await expect.poll(() => between.every((socket) => socket.destroyed)).toBe(true);
 });
 

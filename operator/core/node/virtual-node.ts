@@ -45,6 +45,7 @@ export interface Node {
     conditions?: NodeCondition[];
     addresses?: { type: string; address: string }[];
     daemonEndpoints?: { kubeletEndpoint: { Port: number } };
+    declaredFeatures?: string[];
     nodeInfo?: Record<string, string>;
     [field: string]: unknown;
   };
@@ -267,6 +268,19 @@ export function conditionsChanged(
   });
 }
 
+/**
+ * Features that an API server of 1.36 or later asks a node for; sorted, as it demands.
+ *
+ * ExtendWebSocketsToKubelet: WebSocket callers are passed on to the node as they are. We repeat them at the provider, so its API
+ * server has to know what they speak: v5.channel.k8s.io since 1.30, tunnelled port-forwards since 1.31. It is never older than
+ * its kubelets, whose version is what we are told. https://github.com/kubernetes/kubernetes/pull/136256
+ */
+export function declaredFeatures(served: Pick<ServedNode, 'nodeInfo'>): string[] {
+  const [, major = '0', minor = '0'] = /^v(\d{1,3})\.(\d{1,4})\./.exec(served.nodeInfo.kubeletVersion ?? '') ?? [];
+  const knowsWebSockets = Number(major) > 1 || (Number(major) === 1 && Number(minor) >= 31);
+  return knowsWebSockets ? ['ExtendWebSocketsToKubelet'] : [];
+}
+
 /** All of the status but its conditions. */
 export function nodeStatus(served: ServedNode, place: NodePlace): NonNullable<Node['status']> {
   const info = served.nodeInfo;
@@ -276,6 +290,7 @@ export function nodeStatus(served: ServedNode, place: NodePlace): NonNullable<No
     allocatable: nodeCapacity(served),
     addresses: [{ type: 'InternalIP', address: place.address }],
     daemonEndpoints: { kubeletEndpoint: { Port: place.port } },
+    declaredFeatures: declaredFeatures(served),
     nodeInfo: {
       architecture: said('architecture'),
       bootID: said('bootID'),
@@ -293,7 +308,11 @@ export function nodeStatus(served: ServedNode, place: NodePlace): NonNullable<No
 
 /** Whether a stored status lacks something of the wanted one. */
 export function statusChanged(stored: Node['status'], wanted: NonNullable<Node['status']>): boolean {
-  return Object.entries(wanted).some(([field, value]) => !includes(stored?.[field], value));
+  return Object.entries(wanted).some(([field, value]) => {
+    // API servers before 1.36 do not keep it: it goes along with whatever else is written, and is no reason to write again.
+    if (field === 'declaredFeatures' && stored?.addresses && !stored.declaredFeatures) return false;
+    return !includes(stored?.[field], value);
+  });
 }
 
 function includes(stored: unknown, wanted: unknown): boolean {

@@ -4,6 +4,7 @@ import {
   adoptNode,
   buildNode,
   conditionsChanged,
+  declaredFeatures,
   type LeaseNode,
   type Node,
   nodeCapacity,
@@ -152,6 +153,43 @@ test('a stored status that lacks nothing is not written again', () => {
   const wanted = nodeStatus(served, { address: 'a', port: 1, kubeletVersion: 'v' });
   expect(statusChanged({ ...wanted, images: [], conditions: [] }, wanted)).toBe(false);
   expect(statusChanged({ ...wanted, daemonEndpoints: { kubeletEndpoint: { Port: 2 } } }, wanted)).toBe(true);
+});
+
+describe('features that are declared', () => {
+  test.each<[string, string[]]>([
+    ['v1.36.3', ['ExtendWebSocketsToKubelet']],
+    ['v1.31.0-eks-1234', ['ExtendWebSocketsToKubelet']],
+    ['v2.0.0', ['ExtendWebSocketsToKubelet']],
+    ['v1.30.9', []],
+    ['v1.9.1', []],
+    ['fake', []],
+    ['', []],
+    ['v1', []],
+    ['v1.9999999999.0', []],
+  ])('of a provider with kubelet %s are %j', (kubeletVersion, expected) => {
+    expect(declaredFeatures({ nodeInfo: { kubeletVersion } })).toEqual(expected);
+  });
+
+  test('of a provider that says nothing are none', () => {
+    expect(declaredFeatures(served)).toEqual([]);
+  });
+
+  const wanted = (kubeletVersion: string) =>
+    nodeStatus({ ...served, nodeInfo: { kubeletVersion } }, { address: 'a', port: 1, kubeletVersion: 'v' });
+  test.each<[string, Partial<NonNullable<Node['status']>>, string, boolean]>([
+    ['is a change', { declaredFeatures: ['Other'] }, 'v1.36.0', true],
+    ['is taken back', { declaredFeatures: ['ExtendWebSocketsToKubelet'] }, 'v1.29.0', true],
+    ['is there', { declaredFeatures: ['ExtendWebSocketsToKubelet'] }, 'v1.36.0', false],
+    ['is not kept by an older API server, which is no reason to write for ever', {}, 'v1.36.0', false],
+  ])('what %s', (_, stored, kubeletVersion, changed) => {
+    const { declaredFeatures: _declared, ...rest } = wanted(kubeletVersion);
+    expect(statusChanged({ ...rest, ...stored }, wanted(kubeletVersion))).toBe(changed);
+  });
+
+  test('goes along with the first status', () => {
+    expect(statusChanged(undefined, wanted('v1.36.0'))).toBe(true);
+    expect(statusChanged({}, wanted('v1.36.0'))).toBe(true);
+  });
 });
 
 describe('tolerations of an accepted pod', () => {

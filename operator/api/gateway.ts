@@ -19,6 +19,11 @@
  *   kube/pods/NAME/{log,exec,attach,portforward}        GET, or an upgrade carried through unread
  *   kube/events                                         GET (list, watch=true)
  *   kube/node                                           GET: the real node's status, reduced to this lease
+ *   kube/node/stats                                     GET: its kubelet's /stats/summary, the tenant's pods alone
+ *   kube/node/metrics/{resource,cadvisor,probes}        GET: its kubelet's pages of these names, likewise
+ *
+ * Of the node's own figures only the time at which they were taken is told; node_cpu_usage_seconds_total is the sum of the
+ * tenant's pods. Pages are seconds old at most. 501: the node has no kubelet that measures.
  *
  * Numbers of base units travel as decimal strings. Errors are problem documents (RFC 9457).
  */

@@ -84,6 +84,15 @@ export const gatewayOptions = {
     many: true,
     parse: address,
   } as Option<Address> & { many: true },
+  kubeletCertificateAuthority: text(
+    "CA (PEM) that signed the serving certificates of this cluster's kubelets, at which tenants' metrics are read. Default: the cluster's own CA.",
+    'FILE',
+  ),
+  kubeletInsecureTls: {
+    description:
+      "Take any certificate of kubelets. For trials only: who answers at a node's address is then given the gateway's token.",
+    parse: (t: string) => t === 'true',
+  } as Option<boolean>,
   held: {
     description: 'Take no new leases; those that run go on.',
     parse: (t: string) => t === 'true',
@@ -109,6 +118,9 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
   }
   if ((options.tlsCert === undefined) !== (options.tlsKey === undefined)) {
     throw new UsageError('--tls-cert and --tls-key are given together, or neither');
+  }
+  if (options.kubeletCertificateAuthority !== undefined && options.kubeletInsecureTls) {
+    throw new UsageError('--kubelet-certificate-authority and --kubelet-insecure-tls contradict each other: give one');
   }
   const rails = [...options.addresses.flatMap(railsOfAddresses), ...options.rails.flatMap(railsOfFile)];
   if (rails.length === 0) {

@@ -8,6 +8,7 @@ import { loadKey } from '../adapters/chain/key.ts';
 import type { OutboxRecord } from '../adapters/chain/outbox.ts';
 import { needsRenewal, selfSigned, spkiSha256 } from '../adapters/gateway/certificate.ts';
 import { createEscrowChains } from '../adapters/gateway/escrow-chains.ts';
+import { createKubeletPages } from '../adapters/gateway/kubelet-pages.ts';
 import { createNotary } from '../adapters/gateway/notary.ts';
 import { randomKey, sharedSecret } from '../adapters/gateway/shared-secret.ts';
 import { createSecretStore } from '../adapters/kube/secret-store.ts';
@@ -16,7 +17,9 @@ import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
 import { createProvider } from '../controllers/provider/provider.ts';
 import { type CounterName, type Counters, counterNames } from '../controllers/provider/world.ts';
+import { systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
+import { readCredentials } from '../engine/credentials.ts';
 import { isAlreadyExists } from '../engine/errors.ts';
 import { runAsLeader } from '../engine/leader.ts';
 import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
@@ -105,9 +108,21 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     signal,
   );
   const tls = await certificate(options, cluster, signal);
+  const nodePages = createKubeletPages({
+    cluster,
+    credentials: readCredentials(options.kubeconfig),
+    ca: kubeletCa(options.kubeletCertificateAuthority),
+    insecure: options.kubeletInsecureTls,
+    clock: systemClock,
+    log,
+  });
+  if (options.kubeletInsecureTls) {
+    log.warn({}, 'certificates of kubelets are not verified: whoever answers at a node’s address learns our token');
+  }
   const gateway = createGateway({
     service: provider.service,
     upstream: cluster,
+    nodePages,
     tokenKey: tokenKey!,
     publicUrls: options.publicUrl,
     now,
@@ -162,11 +177,20 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
       process.exit(1);
     }, closeSeconds * 1000);
     await gateway.close();
+    nodePages.close();
     await Promise.allSettled(work);
     await operations.close();
     clearTimeout(late);
     log.info({}, 'gateway stopped');
   }
+}
+
+function kubeletCa(file: string | undefined): string | undefined {
+  if (file === undefined) return undefined;
+  const pem = readText('kubelet-certificate-authority', file);
+  if (!pem.includes('-----BEGIN CERTIFICATE-----'))
+    throw new UsageError(`--kubelet-certificate-authority: ${file} holds no PEM certificate`);
+  return pem;
 }
 
 /** Streams are ended at once; only what is being answered is waited for. */

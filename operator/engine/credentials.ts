@@ -22,10 +22,21 @@ export interface Access {
   readonly agent: http.Agent;
 }
 
+/** Ourselves, to another server of the same cluster. */
+export interface Identity {
+  readonly headers: Readonly<Record<string, string>>;
+  readonly cert?: Buffer | string;
+  readonly key?: Buffer | string;
+  /** By which the API server is known, and often its kubelets, too. */
+  readonly clusterCa?: Buffer | string;
+}
+
 export interface Credentials {
   readonly server: URL;
   /** As ourselves. */
   own(kind: ConnectionKind): Promise<Access>;
+  /** For a kubelet: who asks for this makes sure of the server before anything of it is sent. */
+  identity(): Promise<Identity>;
   /** As the bearer of this token, and nothing else. */
   bearer(token: string, kind: ConnectionKind): Access;
   /** The server did not know us: read the credentials again before the next request. */
@@ -54,15 +65,21 @@ export function readCredentials(kubeconfig: string): Credentials {
   if (server.protocol === 'http:' && !current.skipTLSVerify)
     throw new Error('the kubeconfig has an http server: set insecure-skip-tls-verify to say that this is meant');
 
-  let own: { access: Record<ConnectionKind, Access>; fingerprint: string; readAt: number } | undefined;
-  let reading: Promise<Record<ConnectionKind, Access>> | undefined;
+  interface Own {
+    readonly access: Record<ConnectionKind, Access>;
+    readonly identity: Identity;
+    readonly fingerprint: string;
+    readonly readAt: number;
+  }
+  let own: Own | undefined;
+  let reading: Promise<Own> | undefined;
   const bare = agentsFor(server, withoutUser(config), {
     ca: bufferOf(current.caFile, current.caData),
     servername: current.tlsServerName,
     rejectUnauthorized: current.skipTLSVerify ? false : undefined,
   });
 
-  async function read(): Promise<Record<ConnectionKind, Access>> {
+  async function read(): Promise<Own> {
     const options: https.RequestOptions & { ca?: Buffer; servername?: string } = { headers: {} };
     try {
       await config.applyToHTTPSOptions(options);
@@ -89,21 +106,25 @@ export function readCredentials(kubeconfig: string): Credentials {
         : agentsFor(server, config, material);
     own = {
       access: { calls: { headers, agent: agents.calls }, streams: { headers, agent: agents.streams } },
+      identity: { headers, cert: material.cert, key: material.key, clusterCa: material.ca },
       fingerprint,
       readAt: performance.now(),
     };
-    return own.access;
+    return own;
+  }
+
+  async function fresh(): Promise<Own> {
+    if (own && performance.now() - own.readAt < refreshSeconds * 1000) return own;
+    reading ??= read().finally(() => {
+      reading = undefined;
+    });
+    return reading;
   }
 
   return {
     server,
-    async own(kind) {
-      if (own && performance.now() - own.readAt < refreshSeconds * 1000) return own.access[kind];
-      reading ??= read().finally(() => {
-        reading = undefined;
-      });
-      return (await reading)[kind];
-    },
+    own: async (kind) => (await fresh()).access[kind],
+    identity: async () => (await fresh()).identity,
     bearer(token, kind) {
       // An empty token must not become "no token given": that would be a request as ourselves.
       if (!/^[\x21-\x7e]+$/.test(token)) throw new TypeError('not a bearer token');
@@ -112,8 +133,8 @@ export function readCredentials(kubeconfig: string): Credentials {
     forget() {
       own = undefined;
       // A rewritten kubeconfig is read again, but never moves us to another server.
-      const fresh = tryLoad(kubeconfig);
-      if (fresh?.getCurrentCluster()?.server === current.server) config = fresh;
+      const reread = tryLoad(kubeconfig);
+      if (reread?.getCurrentCluster()?.server === current.server) config = reread;
     },
   };
 }

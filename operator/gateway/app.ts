@@ -19,12 +19,14 @@ import { leaseRoutes } from './routes/leases.ts';
 import { providerRoutes } from './routes/provider.ts';
 import { serveStreams } from './routes/streams.ts';
 import { alpnProtocols, serveWatches } from './routes/watches.ts';
-import type { GatewayLog, GatewayService, Upstream } from './service.ts';
+import type { GatewayLog, GatewayService, NodePages, Upstream } from './service.ts';
 import { createLeaseTokens } from './tokens.ts';
 
 export interface GatewayOptions {
   readonly service: GatewayService;
   readonly upstream: Upstream;
+  /** Without: tenants get no metrics, and are told so. */
+  readonly nodePages?: NodePages;
   /** Shared by all replicas, at least 32 bytes. */
   readonly tokenKey: Uint8Array;
   /** URLs under which consumers reach this gateway; an Access for any other is refused. */
@@ -106,7 +108,7 @@ export function createGateway(options: GatewayOptions): Gateway {
   const limit = createRateLimit({ perSecond, burst: perSecond * 4, now });
   providerRoutes(app, service, limit);
   leaseRoutes(app, { service, tokens, nonces: createNonces(now), limit, publicUrls, now });
-  kubeRoutes(app, { service, tokens, upstream, gpuRuntimeClass });
+  kubeRoutes(app, { service, tokens, upstream, nodePages: options.nodePages, gpuRuntimeClass });
   const streams = serveStreams(server, { service, tokens, upstream, gpuRuntimeClass, log });
   const watches = options.tls ? serveWatches(server as HttpsServer, { service, tokens, upstream, log }) : undefined;
 

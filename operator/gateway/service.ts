@@ -17,6 +17,7 @@ import type {
   VoucherRequest,
 } from '../api/gateway.ts';
 import type { Hex32 } from '../api/messages.ts';
+import type { NodePage } from '../core/allocation/node-pages.ts';
 import type { LeaseRecord } from '../core/allocation/record.ts';
 
 export interface GatewayService {
@@ -35,6 +36,12 @@ export interface GatewayService {
   /** A token of the tenant's own account in the provider's cluster. */
   token(leaseId: Hex32, signal?: AbortSignal): Promise<string>;
   forgetToken(leaseId: Hex32): void;
+}
+
+/** What the provider's kubelets measure, as far as it is about one tenant. */
+export interface NodePages {
+  /** Throws a Refusal that the tenant may read. */
+  read(nodeName: string, page: NodePage, namespace: string, signal?: AbortSignal): Promise<string>;
 }
 
 export interface UpstreamRequest {

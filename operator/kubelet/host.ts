@@ -44,6 +44,10 @@ export interface HostOptions {
   readonly lastPort: () => Promise<number | undefined>;
   readonly podOf: (namespace: string, name: string, signal: AbortSignal) => Promise<Pod | undefined>;
   readonly podsHere: () => readonly Pod[];
+  readonly podOfRemote: (remoteName: string) => Pod | undefined;
+  /** e.g. v1.36.3+gpulease.0.1.0 */
+  readonly kubeletVersion: string;
+  readonly heartbeatLastsSeconds: number;
   readonly objectPollSeconds: number;
   readonly startServer?: StartKubeletServer;
   readonly clock: Clock;
@@ -240,6 +244,11 @@ export function openHost(options: HostOptions): Host {
         lease,
         podOf: options.podOf,
         podsHere: options.podsHere,
+        podOfRemote: options.podOfRemote,
+        served: () => host.spec.served,
+        kubeletVersion: options.kubeletVersion,
+        heartbeatLastsSeconds: options.heartbeatLastsSeconds,
+        now: () => clock.now(),
         log,
       });
     const { ports } = options;

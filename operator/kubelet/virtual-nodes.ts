@@ -114,6 +114,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
   const { cluster, log, events } = options;
   const clock = options.clock ?? systemClock;
   const heartbeatSeconds = options.heartbeatSeconds ?? 10;
+  const heartbeatLastsSeconds = options.heartbeatLastsSeconds ?? 40;
   const hosts = new Map<string, Host>();
   const states = new Map<string, NodeState>();
   /** By consumer key: nodes at whose provider something claims to be that pod. */
@@ -245,7 +246,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
         clock,
         kubeletVersion: options.kubeletVersion,
         address: options.address,
-        heartbeatLastsSeconds: options.heartbeatLastsSeconds ?? 40,
+        heartbeatLastsSeconds,
       },
       host.spec,
       port,
@@ -293,9 +294,11 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
 
   function open(name: string, spec: NodeSpec, lease: RemoteLease): Host {
     const podsHere = () => pods.byIndex('node', name);
+    const podOfRemote = (remoteName: string) =>
+      pods.byIndex('remote', remoteName).find((pod) => pod.spec.nodeName === name);
     const tellEvent = mirrorEvents(
       {
-        podOf: (remoteName) => pods.byIndex('remote', remoteName).find((pod) => pod.spec.nodeName === name),
+        podOf: podOfRemote,
         events,
         clock,
       },
@@ -323,6 +326,9 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
         return pod?.spec.nodeName === name ? pod : undefined;
       },
       podsHere,
+      podOfRemote,
+      kubeletVersion: options.kubeletVersion,
+      heartbeatLastsSeconds,
       objectPollSeconds: options.objectPollSeconds ?? 30,
       startServer: options.startServer,
       clock,

@@ -17,6 +17,7 @@ import { callEscrow, type EscrowCall, type EscrowModel, newEscrowModel } from '.
 import { silentLog } from '../../operator/engine/log.ts';
 import { type KubeObject, type Log, resources } from '../../operator/engine/types.ts';
 import { createGateway, type Gateway } from '../../operator/gateway/app.ts';
+import type { NodePages } from '../../operator/gateway/service.ts';
 import { type FakeCluster, fakeCluster } from './fake-cluster.ts';
 
 export const chainId = 31337;
@@ -184,6 +185,7 @@ export async function startProviderSide(
     readonly cluster?: FakeCluster;
     readonly chain?: FakeChain;
     readonly requestsPerSecond?: number;
+    readonly nodePages?: NodePages;
     /** Without the controllers that only a leader runs. */
     readonly follower?: boolean;
     /** Without, it speaks plain HTTP. */
@@ -247,6 +249,7 @@ export async function startProviderSide(
   const gateway = createGateway({
     service: provider.service,
     upstream: cluster,
+    nodePages: options.nodePages,
     tokenKey: Buffer.alloc(32, 7),
     publicUrls: [publicUrl],
     now,

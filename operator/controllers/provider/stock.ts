@@ -16,6 +16,7 @@ import {
   sellableRoom,
   viewNode,
 } from '../../core/allocation/node-view.ts';
+import { isTenantNamespace } from '../../core/allocation/record.ts';
 import { noRoom, plus, type Room } from '../../core/allocation/room.ts';
 import { sameJson } from '../../engine/equal.ts';
 import { createInformer } from '../../engine/informer.ts';
@@ -32,8 +33,6 @@ export type WatchedOffer = KubeObject & GpuOffer;
  * a tenant's namespace is known by that.
  */
 const notOfTenants = `!${ownLabels.leaseId}`;
-export const isTenantNamespace = (namespace: string | undefined): boolean =>
-  namespace !== undefined && /^gl-[0-9a-f]{20}$/.test(namespace);
 
 const trimPod = (pod: WatchedPod): WatchedPod => ({
   metadata: {

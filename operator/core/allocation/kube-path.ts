@@ -5,6 +5,8 @@
  * passed on as it came. What is not on the list does not exist.
  */
 
+import { isNodePage, type NodePage } from './node-pages.ts';
+
 export type KubeKind = 'pods' | 'configmaps' | 'secrets' | 'events' | 'node';
 export type PodStream = 'log' | 'exec' | 'attach' | 'portforward';
 
@@ -12,6 +14,8 @@ export interface KubeTarget {
   readonly kind: KubeKind;
   readonly name?: string;
   readonly stream?: PodStream;
+  /** Of the kubelet, where `kind` is node. */
+  readonly page?: NodePage;
   readonly methods: readonly string[];
 }
 
@@ -25,6 +29,10 @@ const streams: readonly string[] = ['log', 'exec', 'attach', 'portforward'];
 export function kubeTarget(rest: string): KubeTarget | undefined {
   const [kind, name, sub, ...more] = rest.split('/');
   if (kind === undefined || more.length > 0) return undefined;
+  if (kind === 'node' && name !== undefined) {
+    const page = rest.slice('node/'.length);
+    return isNodePage(page) ? { kind, page, methods: ['GET'] } : undefined;
+  }
   if (kind === 'node' || kind === 'events') return name === undefined ? { kind, methods: ['GET'] } : undefined;
   if (!objects.includes(kind)) return undefined;
   if (name === undefined) return { kind: kind as KubeKind, methods: ['GET', 'POST'] };
@@ -96,7 +104,7 @@ function allowedQuery(target: KubeTarget, method: string): Readonly<Record<strin
       return portQuery;
     case undefined:
       if (method === 'DELETE') return deleteQuery;
-      if (method !== 'GET') return {};
+      if (method !== 'GET' || target.page !== undefined) return {};
       return target.name === undefined ? listQuery : objectQuery;
     default:
       return target.stream satisfies never;

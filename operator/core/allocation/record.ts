@@ -96,6 +96,9 @@ export function parseRecord(text: string): LeaseRecord {
 /** Name of the tenant's namespace: 80 bits of the lease's id, which nobody can choose. */
 export const tenantNamespace = (leaseId: Hex32): string => `gl-${leaseId.slice(2, 22).toLowerCase()}`;
 
+export const isTenantNamespace = (namespace: string | undefined): boolean =>
+  namespace !== undefined && /^gl-[0-9a-f]{20}$/.test(namespace);
+
 /** Name of the record's Secret. */
 export const recordName = (leaseId: Hex32): string => `lease-${leaseId.slice(2).toLowerCase()}`;
 export const leaseIdOfRecordName = (name: string): Hex32 | undefined =>

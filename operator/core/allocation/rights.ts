@@ -48,6 +48,8 @@ const applied = ['get', 'create', 'patch'];
 
 export const gatewayRole = clusterRole(gatewayRoleName, [
   { apiGroups: [''], resources: ['nodes'], verbs: [...seen, 'patch'] },
+  // What kubelets measure, asked at the kubelets. Never nodes/proxy: who has it runs commands in every pod of the cluster.
+  { apiGroups: [''], resources: ['nodes/stats', 'nodes/metrics'], verbs: ['get'] },
   { apiGroups: [''], resources: ['pods'], verbs: [...seen, 'delete'] },
   { apiGroups: [''], resources: ['namespaces'], verbs: [...applied, 'list', 'delete'] },
   { apiGroups: [''], resources: ['serviceaccounts', 'resourcequotas', 'limitranges'], verbs: applied },

@@ -11,12 +11,13 @@ import type { Hex32 } from '../../api/messages.ts';
 import { admitConfig, ownerOf } from '../../core/allocation/admit-config.ts';
 import { type AdmittedPod, admitPod } from '../../core/allocation/admit-pod.ts';
 import { checkQuery, type KubeTarget, kubeTarget, upstreamPath } from '../../core/allocation/kube-path.ts';
+import type { NodePage } from '../../core/allocation/node-pages.ts';
 import { type LeaseRecord, tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { leaseIdLabel } from '../../core/allocation/tenant.ts';
 import { problemOf, problemType } from '../problem.ts';
 import { replaceRunningPod } from '../replace-pod.ts';
-import type { GatewayService, Upstream } from '../service.ts';
+import type { GatewayService, NodePages, Upstream } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import type { LeaseTokens } from '../tokens.ts';
 import { leaseIdOf } from './leases.ts';
@@ -25,6 +26,7 @@ export interface KubeRouteOptions {
   readonly service: GatewayService;
   readonly tokens: LeaseTokens;
   readonly upstream: Upstream;
+  readonly nodePages?: NodePages;
   /** Runtime class for pods with GPUs, where the nodes need one. */
   readonly gpuRuntimeClass?: string;
 }
@@ -37,7 +39,10 @@ const maxRefusalBytes = 64 * 1024;
 export function targetOf(rest: string): KubeTarget {
   const target = kubeTarget(rest);
   if (target === undefined) {
-    throw new Refusal(404, 'leases have kube/pods, kube/configmaps, kube/secrets, kube/events and kube/node');
+    throw new Refusal(
+      404,
+      'leases have kube/pods, kube/configmaps, kube/secrets, kube/events, kube/node, kube/node/stats and kube/node/metrics/…',
+    );
   }
   return target;
 }
@@ -122,8 +127,9 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
       const target = targetOf(params['*']);
       const query = queryOf(target, request.method, request.url);
       const signal = abortedWith(reply);
-      if (target.kind === 'node') return service.node(leaseId, signal);
+      if (target.kind === 'node' && target.page === undefined) return service.node(leaseId, signal);
       const record = await service.tenant(leaseId, signal);
+      if (target.page !== undefined) return figures(reply, record, target.page, signal);
       switch (request.method) {
         case 'GET':
           return pass(reply, record, target, { method: 'GET', path: pathOf(record, target, query) }, signal);
@@ -206,6 +212,12 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     reply.raw.flushHeaders();
     pipeline(response, reply.raw, () => undefined);
     return reply;
+  }
+
+  async function figures(reply: FastifyReply, record: LeaseRecord, page: NodePage, signal: AbortSignal) {
+    if (!options.nodePages) throw new Refusal(501, 'this gateway reads no metrics of its nodes');
+    const text = await options.nodePages.read(record.nodeName, page, tenantNamespace(record.leaseId), signal);
+    return reply.type(page === 'stats' ? 'application/json' : 'text/plain; version=0.0.4').send(text);
   }
 
   function mustServe(record: LeaseRecord): void {

@@ -1,12 +1,15 @@
 /**
  * What the API server asks a kubelet for, and what carries it at the provider: pure translation of paths and queries.
  *
+ *   GET  /stats/summary                 kube/node/stats
+ *   GET  /metrics/{resource,…}          kube/node/metrics/{resource,…}
  *   GET  /containerLogs/NS/POD/C        log?container=C
  *   POST /exec/NS/POD/C, /attach/…      exec?container=C, attach?…      (GET from WebSocket callers)
  *   POST /portForward/NS/POD            portforward
  *
  * exec, attach and portForward may also name the pod's UID before the container.
  */
+import { isNodePage, type NodePage } from '../../core/allocation/node-pages.ts';
 
 export type Stream = 'log' | 'exec' | 'attach' | 'portforward';
 
@@ -19,7 +22,9 @@ export type Route =
       readonly uid?: string;
       readonly container?: string;
     }
-  | { readonly kind: 'pods' | 'runningPods' | 'healthz' | 'notOffered' };
+  | { readonly kind: 'figures'; readonly page: NodePage }
+  | { readonly kind: 'pods' | 'runningPods' | 'healthz' | 'configz' | 'metrics' }
+  | { readonly kind: 'off'; readonly status: number; readonly why: string };
 
 const streamOf: Readonly<Record<string, Stream>> = {
   containerLogs: 'log',
@@ -28,8 +33,15 @@ const streamOf: Readonly<Record<string, Stream>> = {
   portForward: 'portforward',
 };
 
-/** Known to kubelets, and not (yet) to us: answered so, rather than with numbers that mean nothing. */
-const notOffered: ReadonlySet<string> = new Set(['stats', 'metrics', 'configz', 'logs', 'checkpoint', 'debug', 'run']);
+/** Kubelets have these, and some have them switched off, in these words. */
+const off: Readonly<Record<string, Route>> = {
+  logs: { kind: 'off', status: 405, why: "logs endpoint is disabled: the node's own logs are the provider's" },
+  debug: { kind: 'off', status: 405, why: 'profiling endpoint is disabled.' },
+  checkpoint: { kind: 'off', status: 501, why: 'checkpoints are not offered by virtual nodes' },
+  run: { kind: 'off', status: 501, why: 'run is not offered by virtual nodes: use exec' },
+};
+
+const healthChecks: readonly string[] = ['ping', 'log', 'syncloop'];
 
 /** Undefined: no kubelet has such a path. */
 export function routeOf(path: string): Route | undefined {
@@ -40,10 +52,27 @@ export function routeOf(path: string): Route | undefined {
   } catch {
     return undefined;
   }
-  if (first === 'healthz') return rest.length === 0 ? { kind: 'healthz' } : undefined;
-  if (first === 'pods') return rest.every((part) => part === '') ? { kind: 'pods' } : undefined;
-  if (first === 'runningpods') return rest.every((part) => part === '') ? { kind: 'runningPods' } : undefined;
-  if (notOffered.has(first)) return { kind: 'notOffered' };
+  const nothingMore = rest.every((part) => part === '');
+  switch (first) {
+    case 'healthz':
+      return nothingMore || (rest.length === 1 && healthChecks.includes(rest[0]!)) ? { kind: 'healthz' } : undefined;
+    case 'pods':
+      return nothingMore ? { kind: 'pods' } : undefined;
+    case 'runningpods':
+      return nothingMore ? { kind: 'runningPods' } : undefined;
+    case 'configz':
+      return nothingMore ? { kind: 'configz' } : undefined;
+    case 'stats':
+      return rest.length === 1 && rest[0] === 'summary' ? { kind: 'figures', page: 'stats' } : undefined;
+    case 'metrics': {
+      if (nothingMore) return { kind: 'metrics' };
+      const page = `metrics/${rest.join('/')}`;
+      return isNodePage(page) ? { kind: 'figures', page } : undefined;
+    }
+    default:
+      break;
+  }
+  if (Object.hasOwn(off, first)) return off[first];
   const stream = Object.hasOwn(streamOf, first) ? streamOf[first] : undefined;
   if (!stream || rest.some((part) => part === '')) return undefined;
   const [namespace, pod, ...names] = rest;
@@ -85,6 +114,10 @@ export function subresourceQuery(route: Route & { kind: 'stream' }, asked: URLSe
   switch (route.stream) {
     case 'log':
       for (const name of logQuery) copy(name);
+      // All is what everybody gets, and API servers that know of no choice refuse the word.
+      if (query.get('stream') === 'All') query.delete('stream');
+      // As callers of long ago said it.
+      if (!query.has('tailLines') && asked.get('tail') !== 'all') copy('tail', 'tailLines');
       break;
     case 'exec':
     case 'attach':
@@ -108,25 +141,34 @@ export function subresourceQuery(route: Route & { kind: 'stream' }, asked: URLSe
 
 const isOn = (value: string | null): boolean => value === '1' || value === 'true';
 
+/** As kubelets of 1.36 map paths to subresources of their node, with fine-grained authorization: any one of them will do. */
+const rights: readonly (readonly [path: string, ...subresources: string[]])[] = [
+  ['/pods', 'pods', 'proxy'],
+  ['/runningpods', 'pods', 'proxy'],
+  ['/healthz', 'healthz', 'proxy'],
+  ['/configz', 'configz', 'proxy'],
+  ['/stats', 'stats'],
+  ['/metrics', 'metrics'],
+  ['/logs', 'log'],
+  ['/checkpoint', 'checkpoint'],
+  ['/statusz', 'statusz'],
+  ['/flagz', 'configz'],
+];
+
+const verbOf: Readonly<Record<string, string>> = {
+  GET: 'get',
+  POST: 'create',
+  PUT: 'update',
+  PATCH: 'patch',
+  DELETE: 'delete',
+};
+
 /**
- * What a caller must be allowed, as subresources of its node: any one of them will do. exec and the like count as `create`
- * also when a WebSocket caller sends GET: who may only read must not get a shell.
+ * What a caller must be allowed. exec and the like count as `create` also when a WebSocket caller sends GET, which kubelets
+ * do not ask for: who may only read must not get a shell.
  */
-export function neededAccess(route: Route, path: string, method: string): { verb: string; subresources: string[] } {
-  const verb = method === 'GET' || method === 'HEAD' ? 'get' : 'create';
-  switch (route.kind) {
-    case 'stream':
-      return { verb: route.stream === 'log' ? 'get' : 'create', subresources: ['proxy'] };
-    case 'pods':
-    case 'runningPods':
-      return { verb, subresources: ['pods', 'proxy'] };
-    case 'healthz':
-      return { verb, subresources: ['healthz', 'proxy'] };
-    case 'notOffered': {
-      const own = /^\/(stats|metrics|configz)/.exec(path)?.[1] ?? (path.startsWith('/logs') ? 'log' : undefined);
-      return { verb, subresources: own ? [own, 'proxy'] : ['proxy'] };
-    }
-    default:
-      return route satisfies never;
-  }
+export function neededAccess(path: string, method: string): { verb: string; subresources: readonly string[] } {
+  const [, ...subresources] = rights.find(([own]) => path === own || path.startsWith(`${own}/`)) ?? ['', 'proxy'];
+  const givesShell = /^\/(exec|attach|portForward|run)(\/|$)/.test(path);
+  return { verb: givesShell ? 'create' : (verbOf[method] ?? ''), subresources };
 }

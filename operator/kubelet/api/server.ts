@@ -6,8 +6,17 @@ import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:ht
 import https from 'node:https';
 import type { AddressInfo } from 'node:net';
 import type { Duplex } from 'node:stream';
+import type { NodePage } from '../../core/allocation/node-pages.ts';
+import { configzOf } from '../../core/node/configz.ts';
 import { remotePodName } from '../../core/node/names.ts';
+import { noUsage } from '../../core/node/node-usage.ts';
+import { ownPage } from '../../core/node/own-page.ts';
+import { hasContainer, type PageOptions } from '../../core/node/page.ts';
 import type { Pod } from '../../core/node/pod.ts';
+import { resourcePage } from '../../core/node/resource-page.ts';
+import { cadvisorPage, probesPage } from '../../core/node/series-page.ts';
+import { summaryPage } from '../../core/node/summary-page.ts';
+import type { ServedNode } from '../../core/node/virtual-node.ts';
 import { isRecord } from '../../engine/errors.ts';
 import { pathOnly, readBody } from '../../engine/http.ts';
 import type { Log } from '../../engine/types.ts';
@@ -31,6 +40,12 @@ export interface KubeletServerOptions {
   /** The consumer's pod, when it is on this node. */
   readonly podOf: (namespace: string, name: string, signal: AbortSignal) => Promise<Pod | undefined>;
   readonly podsHere: () => readonly Pod[];
+  /** The consumer's pod on this node that is called so at the provider. */
+  readonly podOfRemote: (remoteName: string) => Pod | undefined;
+  readonly served: () => ServedNode;
+  readonly kubeletVersion: string;
+  readonly heartbeatLastsSeconds: number;
+  readonly now: () => Date;
   readonly log: Log;
 }
 
@@ -47,6 +62,9 @@ export type StartKubeletServer = (options: KubeletServerOptions) => Promise<Kube
 const maxHeaderBytes = 1024 * 1024;
 const maxConnections = 1000;
 const answerSeconds = 30;
+/** cAdvisor's page of 250 pods with ten containers each. */
+const maxPageBytes = 32 * 1024 * 1024;
+const pageSeconds = 15;
 
 /** A call, as it goes on at the provider; and the two names of its pod. */
 interface Target {
@@ -88,23 +106,33 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
     keepAliveInitialDelay: 30_000,
   } as https.ServerOptions);
   server.maxConnections = maxConnections;
+  const port = () => (server.address() as AddressInfo).port;
+  let knowsClientCa = options.clientCaPem !== undefined;
 
   /** The route, once it is known who asks and that they may. Throws a Refusal. */
   async function admit(request: IncomingMessage, signal: AbortSignal): Promise<{ route: Route; url: URL }> {
-    const caller = await callers.identify(request, signal);
+    const caller = await reviewed('who calls', () => callers.identify(request, signal));
     if (!caller) throw new Refusal(401, 'Unauthorized');
     const url = new URL(request.url ?? '/', 'https://kubelet');
-    const route = routeOf(url.pathname);
-    const { verb, subresources } = route
-      ? neededAccess(route, url.pathname, request.method ?? 'GET')
-      : { verb: 'get', subresources: ['proxy'] };
-    if (!(await callers.allowed(caller, nodeName, verb, subresources, signal)))
+    const { verb, subresources } = neededAccess(url.pathname, request.method ?? 'GET');
+    if (!(await reviewed('what they may', () => callers.allowed(caller, nodeName, verb, subresources, signal))))
       throw new Refusal(
         403,
-        `Forbidden (user=${caller.user}, verb=${verb}, resource=nodes, subresource=${subresources.join(' or ')})`,
+        `Forbidden (user=${caller.user}, verb=${verb}, resource=nodes, subresource(s)=[${subresources.join(' ')}])`,
       );
+    const route = routeOf(url.pathname);
     if (!route) throw new Refusal(404, '404 page not found');
     return { route, url };
+  }
+
+  /** Nobody is let in because the cluster could not be asked; but it is no fault of the caller's or the provider's. */
+  async function reviewed<T>(what: string, review: () => Promise<T>): Promise<T> {
+    try {
+      return await review();
+    } catch (error) {
+      log.warn({ node: nodeName, error }, `the cluster did not say ${what}: a call of the kubelet API was turned away`);
+      throw new Refusal(503, `the cluster did not say ${what}: try again`);
+    }
   }
 
   /** Where at the provider the call goes on. */
@@ -127,6 +155,9 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
     const gone = new AbortController();
     response.once('close', () => gone.abort(new Error('the caller left')));
     const { route, url } = await admit(request, gone.signal);
+    if (route.kind === 'off') throw new Refusal(route.status, route.why);
+    if (route.kind === 'stream' && route.stream !== 'log') throw new Refusal(400, 'Upgrade request required');
+    if (request.method !== 'GET') throw new Refusal(405, 'Method Not Allowed');
     switch (route.kind) {
       case 'healthz':
         return say(response, 200, 'ok');
@@ -134,20 +165,85 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
         return list(response, options.podsHere());
       case 'runningPods':
         return list(response, options.podsHere().filter(isRunning));
-      case 'notOffered':
-        throw new Refusal(501, `${url.pathname}: not offered by virtual nodes`);
+      case 'configz':
+        return json(
+          response,
+          configzOf({ ...options, address: options.host, port: port(), served: options.served(), knowsClientCa }),
+        );
+      case 'metrics':
+        return text(response, ownPage(options.podsHere(), options));
+      case 'figures':
+        return figures(route.page, url.searchParams, response);
       case 'stream':
-        break;
+        return logs(route, url, response, gone.signal);
       default:
         route satisfies never;
-        return;
     }
-    if (route.stream !== 'log') throw new Refusal(400, 'Upgrade request required');
-    if (request.method !== 'GET') throw new Refusal(405, 'Method Not Allowed');
-    const there = await target(route, url, gone.signal);
+  }
+
+  /** What several ask for at once is asked for once. Who leaves does not end it for the others. */
+  const reading = new Map<NodePage, Promise<string>>();
+  function pageOfProvider(page: NodePage): Promise<string> {
+    const known = reading.get(page);
+    if (known) return known;
+    const path = `kube/node/${page}`;
+    const read = (async () => {
+      const answer = await lease.raw(
+        { method: 'GET', path, timeoutSeconds: pageSeconds },
+        AbortSignal.timeout(2 * pageSeconds * 1000),
+      );
+      if (answer.statusCode !== 200) throw await refusalOf(answer, { path });
+      return (await readBody(answer, path, { maxBytes: maxPageBytes, timeoutSeconds: pageSeconds })).toString('utf8');
+    })().finally(() => reading.delete(page));
+    reading.set(page, read);
+    return read;
+  }
+
+  const startTime = options.now();
+  let usage = { ofResource: noUsage, ofSummary: noUsage };
+
+  async function figures(page: NodePage, query: URLSearchParams, response: ServerResponse): Promise<void> {
+    const given = await pageOfProvider(page);
+    const here = new Set(options.podsHere().map((pod) => pod.metadata.uid));
+    const pageOptions: PageOptions = {
+      nodeName,
+      served: options.served(),
+      podOf: options.podOfRemote,
+      isHere: (uid) => here.has(uid),
+      now: options.now(),
+    };
+    switch (page) {
+      case 'stats': {
+        const onlyCpuAndMemory = query.get('only_cpu_and_memory') === 'true';
+        const summary = summaryPage(parsed(given), usage.ofSummary, { ...pageOptions, startTime, onlyCpuAndMemory });
+        if (!summary) throw new Refusal(502, 'what the provider answered is no summary');
+        usage = { ...usage, ofSummary: summary.memory };
+        return json(response, summary.page);
+      }
+      case 'metrics/resource': {
+        const resource = resourcePage(given, usage.ofResource, pageOptions);
+        usage = { ...usage, ofResource: resource.memory };
+        return text(response, resource.text);
+      }
+      case 'metrics/cadvisor':
+        return text(response, cadvisorPage(given, pageOptions));
+      case 'metrics/probes':
+        return text(response, probesPage(given, pageOptions));
+      default:
+        page satisfies never;
+    }
+  }
+
+  async function logs(
+    route: Route & { kind: 'stream' },
+    url: URL,
+    response: ServerResponse,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const there = await target(route, url, signal);
     const { path } = there;
     const follows = /[?&]follow=(true|1)/.test(path);
-    const log = await lease.raw({ method: 'GET', path, timeoutSeconds: follows ? 0 : answerSeconds }, gone.signal);
+    const log = await lease.raw({ method: 'GET', path, timeoutSeconds: follows ? 0 : answerSeconds }, signal);
     if (log.statusCode !== 200) throw await refusalOf(log, there);
     // Up to the end of the connection, not in chunks: when the last chunk comes together with what it ends, an API server that
     // passes a log on by WebSocket loses that (`messageCopy` in k8s.io/streaming does not look at what comes with an end).
@@ -233,8 +329,11 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
   });
 
   return {
-    port: (server.address() as AddressInfo).port,
-    renew: (certificate, ca) => server.setSecureContext(secrets(certificate, ca)),
+    port: port(),
+    renew(certificate, ca) {
+      knowsClientCa = ca !== undefined;
+      server.setSecureContext(secrets(certificate, ca));
+    },
     close: () =>
       new Promise((resolve) => {
         server.close(() => resolve());
@@ -244,40 +343,52 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
   };
 }
 
-function hasContainer(pod: Pod, name: string): boolean {
-  const { containers, initContainers, ephemeralContainers } = pod.spec;
-  return [...containers, ...(initContainers ?? []), ...(ephemeralContainers ?? [])].some((c) => c.name === name);
-}
-
-const isRunning = (pod: Pod): boolean =>
-  (pod.status?.containerStatuses ?? []).some((status) => status.state?.running !== undefined);
+const isRunning = ({ status }: Pod): boolean =>
+  [status?.containerStatuses, status?.initContainerStatuses, status?.ephemeralContainerStatuses].some((statuses) =>
+    statuses?.some(({ state }) => state?.running !== undefined),
+  );
 
 function say(response: ServerResponse, status: number, message: string): void {
   response.writeHead(status, { 'Content-Type': 'text/plain; charset=utf-8' });
   response.end(`${message}\n`);
 }
 
-function list(response: ServerResponse, pods: readonly Pod[]): void {
+function json(response: ServerResponse, body: object): void {
   response.writeHead(200, { 'Content-Type': 'application/json' });
-  response.end(JSON.stringify({ kind: 'PodList', apiVersion: 'v1', metadata: {}, items: pods }));
+  response.end(JSON.stringify(body));
+}
+
+function text(response: ServerResponse, page: string): void {
+  response.writeHead(200, { 'Content-Type': 'text/plain; version=0.0.4; charset=utf-8' });
+  response.end(page);
+}
+
+const list = (response: ServerResponse, items: readonly Pod[]): void =>
+  json(response, { kind: 'PodList', apiVersion: 'v1', metadata: {}, items });
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }
 
 /** The provider's no, in its own words where it has some. A kubelet answers in plain text. */
-async function refusalOf(response: IncomingMessage, { path, remote, local }: Target): Promise<Refusal> {
+async function refusalOf(
+  response: IncomingMessage,
+  { path, remote, local = '' }: Pick<Target, 'path'> & Partial<Target>,
+): Promise<Refusal> {
   const status = response.statusCode ?? 502;
   const text = (
     await readBody(response, pathOnly(path), { maxBytes: 64 * 1024, timeoutSeconds: answerSeconds })
   ).toString('utf8');
-  let message = text;
-  try {
-    const body: unknown = JSON.parse(text);
-    if (isRecord(body)) message = String(body.detail ?? body.message ?? body.title ?? text);
-  } catch {
-    // Plain text, then.
-  }
+  const body = parsed(text);
+  const words = isRecord(body) ? String(body.detail ?? body.message ?? body.title ?? text) : text;
+  const message = words.slice(0, 2048);
   // A 401 or 3xx is between us and the gateway; the caller did nothing wrong.
   return new Refusal(
     status >= 400 && status !== 401 ? status : 502,
-    message.slice(0, 2048).replaceAll(remote, local).trim(),
+    (remote === undefined ? message : message.replaceAll(remote, local)).trim(),
   );
 }

@@ -45,6 +45,7 @@ const pod: Pod = {
 const remote = `kube/pods/${remotePodName('web', 'u-1')}`;
 
 let cluster: FakeCluster;
+let failing: string | undefined;
 let server: KubeletServer;
 let asked: { method: string; path: string; headers?: Record<string, string | string[]> }[];
 /** What the provider answers to logs and upgrades. */
@@ -63,8 +64,10 @@ interface Review extends KubeObject {
 beforeEach(async () => {
   cluster = fakeCluster();
   asked = [];
+  failing = undefined;
   cluster.intercept((request) => {
     const { spec } = (request.body ?? {}) as Review;
+    if (request.resource?.plural === failing) return { code: 500, body: { message: 'etcd is down' } };
     if (request.resource?.plural === 'tokenreviews')
       return {
         code: 201,
@@ -119,6 +122,11 @@ function start(clientCaPem: string | undefined): Promise<KubeletServer> {
     },
     podOf: async (namespace, name) => (namespace === 'team-a' && name === 'web' ? pod : undefined),
     podsHere: () => [pod],
+    podOfRemote: (name) => (name === remotePodName('web', 'u-1') ? pod : undefined),
+    served: () => served(),
+    kubeletVersion: 'v1.36.3+gpulease.test',
+    heartbeatLastsSeconds: 40,
+    now: () => new Date(),
     log: silentLog,
   });
 }
@@ -166,7 +174,9 @@ describe('who is let in', () => {
     ['a reader who reads', () => ({ pair: pairs.reader }), 'GET', '/pods', 200],
     ['a token that is known', () => ({ token: 'good' }), 'GET', '/runningpods/', 200],
     ['the API server', () => ({ pair: pairs.apiserver }), 'GET', '/healthz', 200],
-    ['the API server, for what is not offered', () => ({ pair: pairs.apiserver }), 'GET', '/stats/summary', 501],
+    ['the API server, for what is switched off', () => ({ pair: pairs.apiserver }), 'GET', '/logs/', 405],
+    ['the API server, for what is not offered', () => ({ pair: pairs.apiserver }), 'POST', '/run/a/b/c', 501],
+    ['the API server, that writes where one only reads', () => ({ pair: pairs.apiserver }), 'POST', '/pods', 405],
     ['the API server, for what no kubelet has', () => ({ pair: pairs.apiserver }), 'GET', '/nothing', 404],
   ])('%s', async (_, who, method, path, status) => {
     expect((await call(path, who(), method)).status).toBe(status);
@@ -194,6 +204,22 @@ describe('who is let in', () => {
     expect(reviews.map((r) => r.resource?.plural)).toEqual(['tokenreviews', 'subjectaccessreviews']);
   });
 
+  test('nobody, while the cluster does not say who calls; and it is not the provider’s fault', async () => {
+    failing = 'tokenreviews';
+    expect(await call('/pods', { token: 'good' })).toEqual({
+      status: 503,
+      body: 'the cluster did not say who calls: try again\n',
+    });
+  });
+
+  test('nobody, while the cluster does not say what they may', async () => {
+    failing = 'subjectaccessreviews';
+    expect(await call('/pods', { pair: pairs.reader })).toEqual({
+      status: 503,
+      body: 'the cluster did not say what they may: try again\n',
+    });
+  });
+
   test('a new certificate and CA are used without a restart', async () => {
     const next = await stranger.issue([{ CN: ['system:node:n'] }], { san: [{ type: 'ip', value: '127.0.0.1' }] });
     server.renew({ certificatePem: next.cert, privateKeyPem: next.key, renewAt: new Date() }, stranger.pem);
@@ -206,6 +232,76 @@ const body = (status: number, text: string): IncomingMessage => {
   stream.end(text);
   return Object.assign(stream, { statusCode: status, headers: {}, complete: true }) as unknown as IncomingMessage;
 };
+
+describe('figures', () => {
+  const get = (path: string) => call(path, { pair: pairs.apiserver });
+  const remoteName = remotePodName('web', 'u-1');
+  const summary = (...pods: object[]) => JSON.stringify({ node: {}, pods });
+  const stats = { podRef: { name: remoteName, namespace: 'gl', uid: 'r' }, containers: [{ name: 'main' }] };
+
+  test('are asked for under the lease, and told with the consumer’s names', async () => {
+    provider.raw = async () => body(200, summary(stats, { podRef: { name: 'else', namespace: 'gl', uid: 'e' } }));
+    const { status, body: text } = await get('/stats/summary');
+    expect(status).toBe(200);
+    expect(asked.map(({ method, path }) => `${method} ${path}`)).toEqual(['GET kube/node/stats']);
+    expect(JSON.parse(text)).toMatchObject({
+      node: { nodeName: 'n', memory: { availableBytes: 16 * 1024 ** 3 } },
+      pods: [{ podRef: { name: 'web', namespace: 'team-a', uid: 'u-1' } }],
+    });
+    expect(text).not.toContain('else');
+  });
+
+  test.each([
+    ['/metrics/resource', 'kube/node/metrics/resource', 'pod_cpu_usage_seconds_total'],
+    ['/metrics/cadvisor', 'kube/node/metrics/cadvisor', 'container_network_errors_total'],
+    ['/metrics/probes', 'kube/node/metrics/probes', 'prober_probe_total'],
+  ])('of %s come from %s', async (path, from, name) => {
+    provider.raw = async () => body(200, `${name}{namespace="gl",pod="${remoteName}"} 1\n${name}{pod="else"} 1\n`);
+    const { status, body: text } = await get(path);
+    expect(status).toBe(200);
+    expect(asked[0]!.path).toBe(from);
+    expect(text).toContain(`\n${name}{namespace="team-a",pod="web"} 1\n`.slice(text.startsWith(name) ? 1 : 0));
+    expect(text).not.toContain('"else"');
+  });
+
+  test('that several ask for at once are asked for once', async () => {
+    const waiting = new PassThrough();
+    provider.raw = async () =>
+      Object.assign(waiting, { statusCode: 200, headers: {}, complete: true }) as unknown as IncomingMessage;
+    const told = Promise.all([get('/metrics/resource'), get('/metrics/resource'), get('/metrics/resource')]);
+    await expect.poll(() => asked.length).toBe(1);
+    // All three have been let in by then.
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    waiting.end('');
+    expect((await told).map(({ status }) => status)).toEqual([200, 200, 200]);
+    expect(asked).toHaveLength(1);
+  });
+
+  test.each([
+    ['is silent', undefined, 502, /^the provider did not answer: silent\n$/],
+    [
+      'has no kubelet',
+      [501, JSON.stringify({ detail: 'no kubelet that measures' })],
+      501,
+      /^no kubelet that measures\n$/,
+    ],
+    ['knows no such page', [404, JSON.stringify({ detail: 'leases have …' })], 404, /leases have/],
+    ['answers nonsense', [200, 'nonsense'], 502, /is no summary/],
+  ] as const)('of a provider that %s are none, in words', async (_, answer, status, words) => {
+    if (answer) provider.raw = async () => body(answer[0], answer[1]);
+    const told = await get('/stats/summary');
+    expect(told.status).toBe(status);
+    expect(told.body).toMatch(words);
+  });
+
+  test('of itself are told without the provider', async () => {
+    expect((await get('/metrics')).body).toContain('kubelet_running_pods 1\n');
+    expect(JSON.parse((await get('/configz')).body)).toMatchObject({
+      kubeletconfig: { port: server.port, maxPods: 20, authentication: { x509: { clientCAFile: expect.anything() } } },
+    });
+    expect(asked).toEqual([]);
+  });
+});
 
 describe('logs', () => {
   const logs = (query = '') => call(`/containerLogs/team-a/web/main${query}`, { pair: pairs.apiserver });

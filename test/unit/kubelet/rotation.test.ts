@@ -5,6 +5,7 @@ import tls from 'node:tls';
 import { afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { silentLog } from '../../../operator/engine/log.ts';
 import type { Callers } from '../../../operator/kubelet/api/callers.ts';
+import { createFollowedObjects } from '../../../operator/kubelet/followed.ts';
 import { type Host, openHost } from '../../../operator/kubelet/host.ts';
 import type { ServingCertificate } from '../../../operator/kubelet/types.ts';
 import { type ManualClock, manualClock } from '../../support/clock.ts';
@@ -93,6 +94,9 @@ async function open(): Promise<void> {
       spec: { containers: [{ name: 'c' }] },
     }),
     podsHere: () => [],
+    podOfRemote: () => undefined,
+    kubeletVersion: 'v1.36.3',
+    heartbeatLastsSeconds: 40,
     objectPollSeconds: 1_000_000,
     clock,
     log: silentLog,
@@ -101,6 +105,9 @@ async function open(): Promise<void> {
     onRemoteEvent: () => undefined,
     onMissing: () => undefined,
     wantedObjects: () => new Set(),
+    onTokenFailure: () => undefined,
+    services: () => ({}),
+    followed: createFollowedObjects({ cluster: fakeCluster(), clock, log: silentLog }),
   });
   await expect.poll(() => asked.length).toBe(1);
 }

@@ -71,3 +71,39 @@ export function manualClock(start: Date | string = '2026-01-01T00:00:00.000Z'): 
     },
   };
 }
+
+export interface LeapingClock extends Clock {
+  /** Sets it forward: timers that are due by then fire at once. */
+  leap(ms: number): void;
+}
+
+/** The machine's clock, for tests on real parts that cannot wait for as long as something takes. */
+export function leapingClock(): LeapingClock {
+  let aheadMs = 0;
+  const monotonicMs = () => performance.now() + aheadMs;
+  const timers = new Set<{ readonly dueMs: number; readonly fire: () => void }>();
+  return {
+    now: () => new Date(Date.now() + aheadMs),
+    monotonicMs,
+    setTimeout(fn, ms) {
+      const stop = () => {
+        clearTimeout(timeout);
+        timers.delete(timer);
+      };
+      const timer = {
+        dueMs: monotonicMs() + ms,
+        fire: () => {
+          stop();
+          fn();
+        },
+      };
+      const timeout = setTimeout(timer.fire, Math.min(ms, 2_147_483_647));
+      timers.add(timer);
+      return stop;
+    },
+    leap(ms) {
+      aheadMs += ms;
+      for (const timer of [...timers]) if (timer.dueMs <= monotonicMs()) timer.fire();
+    },
+  };
+}

@@ -18,9 +18,13 @@ export const KUBERNETES_VERSION = '1.36.3';
 /** The version Kubernetes itself is released with (kubeadm's DefaultEtcdVersion). */
 export const ETCD_VERSION = '3.6.8';
 export const KWOK_VERSION = '0.8.0';
+export const METRICS_SERVER_VERSION = '0.9.0';
 
-/** plane: what a control plane needs. node: also the kubelet. hollow: also kwok. */
-export type Need = 'plane' | 'node' | 'hollow';
+/**
+ * plane: what a control plane needs. node: also the kubelet. hollow: also kwok. metrics: also metrics-server, which only a
+ * test asks for.
+ */
+export type Need = 'plane' | 'node' | 'hollow' | 'metrics';
 
 export type Tool =
   | 'etcd'
@@ -29,7 +33,8 @@ export type Tool =
   | 'kube-scheduler'
   | 'kubectl'
   | 'kubelet'
-  | 'kwok';
+  | 'kwok'
+  | 'metrics-server';
 
 /** Absolute paths; those that were not asked for may be missing. */
 export interface ToolPaths {
@@ -40,6 +45,7 @@ export interface ToolPaths {
   readonly kubectl: string;
   readonly kubelet?: string;
   readonly kwok?: string;
+  readonly 'metrics-server'?: string;
 }
 
 export interface ToolsOptions {
@@ -124,6 +130,14 @@ const BUILDS: readonly GoBuild[] = [
     ldflags: `-s -w -X sigs.k8s.io/kwok/pkg/consts.Version=v${KWOK_VERSION}`,
     about: 'about 1 min on 2 cores',
   },
+  {
+    what: `metrics-server v${METRICS_SERVER_VERSION}`,
+    module: 'metrics-server',
+    tools: { 'metrics-server': 'sigs.k8s.io/metrics-server/cmd/metrics-server' },
+    cacheKey: `metrics-server-v${METRICS_SERVER_VERSION}-${platform}`,
+    ldflags: ldflags(METRICS_SERVER_VERSION, 'k8s.io/client-go/pkg/version', 'k8s.io/component-base/version'),
+    about: 'about 5 min on 2 cores',
+  },
 ];
 
 /** Finds or builds what is needed. Only the last way takes time, and it says so. */
@@ -134,6 +148,7 @@ export async function ensureTools(
   const wanted = new Set<Tool>(PLANE);
   if (need.includes('node')) wanted.add('kubelet');
   if (need.includes('hollow')) wanted.add('kwok');
+  if (need.includes('metrics')) wanted.add('metrics-server');
   const cache = cacheFolder(env);
   const paths: Partial<Record<Tool, string>> = {};
   for (const tool of wanted) {
@@ -168,7 +183,7 @@ async function findInstalled(
   return undefined;
 }
 
-/** Same minor version of Kubernetes, same minor of etcd, exactly ours of kwok, whose stages we carry. */
+/** Same minor version of Kubernetes, etcd and metrics-server, exactly ours of kwok, whose stages we carry. */
 async function hasRightVersion(tool: Tool, path: string): Promise<boolean> {
   const args = tool === 'kubectl' ? ['version', '--client', '--output=json'] : ['--version'];
   const wanted =
@@ -176,7 +191,7 @@ async function hasRightVersion(tool: Tool, path: string): Promise<boolean> {
       ? minorOf(ETCD_VERSION)
       : tool === 'kwok'
         ? new RegExp(`\\bv?${quoteDots(KWOK_VERSION)}\\b`)
-        : minorOf(KUBERNETES_VERSION);
+        : minorOf(tool === 'metrics-server' ? METRICS_SERVER_VERSION : KUBERNETES_VERSION);
   try {
     const { stdout } = await promisify(execFile)(path, args, { timeout: 10_000, maxBuffer: 1 << 20 });
     return wanted.test(stdout);

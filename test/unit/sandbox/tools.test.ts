@@ -8,6 +8,8 @@ import {
   ensureTools,
   type GoBuild,
   KUBERNETES_VERSION,
+  METRICS_SERVER_VERSION,
+  type Need,
   type ToolPaths,
 } from '../../../operator/sandbox/tools/tools.ts';
 
@@ -42,10 +44,10 @@ function installed(folder: string, kubernetes: string, etcd: string): string {
 }
 
 const lines: string[] = [];
-function ensure(env: Record<string, string>): Promise<ToolPaths> {
+function ensure(env: Record<string, string>, need: readonly Need[] = ['plane']): Promise<ToolPaths> {
   lines.length = 0;
   return ensureTools({
-    need: ['plane'],
+    need,
     report: (line) => lines.push(line),
     env: { GPULEASE_CACHE: join(dir, 'cache'), PATH: '/nowhere', ...env },
   });
@@ -124,6 +126,16 @@ describe('the programs of a control plane', () => {
     expect(lines[0]).toBe(`building etcd v${ETCD_VERSION} with go (once per machine, about 1 min on 2 cores) … 0 s`);
     expect(await ensure({ PATH: '/nowhere' })).toEqual(tools);
     expect(lines).toEqual([]);
+  });
+
+  it('are joined by metrics-server only where it is asked for', async () => {
+    const go = fakeGo('go1.26.8', BUILDS);
+    expect(await ensure({ PATH: go })).not.toHaveProperty('metrics-server');
+    const tools = await ensure({ PATH: go }, ['plane', 'metrics']);
+    expect(tools['metrics-server']).toMatch(
+      new RegExp(`cache/gpulease/tools/metrics-server-v${METRICS_SERVER_VERSION}-.*/metrics-server$`),
+    );
+    expect(lines[0]).toContain(`building metrics-server v${METRICS_SERVER_VERSION} with go`);
   });
 
   it('leave nothing half done in the cache when building fails, and the error shows what go said', async () => {

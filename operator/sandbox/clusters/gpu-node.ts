@@ -10,7 +10,15 @@ export async function startGpuNode(options: NodeOptions, signal?: AbortSignal): 
   if (packages.available) {
     const { kubelet } = await ensureTools({ need: ['node'], report }, signal);
     if (!kubelet) throw new Error('ensureTools found no kubelet');
-    return startNode({ ...options, programs: packages.programs, kubelet }, signal);
+    const kubeProxy = await ensureTools({ need: ['proxy'], report }, signal).then(
+      (tools) => tools['kube-proxy'],
+      (error: Error) => {
+        signal?.throwIfAborted();
+        report(`${options.name}: Services have no addresses that work here, for want of kube-proxy: ${error.message}`);
+        return undefined;
+      },
+    );
+    return startNode({ ...options, programs: packages.programs, kubelet, kubeProxy }, signal);
   }
   report(`${options.name}: no real node here (${packages.reason}); pods are simulated`);
   const { kwok } = await ensureTools({ need: ['hollow'], report }, signal);

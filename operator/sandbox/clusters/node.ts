@@ -1,5 +1,5 @@
 /**
- * A real node: kubelet and containerd as processes, several side by side on one machine.
+ * A real node: kubelet, containerd and kube-proxy as processes, several side by side on one machine.
  *
  * A kubelet believes it owns the machine: fixed folders (the device plugin socket), ports, host names, process numbers. So
  * each node lives in mount, network and process namespaces of its own, like a container that uses the machine's programs;
@@ -27,6 +27,7 @@ import {
 import { type DevicePlugin, startDevicePlugin } from './device-plugin.ts';
 import { gpuLabels, type SimulatedGpu } from './gpus.ts';
 import { PAUSE_IMAGE, writeImages } from './images.ts';
+import { KUBE_PROXY, startKubeProxy } from './kube-proxy.ts';
 import { createCgroup, removeCgroup } from './node-cgroup.ts';
 import { connectNode, disconnectNode, type NodeNetwork, nameServers, sweepNetwork } from './node-network.ts';
 import { forgetNode, isReady, untilAllocatable } from './node-object.ts';
@@ -88,6 +89,8 @@ export interface RealNodeOptions extends NodeOptions {
   readonly programs: NodePrograms;
   /** From `ensureTools({ need: ['node'] })`. */
   readonly kubelet: string;
+  /** From `ensureTools({ need: ['proxy'] })`. Without it, Services of the cluster have no addresses that work. */
+  readonly kubeProxy?: string;
 }
 
 export async function startNode(given: RealNodeOptions, signal?: AbortSignal): Promise<RealNode> {
@@ -99,10 +102,18 @@ export async function startNode(given: RealNodeOptions, signal?: AbortSignal): P
   raiseInotifyLimit(report);
   prepareFolders(dir);
 
-  const supervisor = createSupervisor({ dir, report, onCrash: options.onCrash });
+  const supervisor = createSupervisor({
+    dir,
+    report,
+    onCrash(error, program) {
+      if (program === KUBE_PROXY) report(`${name}: Services have no addresses that work here, for want of kube-proxy`);
+      else options.onCrash?.(error);
+    },
+  });
   let cgroup: string | undefined;
   let network: NodeNetwork | undefined;
   let plugin: DevicePlugin | undefined;
+  let proxy: ManagedProcess | undefined;
   const release = async () => {
     await plugin?.stop();
     await supervisor.stop();
@@ -163,6 +174,11 @@ export async function startNode(given: RealNodeOptions, signal?: AbortSignal): P
     plugin = await startDevicePlugin({ socketDir: `/proc/${pid}/root/var/lib/kubelet/device-plugins`, gpus, report });
     const kubeletProcess = await startKubelet;
     await untilAllocatable(plane, name, gpus.length, signal);
+    if (options.kubeProxy) {
+      const { kubeProxy } = options;
+      const folder = join(dir, 'var-lib/gpulease');
+      proxy = await startKubeProxy({ plane, supervisor, kubeProxy, hostname: name, network, folder, pid }, signal);
+    }
     report(
       `${name}: node ready after ${((Date.now() - started) / 1000).toFixed(1)} s at ${network.nodeIp}, ${gpus.length} GPUs`,
     );
@@ -191,7 +207,7 @@ export async function startNode(given: RealNodeOptions, signal?: AbortSignal): P
       async powerOff() {
         await devicePlugin.stop();
         // The shell takes the others with it; asking for them too makes their ends wanted ones.
-        await Promise.all([shell, containerd, kubeletProcess].map((each) => each.kill('SIGKILL')));
+        await Promise.all([shell, containerd, kubeletProcess, proxy].map((each) => each?.kill('SIGKILL')));
       },
       stop() {
         ending ??= (async () => {

@@ -21,10 +21,10 @@ export const KWOK_VERSION = '0.8.0';
 export const METRICS_SERVER_VERSION = '0.9.0';
 
 /**
- * plane: what a control plane needs. node: also the kubelet. hollow: also kwok. metrics: also metrics-server, which only a
- * test asks for.
+ * plane: what a control plane needs. node: also the kubelet. proxy: also kube-proxy. hollow: also kwok. metrics: also
+ * metrics-server, which only a test asks for.
  */
-export type Need = 'plane' | 'node' | 'hollow' | 'metrics';
+export type Need = 'plane' | 'node' | 'proxy' | 'hollow' | 'metrics';
 
 export type Tool =
   | 'etcd'
@@ -33,6 +33,7 @@ export type Tool =
   | 'kube-scheduler'
   | 'kubectl'
   | 'kubelet'
+  | 'kube-proxy'
   | 'kwok'
   | 'metrics-server';
 
@@ -44,6 +45,7 @@ export interface ToolPaths {
   readonly 'kube-scheduler': string;
   readonly kubectl: string;
   readonly kubelet?: string;
+  readonly 'kube-proxy'?: string;
   readonly kwok?: string;
   readonly 'metrics-server'?: string;
 }
@@ -123,6 +125,14 @@ const BUILDS: readonly GoBuild[] = [
     about: 'about 1 min on 2 cores',
   },
   {
+    what: `kube-proxy v${KUBERNETES_VERSION}`,
+    module: 'kubernetes',
+    tools: kubernetes('kube-proxy'),
+    cacheKey: `kube-proxy-v${KUBERNETES_VERSION}-${platform}`,
+    ldflags: kubernetesFlags,
+    about: 'about 1 min on 2 cores',
+  },
+  {
     what: `kwok v${KWOK_VERSION}`,
     module: 'kwok',
     tools: { kwok: 'sigs.k8s.io/kwok/cmd/kwok' },
@@ -147,6 +157,7 @@ export async function ensureTools(
 ): Promise<ToolPaths> {
   const wanted = new Set<Tool>(PLANE);
   if (need.includes('node')) wanted.add('kubelet');
+  if (need.includes('proxy')) wanted.add('kube-proxy');
   if (need.includes('hollow')) wanted.add('kwok');
   if (need.includes('metrics')) wanted.add('metrics-server');
   const cache = cacheFolder(env);

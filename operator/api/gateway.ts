@@ -9,6 +9,9 @@
  *   GET  /v1/leases/{leaseId}              the allocation                        (bearer, as all below)
  *   POST /v1/leases/{leaseId}/vouchers     stored before it is acknowledged
  *   POST /v1/leases/{leaseId}/release      serve no longer: tears the tenant down, answers with a signed Release
+ *   PUT  /v1/leases/{leaseId}/services     the consumer's Services that its pods may reach: an address for each
+ *   POST /v1/leases/{leaseId}/forward      upgrade: connections to the tenant's pods, see below
+ *   POST /v1/leases/{leaseId}/reverse      upgrade: connections from them to the consumer's Services
  *   *    /v1/leases/{leaseId}/kube/…       the narrow proxy to the provider's Kubernetes API, see below
  *
  * The proxy knows one namespace, the tenant's, which the caller does not name:
@@ -25,12 +28,17 @@
  * Of the node's own figures only the time at which they were taken is told; node_cpu_usage_seconds_total is the sum of the
  * tenant's pods. Pages are seconds old at most. 501: the node has no kubelet that measures.
  *
+ * Both tunnels are HTTP/2 inside the upgraded connection, one CONNECT stream a connection, so that each has its own flow
+ * control, ends one direction at a time, and cannot be taken for ended when it was broken off. With `forward` the caller is
+ * the client, and the authority POD:PORT; with `reverse` the roles are turned round: the gateway is the client, and the
+ * authority NAME.NAMESPACE:PORT is one of those that `services` named.
+ *
  * Numbers of base units travel as decimal strings. Errors are problem documents (RFC 9457).
  */
 import { z } from 'zod';
 import { gpuModelNames } from './models.ts';
 import { capacityType, offerPrice } from './offer.ts';
-import { address, baseUnits, hex32, time } from './schema.ts';
+import { address, baseUnits, dnsLabel, hex32, time } from './schema.ts';
 
 /** Bytes of JSON that either side accepts in one body. A pod with its largest legal annotations fits. */
 export const maxBodyBytes = 1_572_864;
@@ -68,6 +76,7 @@ export const gatewayReasons = {
   PodRefused: 'the pod asks for what tenants may not have',
   ResizeRefused: 'the running pod cannot have those resources; everything else of the change was carried out',
   Held: 'the provider takes no new leases now',
+  ServicesNotOffered: 'the provider carries no connections to Services of its consumers',
 } as const;
 export type GatewayReason = keyof typeof gatewayReasons;
 
@@ -255,3 +264,43 @@ export const releaseReceipt = z.object({
   signature: signature.optional(),
 });
 export type ReleaseReceipt = z.infer<typeof releaseReceipt>;
+
+/** What the two tunnels are called in an upgrade. */
+export const forwardProtocol = 'gpulease-forward';
+export const reverseProtocol = 'gpulease-reverse';
+
+/** Connections that one lease may have open in each direction. */
+export const maxTunnelStreams = 1024;
+
+const label = z.string().min(1).max(63).regex(dnsLabel);
+const serviceKey = { namespace: label, name: label };
+
+export const servicesRequest = z.object({
+  /** All of them: a Service that is no longer here is taken away. */
+  services: z
+    .array(
+      z.object({
+        ...serviceKey,
+        /** Empty for a Service that is not there yet: it gets its address already. */
+        ports: z.array(z.object({ name: label.optional(), port: z.int32().min(1).max(65535) })).max(16),
+      }),
+    )
+    .max(32),
+});
+export type ServicesRequest = z.infer<typeof servicesRequest>;
+
+/** The addresses by which pods of the tenant reach them; they stay while the Service is named. */
+export const servicesAnswer = z.object({
+  services: z
+    .array(
+      z.object({
+        ...serviceKey,
+        address: z
+          .string()
+          .max(45)
+          .regex(/^[0-9a-fA-F:.]+$/),
+      }),
+    )
+    .max(32),
+});
+export type ServicesAnswer = z.infer<typeof servicesAnswer>;

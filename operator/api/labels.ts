@@ -20,9 +20,14 @@ export const labels = {
   /** On a tenant's namespace, and everything in it. */
   tenant: `${group}/tenant`,
   managedBy: 'app.kubernetes.io/managed-by',
+  /** Kubernetes' own, on an EndpointSlice: the Service it belongs to, and who keeps it. */
+  serviceName: 'kubernetes.io/service-name',
+  sliceManagedBy: 'endpointslice.kubernetes.io/managed-by',
 } as const;
 
 export const managedBy = 'gpulease';
+/** In `labels.sliceManagedBy`. */
+export const sliceManager = group;
 
 export const annotations = {
   /** On a carried pod at the provider: namespace, name and UID of the consumer's pod. */
@@ -31,6 +36,14 @@ export const annotations = {
   podUid: `${group}/pod-uid`,
   /** On a tenant's namespace: where its money is, as `chain id/contract/lease id`. So it can be told when all else is lost. */
   escrow: `${group}/escrow`,
+  /** On a Service of the consumer: namespaces whose leases may name it, separated by commas, or *. Its own need not be named. */
+  leaseNamespaces: `${group}/lease-namespaces`,
+  /** On an EndpointSlice of ours: `port=port of the pod` for each of its ports, so that a restart finds them again. */
+  podPorts: `${group}/pod-ports`,
+  /** On a Service of a tenant: namespace/name of the consumer's Service that it stands for. */
+  service: `${group}/service`,
+  /** On an EndpointSlice of a tenant: the tunnel behind it. */
+  tunnel: `${group}/tunnel`,
 } as const;
 
 export const finalizers = {

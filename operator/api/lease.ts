@@ -6,6 +6,7 @@ import {
   baseUnits,
   cel,
   conditions,
+  dnsLabel,
   hex32,
   type Kind,
   type KindDefinition,
@@ -45,6 +46,27 @@ export type Requirement = z.infer<typeof requirement>;
 export const everyNamespace = '*';
 
 export const podIPs = ['None', 'Provider'] as const;
+/** One Service of the consumer's cluster that pods on the node may reach. */
+export const namedService = z.object({
+  name: z.string().min(1).max(63).regex(dnsLabel).describe('Name of the Service.'),
+  namespace: z
+    .string()
+    .min(1)
+    .max(63)
+    .regex(dnsLabel)
+    .optional()
+    .describe(
+      "Its namespace. Default: the lease's own. A Service of another namespace must agree: its annotation gpulease.dev/lease-namespaces names the lease's namespace, or is *.",
+    ),
+  ports: z
+    .array(z.int32().min(1).max(65535))
+    .min(1)
+    .max(16)
+    .optional()
+    .meta({ 'x-kubernetes-list-type': 'set' })
+    .describe('Ports of the Service, TCP. Default: all its TCP ports, the first 16 of them.'),
+});
+export type NamedService = z.infer<typeof namedService>;
 
 const ownKeys =
   "k.startsWith('gpulease.dev/') || k.contains('.gpulease.dev/') || k.startsWith('node-role.kubernetes.io/')";
@@ -166,6 +188,20 @@ export const leaseSpec = z
           ),
       })
       .default({ serviceAccountTokens: 'None' }),
+    services: z
+      .array(namedService)
+      .max(32)
+      .default([])
+      .meta(
+        cel({
+          // Escaped, as CEL has reserved the word.
+          rule: "self.all(a, self.exists_one(b, b.name == a.name && (has(b.__namespace__) ? b.__namespace__ : '') == (has(a.__namespace__) ? a.__namespace__ : '')))",
+          message: 'a Service is named once',
+        }),
+      )
+      .describe(
+        'Services of this cluster that pods on the node may reach, as NAME (of their own namespace), NAME.NAMESPACE, NAME.NAMESPACE.svc and NAME.NAMESPACE.svc.cluster.local. TCP only. What leaves the cluster: these names and ports, and what is said over the connections. The provider carries the connections, sees what is not encrypted, and could open some by itself while the lease lasts: name only Services that ask for a password, a token or a certificate. A pod knows the names that were here when it was created. Default: none.',
+      ),
     node: z
       .object({
         labels: z

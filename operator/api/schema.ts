@@ -42,6 +42,9 @@ export const hex32 = (description: string) =>
     .regex(/^0x[0-9a-fA-F]{64}$/)
     .describe(description);
 
+/** Names of Services and namespaces. */
+export const dnsLabel = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/;
+
 export const seconds = (min: number, max: number) => z.int32().min(min).max(max);
 
 /** A Kubernetes quantity such as 4, 500m or 16Gi. */

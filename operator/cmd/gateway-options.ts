@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import type { RailConfig } from '../adapters/gateway/escrow-chains.ts';
 import type { Address } from '../api/messages.ts';
-import { choice, integer, type Option, pairs, parseOptions, text, UsageError } from './options.ts';
+import { choice, integer, type Option, pairs, parseOptions, portRange, text, UsageError } from './options.ts';
 
 const usage = `
 Rents out the GPUs of this cluster: offers, quotes, tenants, vouchers, settlement.
@@ -93,6 +93,27 @@ export const gatewayOptions = {
       "Take any certificate of kubelets. For trials only: who answers at a node's address is then given the gateway's token.",
     parse: (t: string) => t === 'true',
   } as Option<boolean>,
+  consumerServices: choice(
+    'Whether pods of tenants may reach the Services that their consumers name, through tunnels that end in this process.',
+    ['on', 'off'],
+    'on',
+  ),
+  tunnelAddress: text(
+    "Address of this process as pods of tenants reach it. Default: the first address of this machine that is not loopback, which is a pod's own.",
+    'IP',
+  ),
+  tunnelPorts: portRange(
+    'Where the tunnels listen, one port for each Service and port that a lease names.',
+    '20000-29999',
+  ),
+  gatewayPods: pairs(
+    "Labels of the gateway's pods, for the tenants' network policies. Default: all pods of --namespace.",
+    'KEY=VALUE',
+  ),
+  gatewayCidr: list(
+    'Network from which the gateway connects to pods, where it runs outside the cluster or on the network of its host.',
+    'CIDR',
+  ),
   held: {
     description: 'Take no new leases; those that run go on.',
     parse: (t: string) => t === 'true',

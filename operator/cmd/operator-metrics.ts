@@ -75,3 +75,30 @@ export function leaseMetrics(registry: Registry, records: () => ReadonlyMap<stri
     pending: (uid, reason) => (reason === undefined ? void reasons.delete(uid) : void reasons.set(uid, reason)),
   };
 }
+
+/** Of the virtual nodes that this process serves. */
+export function serviceMetrics(
+  registry: Registry,
+  traffic: () => { readonly ports: number; readonly toPods: number; readonly toServices: number },
+): void {
+  const registers = [registry];
+  new Gauge({
+    name: 'gpulease_service_ports',
+    help: 'Ports of this process that stand for ports of pods on leased nodes.',
+    registers,
+    collect() {
+      this.set(traffic().ports);
+    },
+  });
+  new Gauge({
+    name: 'gpulease_service_connections',
+    help: 'Open connections: to pods on leased nodes, or from them to Services of this cluster.',
+    labelNames: ['to'],
+    registers,
+    collect() {
+      const { toPods, toServices } = traffic();
+      this.set({ to: 'pods' }, toPods);
+      this.set({ to: 'services' }, toServices);
+    },
+  });
+}

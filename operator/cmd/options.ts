@@ -65,6 +65,23 @@ export const pairs = (description: string, value: string): Option<readonly [stri
   },
 });
 
+export interface PortRange {
+  readonly from: number;
+  readonly to: number;
+}
+
+export const portRange = (description: string, fallback: string): Defaulted<PortRange> => ({
+  description,
+  value: 'FROM-TO',
+  fallback,
+  parse: (t) => {
+    const [, from, to] = /^(\d{1,5})-(\d{1,5})$/.exec(t)?.map(Number) ?? [];
+    if (from === undefined || to === undefined || from < 1 || to > 65_535 || from > to)
+      throw new Error('must be two ports such as 20000-29999');
+    return { from, to };
+  },
+});
+
 type Declared = Readonly<Record<string, Option<unknown>>>;
 type Parsed<D extends Declared> = {
   [K in keyof D]: D[K] extends { many: true }

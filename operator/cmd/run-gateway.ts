@@ -17,6 +17,7 @@ import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
 import { createProvider } from '../controllers/provider/provider.ts';
 import { type CounterName, type Counters, counterNames } from '../controllers/provider/world.ts';
+import { familyOf } from '../core/node/service.ts';
 import { systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { readCredentials } from '../engine/credentials.ts';
@@ -26,6 +27,7 @@ import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
 import { createGateway } from '../gateway/app.ts';
 import { type GatewaySettings, parseGatewayOptions, readText } from './gateway-options.ts';
 import { UsageError } from './options.ts';
+import { localAddress, ownAddress } from './own-address.ts';
 
 const version = (
   JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
@@ -64,6 +66,15 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     log,
   });
   const notary = createNotary(key);
+  const reverse =
+    options.consumerServices === 'on'
+      ? {
+          address: options.tunnelAddress
+            ? localAddress('--tunnel-address', options.tunnelAddress)
+            : ownAddress('--tunnel-address'),
+          ports: options.tunnelPorts,
+        }
+      : undefined;
   const provider = createProvider({
     cluster,
     namespace,
@@ -72,8 +83,16 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     notary,
     chains,
     terms: { provider: notary.address, maxUnpaid: options.maxUnpaid, quoteSeconds: options.quoteSeconds },
-    tenant: { deniedCidrs: options.denyEgress },
+    tenant: {
+      deniedCidrs: options.denyEgress,
+      gateway: {
+        namespace,
+        ...(options.gatewayPods.length > 0 ? { podLabels: Object.fromEntries(options.gatewayPods) } : {}),
+        cidrs: options.gatewayCidr,
+      },
+    },
     trustedConsumers: options.trustedConsumer,
+    ...(reverse ? { services: { family: familyOf(reverse.address) } } : {}),
     held: () => options.held === true,
     settings: {
       tickSeconds: options.tick,
@@ -129,6 +148,7 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     log,
     tls,
     gpuRuntimeClass: options.gpuRuntimeClass,
+    reverse,
     requestsPerSecond: options.requestsPerSecond,
   });
 

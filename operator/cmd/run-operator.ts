@@ -1,7 +1,7 @@
 /** The operator, the consumer's side: reads configuration, wires, starts, stops. */
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { hostname, networkInterfaces } from 'node:os';
+import { hostname } from 'node:os';
 import { keyFromHex, loadKey, newKeyHex } from '../adapters/chain/key.ts';
 import { type ChainAccess, createLeaseMoney } from '../adapters/chain/lease-money.ts';
 import { createOutbox, type Outbox, type OutboxFaults, type OutboxRecord } from '../adapters/chain/outbox.ts';
@@ -13,7 +13,6 @@ import { createLog } from '../adapters/telemetry/log.ts';
 import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
 import type { GpuLease } from '../api/lease.ts';
-import type { Address } from '../api/messages.ts';
 import type { GpuOffer } from '../api/offer.ts';
 import type { GpuProvider } from '../api/provider.ts';
 import { reconcileLease } from '../controllers/consumer/lease.ts';
@@ -36,8 +35,9 @@ import { type Cluster, resources } from '../engine/types.ts';
 import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
-import { leaseMetrics } from './operator-metrics.ts';
-import { choice, integer, pairs, parseOptions, text, UsageError } from './options.ts';
+import { leaseMetrics, serviceMetrics } from './operator-metrics.ts';
+import { choice, integer, pairs, parseOptions, portRange, text, UsageError } from './options.ts';
+import { ownAddress } from './own-address.ts';
 
 const version = (
   JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
@@ -66,8 +66,12 @@ const declared = {
     'Address of this process as the API server reaches it. Default: the first address of this machine that is not loopback.',
     'IP',
   ),
+  servicePorts: portRange(
+    "Ports of this process at which Services of the consumer's cluster reach pods on leased nodes, one for each port of a pod.",
+    '20000-29999',
+  ),
   clusterDomain: text(
-    'Domain of this cluster’s Services, for pods that ask for their whole host name.',
+    "Domain of the consumer's cluster: the end of the names of its Services, and of a pod's whole host name.",
     'NAME',
     'cluster.local',
   ),
@@ -146,7 +150,7 @@ export async function runOperator(
       throw new UsageError(`--max-escrow ${symbol}=${amount}: ${(error as Error).message}`);
     }
   }
-  const address = options.nodeAddress ?? ownAddress();
+  const address = options.nodeAddress ?? ownAddress('--node-address');
   let leading = false;
   let stale = () => 0;
   const operations = await startOperationsServer({
@@ -202,14 +206,16 @@ export async function runOperator(
       address,
       evictionGuard,
       kubeletVersion,
-      clusterDomain: options.clusterDomain,
       certificates: servingCertificates({ cluster, now, log }),
       callers: {},
+      servicePorts: options.servicePorts,
+      clusterDomain: options.clusterDomain,
       events,
       clock,
       log,
       metrics: metrics.engine,
     });
+    serviceMetrics(metrics.registry, () => nodes.traffic());
     const leaseNodes = createLeaseNodes({
       cluster,
       nodes,
@@ -437,10 +443,4 @@ async function sessionKey(cluster: Cluster, namespace: string, signal: AbortSign
   const key = newKeyHex();
   await store.save({ key }, stored, signal);
   return key;
-}
-
-function ownAddress(): Address | string {
-  for (const addresses of Object.values(networkInterfaces()))
-    for (const one of addresses ?? []) if (!one.internal && one.family === 'IPv4') return one.address;
-  throw new UsageError('--node-address is missing: this machine has no address but loopback');
 }

@@ -208,6 +208,13 @@ export const resources = {
   namespaces: { version: 'v1', plural: 'namespaces', kind: 'Namespace', namespaced: false },
   serviceAccounts: { version: 'v1', plural: 'serviceaccounts', kind: 'ServiceAccount', namespaced: true },
   services: { version: 'v1', plural: 'services', kind: 'Service', namespaced: true },
+  endpointSlices: {
+    group: 'discovery.k8s.io',
+    version: 'v1',
+    plural: 'endpointslices',
+    kind: 'EndpointSlice',
+    namespaced: true,
+  },
   resourceQuotas: { version: 'v1', plural: 'resourcequotas', kind: 'ResourceQuota', namespaced: true },
   limitRanges: { version: 'v1', plural: 'limitranges', kind: 'LimitRange', namespaced: true },
   events: { version: 'v1', plural: 'events', kind: 'Event', namespaced: true },

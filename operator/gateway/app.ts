@@ -17,10 +17,12 @@ import { problemOf, problemType } from './problem.ts';
 import { kubeRoutes } from './routes/kube.ts';
 import { leaseRoutes } from './routes/leases.ts';
 import { providerRoutes } from './routes/provider.ts';
+import { serviceRoutes } from './routes/services.ts';
 import { serveStreams } from './routes/streams.ts';
 import { alpnProtocols, serveWatches } from './routes/watches.ts';
 import type { GatewayLog, GatewayService, NodePages, Upstream } from './service.ts';
 import { createLeaseTokens } from './tokens.ts';
+import { createTunnels, type TunnelOptions } from './tunnels/tunnels.ts';
 
 export interface GatewayOptions {
   readonly service: GatewayService;
@@ -36,6 +38,8 @@ export interface GatewayOptions {
   /** PEM. Without: plain HTTP, for tests and behind a proxy that ends TLS. */
   readonly tls?: { readonly key: string; readonly cert: string };
   readonly gpuRuntimeClass?: string;
+  /** How pods of tenants reach Services of their consumers. Absent: they do not. */
+  readonly reverse?: TunnelOptions['reverse'];
   readonly maxConnections?: number;
   /** Requests without a token, for each address. */
   readonly requestsPerSecond?: number;
@@ -109,7 +113,9 @@ export function createGateway(options: GatewayOptions): Gateway {
   providerRoutes(app, service, limit);
   leaseRoutes(app, { service, tokens, nonces: createNonces(now), limit, publicUrls, now });
   kubeRoutes(app, { service, tokens, upstream, nodePages: options.nodePages, gpuRuntimeClass });
-  const streams = serveStreams(server, { service, tokens, upstream, gpuRuntimeClass, log });
+  serviceRoutes(app, { service, tokens });
+  const tunnels = createTunnels({ service, tokens, upstream, log, reverse: options.reverse });
+  const streams = serveStreams(server, { service, tokens, upstream, gpuRuntimeClass, log, tunnels });
   const watches = options.tls ? serveWatches(server as HttpsServer, { service, tokens, upstream, log }) : undefined;
 
   return {
@@ -120,6 +126,7 @@ export function createGateway(options: GatewayOptions): Gateway {
     async close() {
       streams.end();
       watches?.end();
+      tunnels.end();
       await app.close();
     },
   };

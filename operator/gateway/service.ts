@@ -12,6 +12,8 @@ import type {
   ProviderInfo,
   QuoteRequest,
   ReleaseReceipt,
+  ServicesAnswer,
+  ServicesRequest,
   SignedQuote,
   VoucherReceipt,
   VoucherRequest,
@@ -19,6 +21,7 @@ import type {
 import type { Hex32 } from '../api/messages.ts';
 import type { NodePage } from '../core/allocation/node-pages.ts';
 import type { LeaseRecord } from '../core/allocation/record.ts';
+import type { TenantService, TunnelPlace } from '../core/allocation/tenant-services.ts';
 
 export interface GatewayService {
   info(): ProviderInfo;
@@ -36,6 +39,13 @@ export interface GatewayService {
   /** A token of the tenant's own account in the provider's cluster. */
   token(leaseId: Hex32, signal?: AbortSignal): Promise<string>;
   forgetToken(leaseId: Hex32): void;
+  /** The consumer's Services that the tenant's pods may reach: all of them, each time. */
+  putServices(leaseId: Hex32, request: ServicesRequest, signal?: AbortSignal): Promise<ServicesAnswer>;
+  listServices(leaseId: Hex32, signal?: AbortSignal): Promise<readonly TenantService[]>;
+  pointServices(leaseId: Hex32, place: TunnelPlace, signal?: AbortSignal): Promise<void>;
+  unpointServices(leaseId: Hex32, holder: string, signal?: AbortSignal): Promise<void>;
+  /** Whether this is the address of a pod of the tenant, as far as it is known now. */
+  isTenantPod(leaseId: Hex32, address: string, signal?: AbortSignal): Promise<boolean>;
 }
 
 /** What the provider's kubelets measure, as far as it is about one tenant. */

@@ -4,13 +4,22 @@
  */
 import { annotations } from '../api/labels.ts';
 import type { Pod } from '../core/node/pod.ts';
+import type { Service } from '../core/node/service.ts';
 import type { ServiceLinks } from '../core/node/service-links.ts';
 import { onlyTokens } from '../core/node/token-wish.ts';
 import { carriedHash } from '../core/node/translate-pod.ts';
 import type { Clock } from '../engine/clock.ts';
 import { createInformer } from '../engine/informer.ts';
 import type { EngineMetrics } from '../engine/metrics.ts';
-import { type Change, type Cluster, type Informer, type KubeObject, type Log, resources } from '../engine/types.ts';
+import {
+  type Change,
+  type Cluster,
+  type EventRecorder,
+  type Informer,
+  type KubeObject,
+  type Log,
+  resources,
+} from '../engine/types.ts';
 import type { Callers } from './api/callers.ts';
 import { type KubeletServer, type StartKubeletServer, startKubeletServer } from './api/server.ts';
 import type { FollowedObjects } from './followed.ts';
@@ -18,13 +27,21 @@ import { createObjectCarrier, type ObjectRef, pause } from './objects.ts';
 import { type PodHost, remoteIndexes } from './pods.ts';
 import { type RemoteLease, remoteCluster } from './remote.ts';
 import { type RemoteEvent, toldEvents, trimEvent } from './remote-events.ts';
+import type { Endpoints } from './services/endpoints.ts';
+import { createForward, type Forward } from './services/forward.ts';
+import { createReach, type Reach } from './services/reach.ts';
 import { createTokenCarrier } from './tokens.ts';
 import type { NodeSpec, ServingCertificate, ServingCertificates } from './types.ts';
 
 export interface Host extends PodHost {
   spec: NodeSpec;
+  /** To its pods, and from them to Services of this cluster. */
+  readonly forward: Forward;
+  readonly reach: Reach;
   readonly port: number | undefined;
   renewCa(): void;
+  /** Whether the provider began to answer, or ceased to, since this was asked last. */
+  linkChanged(): boolean;
   stop(): Promise<void>;
 }
 
@@ -49,17 +66,21 @@ export interface HostOptions {
   readonly kubeletVersion: string;
   readonly heartbeatLastsSeconds: number;
   readonly objectPollSeconds: number;
+  readonly services: Informer<Service & KubeObject>;
+  readonly endpoints: Endpoints;
+  readonly clusterDomain: string;
+  readonly events: EventRecorder;
   readonly startServer?: StartKubeletServer;
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics?: EngineMetrics;
-  /** The port opened, or the provider listed its pods. */
+  /** The port opened, the provider listed its pods, or said where its Services are. */
   readonly onProgress: () => void;
   readonly onRemotePod: (change: Change<Pod>) => void;
   readonly onRemoteEvent: (event: RemoteEvent, ofFirstList: boolean) => void;
   readonly onMissing: (ref: ObjectRef, podUids: readonly string[]) => void;
   readonly onTokenFailure: (pod: Pod, message: string) => void;
-  readonly services: (links: ServiceLinks) => Readonly<Record<string, string>>;
+  readonly serviceVariables: (links: ServiceLinks) => Readonly<Record<string, string>>;
   readonly followed: FollowedObjects;
   readonly wantedObjects: () => ReadonlySet<string>;
 }
@@ -101,7 +122,7 @@ export function openHost(options: HostOptions): Host {
     log,
     pollSeconds: options.objectPollSeconds,
     onMissing: options.onMissing,
-    services: options.services,
+    services: options.serviceVariables,
     followed: options.followed,
   });
   const tokens = createTokenCarrier({
@@ -111,6 +132,20 @@ export function openHost(options: HostOptions): Host {
     log,
     onFailure: options.onTokenFailure,
   });
+  const forward = createForward({ lease, clock, log, onBroken: () => host.spec.ask?.() });
+  const reach = createReach({
+    lease,
+    owner: options.spec.lease,
+    wanted: () => host.spec.services ?? [],
+    services: options.services,
+    endpoints: options.endpoints,
+    clusterDomain: options.clusterDomain,
+    events: options.events,
+    clock,
+    log,
+    onKnown: options.onProgress,
+  });
+  let wasLinked = true;
   let server: KubeletServer | undefined;
   let certificate: ServingCertificate | undefined;
   let misbehaves: string | undefined;
@@ -125,6 +160,9 @@ export function openHost(options: HostOptions): Host {
     remotePods: remotePods as Informer<Pod>,
     objects,
     tokens,
+    forward,
+    reach,
+    aliasesFor: (namespace) => reach.aliasesFor(namespace),
     get port() {
       return server?.port;
     },
@@ -143,8 +181,17 @@ export function openHost(options: HostOptions): Host {
     renewCa() {
       if (certificate) server?.renew(certificate, options.clientCa());
     },
+    linkChanged() {
+      const linked = host.spec.linked?.() ?? true;
+      if (linked === wasLinked) return false;
+      wasLinked = linked;
+      forward.check();
+      reach.check();
+      return true;
+    },
     async stop() {
       stopping.abort(new Error(`${name} is served no longer by this process`));
+      forward.close();
       await server?.close();
     },
   };
@@ -177,6 +224,7 @@ export function openHost(options: HostOptions): Host {
   background('the watch of remote events', remoteEvents.run(listening));
   background('carrying objects', objects.run(signal));
   background('carrying tokens', tokens.run(signal));
+  background('reaching Services', reach.run(signal));
   background('the first list of remote pods', remotePods.waitForSync(signal).then(options.onProgress));
   background('the sweep', sweep());
   background('the kubelet API', serve());

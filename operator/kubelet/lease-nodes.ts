@@ -47,6 +47,10 @@ interface Served {
   /** When it was last seen healthy. */
   healthyAt?: number;
   stop: AbortController;
+  /** Questions in a row that were not answered. */
+  unanswered: number;
+  /** Ends the pause before the next question. */
+  ask: () => void;
 }
 
 const key = (lease: GpuLease) => ({
@@ -104,25 +108,33 @@ export function createLeaseNodes({
     return { ready: true, counted };
   }
 
+  /** Two lost questions in a row, or one that was waited for in vain: one alone may be a gateway's replica that goes. */
+  const isLinked = (entry: Served): boolean => entry.unanswered < 2;
+
   async function probe(lease: GpuLease, remote: ServingLease, entry: Served): Promise<void> {
     const uid = lease.metadata.uid!;
     const { signal } = entry.stop;
+    const seen = () => JSON.stringify([health(uid), isLinked(entry)]);
     while (!signal.aborted) {
-      const before = JSON.stringify(health(uid));
+      const before = seen();
+      const askedAt = performance.now();
       try {
         entry.info = await remote.allocation(AbortSignal.any([signal, AbortSignal.timeout(probeSeconds * 1000)]));
         entry.answeredAtMs = monotonicMs();
         entry.lastError = undefined;
+        entry.unanswered = 0;
       } catch (error) {
         if (signal.aborted) return;
+        entry.unanswered += performance.now() - askedAt >= probeSeconds * 900 ? 2 : 1;
         entry.lastError = (error instanceof Error ? error.message : String(error)).slice(0, 512);
         log.debug({ lease: lease.metadata.name, error: entry.lastError }, 'provider did not answer');
       }
-      if (JSON.stringify(health(uid)) !== before) {
+      if (seen() !== before) {
         nodes.get(nodeNameOf(key(lease)))?.refresh();
         onChange(key(lease));
       }
-      await pause(probeSeconds * 1000, signal);
+      // Sooner while it does not answer, so that its pods are back in their Services as soon as it does.
+      await pauseUntilAsked(entry, (entry.unanswered > 0 ? Math.min(1, probeSeconds) : probeSeconds) * 1000, signal);
     }
   }
 
@@ -166,6 +178,8 @@ export function createLeaseNodes({
         startedAt: at,
         paidThrough: 0,
         stop: new AbortController(),
+        unanswered: 0,
+        ask: () => undefined,
       };
       Object.assign(entry, { info, meter, answeredAtMs: monotonicMs(), startedAt: at });
       if (paidThrough) entry.paidThrough = paidThrough.getTime();
@@ -185,8 +199,11 @@ export function createLeaseNodes({
           allowedNamespaces: lease.spec.access.namespaces ?? [lease.metadata.namespace!],
           podIP: node.podIP,
           serviceAccountTokens: lease.spec.access.serviceAccountTokens,
+          services: lease.spec.services,
           served: info,
           healthy: () => health(uid),
+          linked: () => isLinked(entry),
+          ask: () => entry.ask(),
         },
         remote,
       );
@@ -245,14 +262,23 @@ async function countPods(cluster: Cluster, nodeName: string, signal?: AbortSigna
   return items.filter((pod) => !pod.metadata.ownerReferences?.some((o) => o.kind === 'DaemonSet')).length;
 }
 
-function pause(ms: number, signal: AbortSignal): Promise<void> {
+/** Asked again and again, it is still a moment: a hundred broken connections are one question. */
+const leastPauseMs = 250;
+
+function pauseUntilAsked(entry: Served, ms: number, signal: AbortSignal): Promise<void> {
+  const since = performance.now();
   return new Promise((resolve) => {
     const done = () => {
       clearTimeout(timer);
       signal.removeEventListener('abort', done);
+      entry.ask = () => undefined;
       resolve();
     };
-    const timer = setTimeout(done, ms);
+    let timer = setTimeout(done, ms);
+    entry.ask = () => {
+      clearTimeout(timer);
+      timer = setTimeout(done, Math.max(0, Math.min(leastPauseMs, ms) - (performance.now() - since)));
+    };
     signal.addEventListener('abort', done);
   });
 }

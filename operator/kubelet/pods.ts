@@ -11,6 +11,7 @@
  */
 import { annotations } from '../api/labels.ts';
 import { mayUseLease } from '../core/node/access.ts';
+import { type HostAlias, withHostAliases } from '../core/node/named-services.ts';
 import { remotePodName } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod, type PodStatus } from '../core/node/pod.ts';
 import { sameStatus, statusPatch } from '../core/node/same-status.ts';
@@ -50,6 +51,8 @@ export interface PodHost {
   readonly objects: ObjectCarrier;
   readonly tokens: TokenCarrier;
   health(): NodeHealth;
+  /** Names of Services that its pods may reach; undefined while the provider has not said where they are. */
+  aliasesFor(namespace: string): readonly HostAlias[] | undefined;
 }
 
 export interface PodCarrierOptions {
@@ -208,7 +211,18 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     const loosened = options.spared() ? undefined : loosen(pod, signal);
     loosened?.catch(() => undefined); // awaited below, unless the pod is refused
     if (!remote) {
-      const made = await send(pod, wanted, host, signal);
+      // A pod's hosts file is written once: without the names it would never know them. Their coming wakes us.
+      const aliases = host.aliasesFor(pod.metadata.namespace ?? '');
+      if (!aliases) {
+        tell(
+          pod,
+          'Normal',
+          'WaitingForServices',
+          'Waiting for the provider to say where the Services of the lease are.',
+        );
+        return { requeueAfterSeconds: lookAgainSeconds };
+      }
+      const made = await send(pod, withHostAliases(wanted, aliases), host, signal);
       if (!made) return {};
       if ('refused' in made) return made.refused;
       remote = made.pod;

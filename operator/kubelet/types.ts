@@ -1,4 +1,5 @@
 /** What the virtual node is told, and what it needs of others. */
+import type { NamedService } from '../api/lease.ts';
 import type { LeaseNode, NodeHealth, ServedNode } from '../core/node/virtual-node.ts';
 
 export interface NodeSpec extends LeaseNode {
@@ -8,9 +9,18 @@ export interface NodeSpec extends LeaseNode {
   readonly podIP?: 'None' | 'Provider';
   /** Whether tokens of service accounts go along with pods. None by default. */
   readonly serviceAccountTokens?: 'None' | 'Bound';
+  /** Services of the consumer's cluster that its pods may reach. */
+  readonly services?: readonly NamedService[];
   readonly served: ServedNode;
   /** Asked at each heartbeat: does the provider answer, is the lease paid? Not ready stops the heartbeat. */
   readonly healthy: () => NodeHealth;
+  /**
+   * Whether the provider answered when it was asked last. False within seconds of a cut, long before the node counts as lost:
+   * nobody new should be sent to its pods.
+   */
+  readonly linked?: () => boolean;
+  /** Something on the way to the provider broke: ask it now, not at the next turn. */
+  readonly ask?: () => void;
 }
 
 export interface ServingCertificate {

@@ -5,13 +5,15 @@
  * Everything is found again after a restart: Nodes by their labels, pods by what is bound, remote pods by their names. Nothing
  * is deleted because it is not known.
  */
-import { labels, managedBy } from '../api/labels.ts';
+import { annotations, labels, managedBy } from '../api/labels.ts';
 import { remotePodName, virtualNodePrefix } from '../core/node/names.ts';
 import type { Pod } from '../core/node/pod.ts';
-import { concerns, type LinkedService, type ServiceLinks, serviceVariables } from '../core/node/service-links.ts';
+import { familyOf, type Service } from '../core/node/service.ts';
+import { concerns, type ServiceLinks, serviceVariables } from '../core/node/service-links.ts';
 import { type Node, nodeNameOf } from '../core/node/virtual-node.ts';
 import { type Clock, systemClock } from '../engine/clock.ts';
 import { createController, watches } from '../engine/controller.ts';
+import { sameJson } from '../engine/equal.ts';
 import { createInformer } from '../engine/informer.ts';
 import type { EngineMetrics } from '../engine/metrics.ts';
 import { keyOf, keyText } from '../engine/paths.ts';
@@ -37,6 +39,8 @@ import type { ObjectRef } from './objects.ts';
 import { consumerKeyOf, createPodCarrier } from './pods.ts';
 import type { RemoteLease } from './remote.ts';
 import { mirrorEvents } from './remote-events.ts';
+import { createEndpoints } from './services/endpoints.ts';
+import { createExposing } from './services/exposing.ts';
 import type { NodeSpec, ServingCertificates } from './types.ts';
 
 export type { RemoteLease } from './remote.ts';
@@ -70,7 +74,9 @@ export interface VirtualNodesOptions {
   readonly podWorkers?: number;
   /** ConfigMaps and Secrets that cannot be watched are read so often at least. 30. */
   readonly objectPollSeconds?: number;
-  /** Domain of the cluster's Services. cluster.local by default. */
+  /** Ports of this process that stand for ports of pods behind Services. */
+  readonly servicePorts?: { readonly from: number; readonly to: number };
+  /** Of the consumer's cluster: the end of its Services' names. cluster.local by default. */
   readonly clusterDomain?: string;
   /** Instead of opening a port for each node: for tests that need none. */
   readonly startServer?: StartKubeletServer;
@@ -103,6 +109,8 @@ export interface VirtualNodes {
   drain(name: string, deadline: Date, signal?: AbortSignal): Promise<DrainProgress>;
   /** Serves it no longer here. The Node object stays, for whoever serves it next. */
   stop(name: string): Promise<void>;
+  /** Ports that stand for pods, and connections: to pods of the nodes, and from them to Services of the consumer's cluster. */
+  traffic(): { readonly ports: number; readonly toPods: number; readonly toServices: number };
   /** Its lease has ended. True when the Node is gone; until then, call again. Needs no earlier start. */
   remove(name: string, signal?: AbortSignal): Promise<boolean>;
 }
@@ -129,6 +137,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     indexes: {
       node: (pod) => (pod.spec.nodeName ? [pod.spec.nodeName] : []),
       remote: (pod) => (isOnVirtualNode(pod) ? [remotePodName(pod.metadata.name, pod.metadata.uid ?? '')] : []),
+      leased: (pod) => (isOnVirtualNode(pod) ? [pod.metadata.namespace ?? ''] : []),
     },
     log,
     clock,
@@ -143,18 +152,41 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     metrics: options.metrics,
   });
 
-  const services = createInformer<LinkedService & KubeObject>({
+  const services = createInformer<Service & KubeObject>({
     cluster,
     resource: resources.services,
     trim: trimService,
-    indexes: { namespace: ({ metadata }) => (metadata.namespace ? [metadata.namespace] : []) },
+    indexes: {
+      namespace: ({ metadata }) => (metadata.namespace ? [metadata.namespace] : []),
+      // Others select no pod: the one of the API server, which every cluster has, would cost each pod a look.
+      selecting: ({ metadata, spec }) =>
+        Object.keys(spec.selector ?? {}).length > 0 ? [metadata.namespace ?? ''] : [],
+    },
     log,
     clock,
     metrics: options.metrics,
   });
+  const endpoints = createEndpoints({ cluster, log, clock, metrics: options.metrics });
+  const exposing = createExposing({
+    consumer: cluster,
+    pods,
+    services,
+    hostOf: (name) => hosts.get(name),
+    address: options.address,
+    listenHost: options.listenHost ?? (familyOf(options.address) === 'IPv6' ? '::' : '0.0.0.0'),
+    ports: options.servicePorts ?? { from: 20_000, to: 29_999 },
+    events,
+    clock,
+    log,
+    metrics: options.metrics,
+  });
   services.onChange(({ object, old }) => {
+    const { namespace = '', name } = object.metadata;
     const concerned = (links: ServiceLinks) => concerns(links, object) || (old !== undefined && concerns(links, old));
-    for (const host of hosts.values()) host.objects.servicesChanged(concerned);
+    for (const host of hosts.values()) {
+      host.objects.servicesChanged(concerned);
+      if (host.reach.names({ namespace, name })) host.reach.changed();
+    }
   });
   const followed = createFollowedObjects({ cluster, clock, log });
 
@@ -289,6 +321,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
 
   function enqueueAll(name: string): void {
     nodeQueue.enqueue({ name });
+    exposing.nodeChanged(name);
     for (const pod of pods.byIndex('node', name)) podQueue.enqueue(keyOf(pod));
   }
 
@@ -330,6 +363,10 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       kubeletVersion: options.kubeletVersion,
       heartbeatLastsSeconds,
       objectPollSeconds: options.objectPollSeconds ?? 30,
+      services,
+      endpoints,
+      clusterDomain: options.clusterDomain ?? 'cluster.local',
+      events,
       startServer: options.startServer,
       clock,
       log,
@@ -345,7 +382,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
           'TokenNotCarried',
           `A service account token could not be renewed: ${message.slice(0, 900)}`,
         ),
-      services: variablesOf,
+      serviceVariables: variablesOf,
       followed,
       wantedObjects: () => carrier.wantedObjects(host),
     });
@@ -370,6 +407,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     const host = hosts.get(name);
     hosts.delete(name);
     states.delete(name);
+    exposing.nodeStopped(name);
     for (const [key, counts] of holders) {
       if (host && counts.delete(host) && counts.size === 0) holders.delete(key);
     }
@@ -382,7 +420,10 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       const port = hosts.get(name)?.port;
       return states.get(name) ?? { registered: false, ready: false, ...(port !== undefined && { port }) };
     },
-    refresh: () => nodeQueue.enqueue({ name }),
+    refresh: () => {
+      nodeQueue.enqueue({ name });
+      if (hosts.get(name)?.linkChanged()) exposing.nodeChanged(name);
+    },
   });
 
   return {
@@ -391,8 +432,9 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
         await Promise.all([
           clientCa.run(signal),
           pods.run(signal),
-          services.run(signal),
           nodes.run(signal),
+          services.run(signal),
+          exposing.run(signal),
           podQueue.run(signal),
           nodeQueue.run(signal),
         ]);
@@ -406,7 +448,9 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       const known = hosts.get(name);
       if (known && known.spec.leaseId === spec.leaseId) {
         const changed = tellsPods(known.spec) !== tellsPods(spec);
+        const reaches = !sameJson(known.spec.services, spec.services);
         known.spec = spec;
+        if (reaches) known.reach.changed();
         if (changed) enqueueAll(name);
         else nodeQueue.enqueue({ name });
         return handle(name);
@@ -424,6 +468,12 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     drain: (name, deadline, signal) => drainStep(cluster, name, clock.now() >= deadline, signal),
 
     stop,
+
+    traffic: () => ({
+      ports: exposing.ports,
+      toPods: exposing.connections,
+      toServices: endpoints.connections,
+    }),
 
     async remove(name, signal) {
       await stop(name);
@@ -452,15 +502,19 @@ function trimStranger(pod: Pod & KubeObject): Pod & KubeObject {
   return { metadata: { name, namespace, uid, resourceVersion }, spec: { containers: [] } };
 }
 
-/** What pods are told of a Service. */
-function trimService(service: LinkedService & KubeObject): LinkedService & KubeObject {
-  const { name, namespace, uid, resourceVersion } = service.metadata;
-  const { clusterIP, ports } = service.spec ?? {};
+/** What of a Service says whom it stands for, and who may name it. */
+function trimService(service: Service & KubeObject): Service & KubeObject {
+  const { name, namespace, uid, resourceVersion, annotations: all } = service.metadata;
+  const shared = all?.[annotations.leaseNamespaces];
+  const { type, clusterIP, ipFamilies, selector, ports, publishNotReadyAddresses } = service.spec;
   return {
-    metadata: { name, namespace, uid, resourceVersion },
-    spec: {
-      clusterIP,
-      ports: ports?.map(({ name: portName, port, protocol }) => ({ name: portName, port, protocol })),
+    metadata: {
+      name,
+      namespace,
+      uid,
+      resourceVersion,
+      ...(shared === undefined ? {} : { annotations: { [annotations.leaseNamespaces]: shared } }),
     },
+    spec: { type, clusterIP, ipFamilies, selector, ports, publishNotReadyAddresses },
   };
 }

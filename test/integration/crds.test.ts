@@ -142,6 +142,7 @@ describe('the kinds', () => {
       retry: { maxAttempts: 3, avoidFailedProviderSeconds: 3600 },
       drainTimeoutSeconds: 300,
       access: {},
+      services: [],
       node: { untainted: false, podIP: 'None' },
     });
   });
@@ -325,6 +326,31 @@ const bad: Record<string, Bad> = {
     path: 'node.podIP',
     value: 'Consumer',
     says: ['spec.node.podIP: Unsupported value: "Consumer": supported values: "None", "Provider"'],
+  },
+  'a Service twice': {
+    kind: 'GpuLease',
+    path: 'services',
+    value: [{ name: 'db' }, { name: 'db', ports: [5432] }],
+    says: ['spec.services: Invalid value: a Service is named once'],
+    cel: true,
+  },
+  'a Service with its namespace in its name': {
+    kind: 'GpuLease',
+    path: 'services',
+    value: [{ name: 'db.prod' }],
+    says: ['spec.services[0].name: Invalid value: "db.prod"'],
+  },
+  'a Service on no port': {
+    kind: 'GpuLease',
+    path: 'services',
+    value: [{ name: 'db', ports: [] }],
+    says: ['spec.services[0].ports'],
+  },
+  'more Services than a lease carries': {
+    kind: 'GpuLease',
+    path: 'services',
+    value: Array.from({ length: 33 }, (_, i) => ({ name: `db-${i}` })),
+    says: ['spec.services: Too many: 33: must have at most 32 items'],
   },
   'a node label of our own group': {
     kind: 'GpuLease',
@@ -552,6 +578,14 @@ describe('the Zod schemas and the API server agree', () => {
       kind: 'GpuLease',
       path: 'requirements',
       value: [{ key: 'topology.kubernetes.io/region', operator: 'In', values: ['eu-west'] }],
+    },
+    'thirty-two Services of two namespaces': {
+      kind: 'GpuLease',
+      path: 'services',
+      value: Array.from({ length: 32 }, (_, i) => ({
+        name: `db-${i >> 1}`,
+        ...(i % 2 ? { namespace: 'prod', ports: [5432] } : {}),
+      })),
     },
     'labels for the node': { kind: 'GpuLease', path: 'node.labels', value: { team: 'ml' } },
     'a drain that waits for nobody': { kind: 'GpuLease', path: 'drainTimeoutSeconds', value: 0 },

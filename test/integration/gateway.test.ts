@@ -5,6 +5,7 @@
 import { once } from 'node:events';
 import { readFileSync, writeFileSync } from 'node:fs';
 import type { IncomingMessage } from 'node:http';
+import { performServerHandshake } from 'node:http2';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -22,7 +23,7 @@ import { GatewayRefusal } from '../../operator/adapters/provider/errors.ts';
 import { connectGateway, type GatewayClient } from '../../operator/adapters/provider/gateway-client.ts';
 import type { LeaseConnection } from '../../operator/adapters/provider/lease-connection.ts';
 import { customResourceDefinition } from '../../operator/api/crd.ts';
-import type { AllocationInfo, SignedQuote } from '../../operator/api/gateway.ts';
+import { type AllocationInfo, reverseProtocol, type SignedQuote } from '../../operator/api/gateway.ts';
 import type { Hex32 } from '../../operator/api/messages.ts';
 import { gpuOffer } from '../../operator/api/offer.ts';
 import { tenantNamespace } from '../../operator/core/allocation/record.ts';
@@ -368,6 +369,76 @@ describe('a tenant', () => {
         expect(log).toMatch(/NVIDIA_VISIBLE_DEVICES=GPU-[0-9a-f-]{36}/);
       }
       expect(log).not.toMatch(/KUBERNETES_SERVICE_HOST_TOKEN/);
+    });
+  });
+
+  test('has as many Services of its consumer as the consumer names, with the gateway’s own rights', async () => {
+    interface ServiceSeen extends KubeObject {
+      spec: { clusterIP: string; selector?: object; ports: { port: number }[] };
+    }
+    const there = async () =>
+      (await cluster.list<ServiceSeen>(resources.services, { namespace: namespace() })).items.map(({ spec }) => spec);
+    const put = async (...names: string[]) =>
+      json(
+        await lease.at.raw({
+          method: 'PUT',
+          path: 'services',
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify({
+            services: names.map((name) => ({
+              namespace: 'ml',
+              name,
+              ports: [{ name: 'pg', port: 5432 }, { port: 80 }],
+            })),
+          }),
+        }),
+      );
+    await paying(lease, async () => {
+      const { status, body } = await put('db', 'api');
+      expect(status, JSON.stringify(body)).toBe(200);
+      const { services } = body as unknown as { services: { name: string; address: string }[] };
+      expect(services.map(({ name }) => name)).toEqual(['db', 'api']);
+      expect((await there()).map(({ clusterIP }) => clusterIP).sort()).toEqual(
+        services.map(({ address }) => address).sort(),
+      );
+      for (const { selector, ports } of await there()) {
+        expect(selector).toBeUndefined();
+        expect(ports.map(({ port }) => port)).toEqual([5432, 80]);
+      }
+      // The other replica, and the same again: the addresses stay.
+      expect((await put('db')).body).toEqual({ services: [services[0]] });
+      expect(await there()).toHaveLength(1);
+
+      // Behind them is the tunnel, while there is one.
+      interface SliceSeen extends KubeObject {
+        endpoints: { addresses: string[]; conditions: { ready: boolean } }[];
+        ports: { port: number }[];
+      }
+      const slice = async () =>
+        (await cluster.list<SliceSeen>(resources.endpointSlices, { namespace: namespace() })).items[0];
+      const isReady = (ready: boolean) =>
+        eventually(
+          async () => (await slice())?.endpoints[0]?.conditions.ready === ready,
+          `endpoints that are ${ready ? '' : 'not '}ready`,
+        );
+      const headers = { Connection: 'Upgrade', Upgrade: reverseProtocol };
+      const { socket, head } = await lease.at.upgrade({ method: 'POST', path: 'reverse', headers });
+      if (head?.length) socket!.unshift(head);
+      const session = performServerHandshake(socket!);
+      session.on('error', () => undefined);
+      await isReady(true);
+      expect((await slice())!.ports).toHaveLength(2);
+      const policy = await cluster.get<KubeObject & { spec: { egress: object[] } }>(resources.networkPolicies, {
+        namespace: namespace(),
+        name: 'lease',
+      });
+      for (const { port } of (await slice())!.ports)
+        expect(JSON.stringify(policy!.spec.egress)).toContain(`"port":${port}`);
+      session.destroy();
+      await isReady(false);
+
+      expect((await put()).status).toBe(200);
+      expect(await there()).toEqual([]);
     });
   });
 

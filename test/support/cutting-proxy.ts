@@ -45,7 +45,7 @@ export async function startCuttingProxy(target: string): Promise<CuttingProxy> {
   let accepted = 0;
   const pairs = new Set<Pair>();
 
-  const server: Server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (client) => {
+  const server: Server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (client) => {
     accepted += 1;
     client.on('error', () => client.destroy());
     if (mode === 'cut') return void client.resetAndDestroy();

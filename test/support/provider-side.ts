@@ -16,7 +16,7 @@ import { Refusal } from '../../operator/core/allocation/refusal.ts';
 import { callEscrow, type EscrowCall, type EscrowModel, newEscrowModel } from '../../operator/core/money/model.ts';
 import { silentLog } from '../../operator/engine/log.ts';
 import { type KubeObject, type Log, resources } from '../../operator/engine/types.ts';
-import { createGateway, type Gateway } from '../../operator/gateway/app.ts';
+import { createGateway, type Gateway, type GatewayOptions } from '../../operator/gateway/app.ts';
 import type { NodePages } from '../../operator/gateway/service.ts';
 import { type FakeCluster, fakeCluster } from './fake-cluster.ts';
 
@@ -188,8 +188,10 @@ export async function startProviderSide(
     readonly nodePages?: NodePages;
     /** Without the controllers that only a leader runs. */
     readonly follower?: boolean;
+    /** Where tunnels for the consumer's Services listen; without, there are none. */
+    readonly reverse?: GatewayOptions['reverse'];
     /** Without, it speaks plain HTTP. */
-    readonly tls?: { readonly key: string; readonly cert: string };
+    readonly tls?: GatewayOptions['tls'];
   } = {},
 ): Promise<ProviderSide> {
   let aheadMs = 0;
@@ -230,8 +232,9 @@ export async function startProviderSide(
     notary,
     chains,
     terms: { provider: notary.address, maxUnpaid: options.maxUnpaid ?? '0.25', quoteSeconds: 120 },
-    tenant: { deniedCidrs: [] },
     trustedConsumers: options.trustedConsumers,
+    tenant: { deniedCidrs: [], gateway: { namespace: 'gpulease-system' } },
+    ...(options.reverse ? { services: { family: 'IPv4' } } : {}),
     held: () => side.held,
     settings: {
       tickSeconds: 0.05,
@@ -255,6 +258,7 @@ export async function startProviderSide(
     now,
     log,
     requestsPerSecond: options.requestsPerSecond ?? 10_000,
+    reverse: options.reverse,
     tls: options.tls,
   });
   const stop = new AbortController();

@@ -71,15 +71,14 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
       });
       const timer =
         limit > 0
-          ? setTimeout(
-              () =>
-                outgoing.destroy(
-                  new UnknownOutcomeError(`${what} at ${host}: no answer within ${limit} s`, { neverSent: !connected }),
-                ),
-              limit * 1000,
-            )
+          ? setTimeout(() => {
+              dropIdle(agent);
+              giveUp(
+                new UnknownOutcomeError(`${what} at ${host}: no answer within ${limit} s`, { neverSent: !connected }),
+              );
+            }, limit * 1000)
           : undefined;
-      const onAbort = () => outgoing.destroy(asError(signal?.reason));
+      const onAbort = () => giveUp(asError(signal?.reason));
       signal?.addEventListener('abort', onAbort, { once: true });
       const settle = () => {
         clearTimeout(timer);
@@ -100,6 +99,11 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
             cause: error,
           }),
         );
+      };
+      /** Told at once: a request that is still being dialled for says nothing of its end before that has ended, too. */
+      const giveUp = (error: Error) => {
+        outgoing.destroy(error);
+        fail(error);
       };
       outgoing.once('socket', () => {
         connected = true;
@@ -142,6 +146,11 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
       watches.close();
     },
   };
+}
+
+/** Where one connection fell silent, those that are kept beside it may have, too: the next call would wait in vain again. */
+function dropIdle(agent: http.Agent): void {
+  for (const idle of Object.values(agent.freeSockets)) for (const socket of [...(idle ?? [])]) socket.destroy();
 }
 
 const asError = (reason: unknown): Error => (reason instanceof Error ? reason : new Error(String(reason)));

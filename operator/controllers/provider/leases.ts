@@ -10,6 +10,8 @@ import type {
   ProviderInfo,
   QuoteRequest,
   ReleaseReceipt,
+  ServicesAnswer,
+  ServicesRequest,
   SignedQuote,
   TenantProfile,
   VoucherReceipt,
@@ -40,12 +42,15 @@ import {
 } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { resourcesOf } from '../../core/allocation/room.ts';
+import type { TenantService, TunnelPlace } from '../../core/allocation/tenant-services.ts';
 import { paidSeconds } from '../../core/money/escrow.ts';
 import type { Log } from '../../engine/types.ts';
 import type { Ledgers } from './ledgers.ts';
 import { provision } from './provision.ts';
 import type { Records } from './records.ts';
 import type { Stock } from './stock.ts';
+import type { TenantAddresses } from './tenant-addresses.ts';
+import type { TenantServices } from './tenant-services.ts';
 import type { Tenants } from './tenants.ts';
 import type { Chains, Counters, EscrowChain, Notary } from './world.ts';
 
@@ -58,6 +63,9 @@ export interface LeaseServiceOptions {
   readonly records: Records;
   readonly ledgers: Ledgers;
   readonly tenants: Tenants;
+  /** Absent: tenants reach no Services of their consumers. */
+  readonly tenantServices?: TenantServices;
+  readonly tenantAddresses: TenantAddresses;
   readonly terms: QuoteTerms;
   /** Consumers whose pods may use the hosts of this provider. */
   readonly trusted: (consumer: string) => boolean;
@@ -246,6 +254,25 @@ export function createLeaseService(options: LeaseServiceOptions) {
     return { nodeReady: true };
   }
 
+  async function tenant(leaseId: Hex32, signal?: AbortSignal): Promise<LeaseRecord> {
+    const seen = options.cached(leaseId);
+    const record = seen?.state === 'Serving' ? seen : await mustFind(leaseId, signal);
+    if (record.state === 'Ended' || record.tornDown) throw new Refusal('LeaseEnded', endingMessage(record));
+    if (record.state === 'Provisioning') {
+      throw new Refusal(503, 'the tenant is being made', { retryAfterSeconds: 1 });
+    }
+    return { ...record, tenantProfile: profileNow(record) };
+  }
+
+  async function mustReach(leaseId: Hex32, signal?: AbortSignal) {
+    const { tenantServices } = options;
+    if (!tenantServices)
+      throw new Refusal('ServicesNotOffered', 'this provider carries no connections to Services of its consumers');
+    const record = await tenant(leaseId, signal);
+    if (record.state !== 'Serving') throw new Refusal('LeaseEnded', endingMessage(record));
+    return { tenantServices, record };
+  }
+
   return {
     info(): ProviderInfo {
       const rails = chains.rails();
@@ -426,15 +453,28 @@ export function createLeaseService(options: LeaseServiceOptions) {
     },
 
     /** For the proxy: the tenant, when it may be talked to. */
-    async tenant(leaseId: Hex32, signal?: AbortSignal): Promise<LeaseRecord> {
-      const seen = options.cached(leaseId);
-      const record = seen?.state === 'Serving' ? seen : await mustFind(leaseId, signal);
-      if (record.state === 'Ended' || record.tornDown) throw new Refusal('LeaseEnded', endingMessage(record));
-      if (record.state === 'Provisioning') {
-        throw new Refusal(503, 'the tenant is being made', { retryAfterSeconds: 1 });
-      }
-      return { ...record, tenantProfile: profileNow(record) };
+    tenant,
+
+    async putServices(leaseId: Hex32, request: ServicesRequest, signal?: AbortSignal): Promise<ServicesAnswer> {
+      const { tenantServices, record } = await mustReach(leaseId, signal);
+      return tenantServices.put(record, request, signal);
     },
+    async listServices(leaseId: Hex32, signal?: AbortSignal): Promise<readonly TenantService[]> {
+      const { tenantServices, record } = await mustReach(leaseId, signal);
+      return tenantServices.list(record, signal);
+    },
+    async pointServices(leaseId: Hex32, place: TunnelPlace, signal?: AbortSignal): Promise<void> {
+      const { tenantServices, record } = await mustReach(leaseId, signal);
+      await tenantServices.point(record, place, signal);
+    },
+    async unpointServices(leaseId: Hex32, holder: string, signal?: AbortSignal): Promise<void> {
+      // A tenant that is going takes its Services along.
+      const record = await records.get(leaseId, signal);
+      if (record?.state === 'Serving') await options.tenantServices?.unpoint(record, holder, signal);
+    },
+    isTenantPod: (leaseId: Hex32, address: string, signal?: AbortSignal): Promise<boolean> =>
+      options.tenantAddresses.has(tenantNamespace(leaseId), address, signal),
+
     token: (leaseId: Hex32, signal?: AbortSignal) => tenants.token(leaseId, signal),
     forgetToken: (leaseId: Hex32) => tenants.forgetToken(leaseId),
   };

@@ -8,6 +8,7 @@ import type { QuoteTerms } from '../../core/allocation/quote.ts';
 import type { LeaseRecord } from '../../core/allocation/record.ts';
 import type { TenantOptions } from '../../core/allocation/tenant.ts';
 import { parseAmount } from '../../core/money/amount.ts';
+import type { Family } from '../../core/node/service.ts';
 import { type Clock, sleep, systemClock } from '../../engine/clock.ts';
 import { createController, watches } from '../../engine/controller.ts';
 import { createInformer } from '../../engine/informer.ts';
@@ -22,6 +23,8 @@ import { createRecords, type RecordSecret, readRecord, recordOfSecret, recordSel
 import { settleAll } from './settlement.ts';
 import { createStock } from './stock.ts';
 import { sweep } from './sweep.ts';
+import { createTenantAddresses } from './tenant-addresses.ts';
+import { createTenantServices } from './tenant-services.ts';
 import { createTenants } from './tenants.ts';
 import type { Chains, Counters, Notary } from './world.ts';
 
@@ -37,6 +40,8 @@ export interface ProviderOptions {
   readonly tenant: TenantOptions;
   /** Accounts of consumers that are given the profile `trusted`. None by default. */
   readonly trustedConsumers?: readonly string[];
+  /** Whether pods of tenants may reach Services of their consumers, through tunnels at an address of this family. */
+  readonly services?: { readonly family: Family };
   readonly held: () => boolean;
   readonly settings: {
     readonly tickSeconds: number;
@@ -104,6 +109,9 @@ export function createProvider(options: ProviderOptions): Provider {
     records,
     ledgers,
     tenants,
+    tenantAddresses: createTenantAddresses(cluster, clock),
+    tenantServices:
+      options.services && createTenantServices({ cluster, tenant: options.tenant, ...options.services, clock }),
     now,
     log,
     counters,

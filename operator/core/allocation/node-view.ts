@@ -127,7 +127,7 @@ export interface PodObject {
     overhead?: Record<string, string>;
     resources?: Requests;
   };
-  status?: { phase?: string };
+  status?: { phase?: string; podIPs?: { ip?: string }[] };
 }
 
 const requestsOf = (resources: Requests | undefined): Room => roomOf({ ...resources?.limits, ...resources?.requests });

@@ -28,6 +28,7 @@ export const statusOfReason: Readonly<Record<GatewayReason, number>> = {
   PodRefused: 422,
   ResizeRefused: 422,
   Held: 503,
+  ServicesNotOffered: 403,
 };
 
 export class Refusal extends Error {

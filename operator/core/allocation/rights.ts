@@ -54,6 +54,8 @@ export const gatewayRole = clusterRole(gatewayRoleName, [
   { apiGroups: [''], resources: ['namespaces'], verbs: [...applied, 'list', 'delete'] },
   { apiGroups: [''], resources: ['serviceaccounts', 'resourcequotas', 'limitranges'], verbs: applied },
   { apiGroups: [''], resources: ['serviceaccounts/token'], verbs: ['create'], resourceNames: [tenantAccount] },
+  { apiGroups: [''], resources: ['services'], verbs: [...applied, 'list', 'delete'] },
+  { apiGroups: ['discovery.k8s.io'], resources: ['endpointslices'], verbs: [...applied, 'update', 'delete'] },
   { apiGroups: ['networking.k8s.io'], resources: ['networkpolicies'], verbs: applied },
   { apiGroups: [rbac], resources: ['rolebindings'], verbs: applied },
   { apiGroups: [rbac], resources: ['clusterroles'], verbs: ['get', 'bind'], resourceNames: [tenantRoleName] },

@@ -32,7 +32,26 @@ const nodeLocalDns = '169.254.20.10/32';
 export interface TenantOptions {
   /** Further networks to keep tenants out of: public addresses of nodes, of the API server, of the provider's services. */
   readonly deniedCidrs: readonly string[];
+  /** Where the gateway runs. It connects to tenants' pods, and they to its tunnels. Absent: they do not. */
+  readonly gateway?: GatewayPlace;
 }
+
+/** The gateway's pods by where they run, its hosts by address: whichever the network policy can see. */
+export interface GatewayPlace {
+  readonly namespace: string;
+  readonly podLabels?: Readonly<Record<string, string>>;
+  readonly cidrs?: readonly string[];
+}
+
+/** What of a tenant depends on the consumer's Services that its lease names. */
+export interface TenantReach {
+  /** Services that the namespace may have. */
+  readonly services: number;
+  /** Ports at the gateway that are of this tenant alone. */
+  readonly tunnelPorts: readonly number[];
+}
+
+export const noReach: TenantReach = { services: 0, tunnelPorts: [] };
 
 /** One object to apply, with the name of its kind in the engine's table of resources. */
 export interface TenantObject {
@@ -75,7 +94,11 @@ export function escrowOfTenant(
   return match ? { chainId: Number(match[1]), escrow: match[2]!, leaseId: match[3] as Hex32 } : undefined;
 }
 
-export function tenantObjects(lease: TenantLease, options: TenantOptions): readonly TenantObject[] {
+export function tenantObjects(
+  lease: TenantLease,
+  options: TenantOptions,
+  reach: TenantReach = noReach,
+): readonly TenantObject[] {
   const { leaseId, room } = lease;
   const namespace = tenantNamespace(leaseId);
   const labels = {
@@ -85,6 +108,7 @@ export function tenantObjects(lease: TenantLease, options: TenantOptions): reado
   };
   const inside = (name: string) => ({ name, namespace, labels });
   const denied = options.deniedCidrs;
+  const gateway = peersOf(options.gateway);
   const dns = [
     { protocol: 'UDP', port: 53 },
     { protocol: 'TCP', port: 53 },
@@ -148,7 +172,7 @@ export function tenantObjects(lease: TenantLease, options: TenantOptions): reado
             'requests.memory': bytesText(room.memoryBytes),
             'requests.ephemeral-storage': bytesText(room.ephemeralBytes),
             pods: String(room.pods),
-            services: '0',
+            services: String(reach.services),
             'services.loadbalancers': '0',
             'services.nodeports': '0',
             persistentvolumeclaims: '0',
@@ -189,9 +213,16 @@ export function tenantObjects(lease: TenantLease, options: TenantOptions): reado
         spec: {
           podSelector: {},
           policyTypes: ['Ingress', 'Egress'],
-          ingress: [{ from: [{ podSelector: {} }] }],
+          ingress: [
+            { from: [{ podSelector: {} }] },
+            ...(gateway.length > 0 ? [{ from: gateway, ports: [{ protocol: 'TCP' }] }] : []),
+          ],
           egress: [
             { to: [{ podSelector: {} }] },
+            // By port, for the ports beside them are other tenants' Services. The gateway looks who calls as well.
+            ...(gateway.length > 0 && reach.tunnelPorts.length > 0
+              ? [{ to: gateway, ports: reach.tunnelPorts.map((port) => ({ protocol: 'TCP', port })) }]
+              : []),
             {
               to: [
                 {
@@ -217,5 +248,16 @@ export function tenantObjects(lease: TenantLease, options: TenantOptions): reado
         },
       },
     },
+  ];
+}
+
+function peersOf(gateway: GatewayPlace | undefined): readonly object[] {
+  if (!gateway) return [];
+  return [
+    {
+      namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': gateway.namespace } },
+      podSelector: gateway.podLabels ? { matchLabels: { ...gateway.podLabels } } : {},
+    },
+    ...(gateway.cidrs ?? []).map((cidr) => ({ ipBlock: { cidr } })),
   ];
 }

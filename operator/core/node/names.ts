@@ -27,6 +27,16 @@ export function remoteObjectName(kind: 'ConfigMap' | 'Secret', namespace: string
   return `${readable(name, 30)}-${sha256Hex(`${kind}/${namespace}/${name}`).slice(0, 32)}`;
 }
 
+/** In the consumer's cluster: the EndpointSlice of one pod and one Service. */
+export function endpointSliceName(service: string, serviceUid: string, podUid: string, family: string): string {
+  return `${readable(service, 40)}-${sha256Hex(`slice/${serviceUid}/${podUid}/${family}`).slice(0, 20)}`;
+}
+
+/** At the provider: the Service that stands for a Service of the consumer. Starts with a letter, as names of Services must. */
+export function remoteServiceName(namespace: string, name: string): string {
+  return `svc-${readable(name, 30)}-${sha256Hex(`service/${namespace}/${name}`).slice(0, 20)}`;
+}
+
 /** All virtual nodes are called so; pods of other nodes are none of ours. */
 export const virtualNodePrefix = 'gpu-';
 

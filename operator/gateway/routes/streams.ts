@@ -12,11 +12,14 @@ import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
 import type { GatewayLog } from '../service.ts';
+import type { Tunnels } from '../tunnels/tunnels.ts';
 import { type KubeRouteOptions, problemOfAnswer, queryOf, targetOf, withQuery } from './kube.ts';
 import { leaseIdOf } from './leases.ts';
 
 export interface StreamOptions extends KubeRouteOptions {
   readonly log: GatewayLog;
+  /** Upgrades that are no stream of a pod. */
+  readonly tunnels?: Tunnels;
   /** Streams at a time, over all leases. */
   readonly maxStreams?: number;
   /** Of these, for one lease: no tenant takes them all. */
@@ -64,18 +67,20 @@ export function serveStreams(server: Server, options: StreamOptions): { end(): v
 
   server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     socket.on('error', () => socket.destroy());
+    const fail = (error: unknown) => {
+      const { problem, ours } = problemOfError(error);
+      if (ours)
+        log.error({ error: error instanceof Error ? error.message : String(error) }, 'a stream could not be opened');
+      refuse(socket, problem);
+    };
+    if (options.tunnels?.take(request, socket, head, fail)) return;
     if (open.size >= maxStreams) {
       refuse(socket, problemOf(503, 'too many streams are open: try again'));
       return;
     }
     open.add(socket);
     socket.once('close', () => open.delete(socket));
-    carry(request, socket, head, options, count).catch((error: unknown) => {
-      const { problem, ours } = problemOfError(error);
-      if (ours)
-        log.error({ error: error instanceof Error ? error.message : String(error) }, 'a stream could not be opened');
-      refuse(socket, problem);
-    });
+    carry(request, socket, head, options, count).catch(fail);
   });
 
   return {

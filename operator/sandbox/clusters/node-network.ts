@@ -68,7 +68,7 @@ async function connect(
   await inside('ip', 'link', 'set', 'eth0', 'up');
   await inside('ip', 'route', 'add', 'default', 'via', machineIp);
   await inside('sh', '-c', 'echo 1 >/proc/sys/net/ipv4/ip_forward');
-  // What kube-proxy would do for the one Service every pod expects.
+  // For the one Service that every pod expects: before kube-proxy has its rules, and where it cannot be had.
   const toApiServer = [
     '-d',
     '10.96.0.1',

@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { choice, integer, pairs, parseOptions, text, UsageError } from '../../../operator/cmd/options.ts';
+import { choice, integer, pairs, parseOptions, portRange, text, UsageError } from '../../../operator/cmd/options.ts';
 
 const declared = {
   kubeconfig: text('Kubeconfig of the cluster.', 'FILE', 'in-cluster'),
@@ -7,6 +7,7 @@ const declared = {
   periodSeconds: integer('How often.', 'SECONDS', 1, 600, 60),
   chain: pairs('Chain and its endpoints.', 'ID=URL[,URL]'),
   logLevel: choice('How much is logged.', ['debug', 'info'], 'info'),
+  ports: portRange('Where to listen.', '20000-29999'),
 };
 const parse = (args: string[], env: Record<string, string> = {}) =>
   parseOptions('operator --key-file FILE', declared, args, env);
@@ -21,6 +22,7 @@ describe('options', () => {
       periodSeconds: 60,
       chain: [],
       logLevel: 'info',
+      ports: { from: 20_000, to: 29_999 },
     });
   });
 
@@ -87,6 +89,9 @@ describe('a wrong option names the flag, what was given and what is allowed', ()
     'a pair without a value': [['--chain', '1='], {}, '--chain must be ID=URL[,URL]; given: 1='],
     'a pair without a key': [['--chain', '=http://a'], {}, '--chain must be ID=URL[,URL]; given: =http://a'],
     'a pair that is none': [['--chain', 'http://a'], {}, '--chain must be ID=URL[,URL]; given: http://a'],
+    'ports the wrong way round': [['--ports', '9-8'], {}, '--ports must be two ports such as 20000-29999; given: 9-8'],
+    'a port beyond all': [['--ports', '1-65536'], {}, 'must be two ports such as 20000-29999; given: 1-65536'],
+    'one port': [['--ports', '80'], {}, 'must be two ports such as 20000-29999; given: 80'],
     'a flag that is not known': [['--kubeconfg', 'a'], {}, "Unknown option '--kubeconfg'"],
     'a flag without its value': [['--kubeconfig'], {}, "'--kubeconfig <value>' argument missing"],
     'what is no flag': [['now'], {}, "Unexpected argument 'now'"],

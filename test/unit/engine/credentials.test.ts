@@ -1,6 +1,8 @@
 import { expect, test } from 'vitest';
 import { readCredentials } from '../../../operator/engine/credentials.ts';
+import { authority } from '../adapters/provider/tls.ts';
 
+const { cert, key } = await (await authority('clients')).issue([{ CN: ['us'] }], { client: true });
 const base64 = (text: string) => Buffer.from(text).toString('base64');
 
 function kubeconfig(user: object, cluster: object = {}): string {
@@ -24,9 +26,9 @@ const text = (value: Buffer | string | undefined) => value && String(value);
 test.each<[string, object, object, object]>([
   [
     'a client certificate',
-    { 'client-certificate-data': base64('certificate'), 'client-key-data': base64('key') },
+    { 'client-certificate-data': base64(cert), 'client-key-data': base64(key) },
     {},
-    { headers: {}, cert: 'certificate', key: 'key', clusterCa: 'the CA' },
+    { headers: {}, cert, key, clusterCa: 'the CA' },
   ],
   ['a token', { token: 't' }, {}, { headers: { Authorization: 'Bearer t' }, clusterCa: 'the CA' }],
   [
@@ -37,8 +39,13 @@ test.each<[string, object, object, object]>([
     { headers: { Authorization: 'Bearer t' }, clusterCa: undefined },
   ],
 ])('who we are to a kubelet: %s', async (_, user, cluster, expected) => {
-  const { headers, cert, key, clusterCa } = await readCredentials(kubeconfig(user, cluster)).identity();
-  expect({ headers, cert: text(cert), key: text(key), clusterCa: text(clusterCa) }).toEqual({
+  const identity = await readCredentials(kubeconfig(user, cluster)).identity();
+  expect({
+    headers: identity.headers,
+    cert: text(identity.cert),
+    key: text(identity.key),
+    clusterCa: text(identity.clusterCa),
+  }).toEqual({
     cert: undefined,
     key: undefined,
     ...expected,

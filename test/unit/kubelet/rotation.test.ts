@@ -3,10 +3,14 @@ import { X509Certificate } from 'node:crypto';
 import { createServer, connect as netConnect, type Server, type Socket } from 'node:net';
 import tls from 'node:tls';
 import { afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import type { Service } from '../../../operator/core/node/service.ts';
+import { createInformer } from '../../../operator/engine/informer.ts';
 import { silentLog } from '../../../operator/engine/log.ts';
+import { type KubeObject, resources } from '../../../operator/engine/types.ts';
 import type { Callers } from '../../../operator/kubelet/api/callers.ts';
 import { createFollowedObjects } from '../../../operator/kubelet/followed.ts';
 import { type Host, openHost } from '../../../operator/kubelet/host.ts';
+import { createEndpoints } from '../../../operator/kubelet/services/endpoints.ts';
 import type { ServingCertificate } from '../../../operator/kubelet/types.ts';
 import { type ManualClock, manualClock } from '../../support/clock.ts';
 import { fakeCluster } from '../../support/fake-cluster.ts';
@@ -51,7 +55,8 @@ afterEach(async () => {
 async function open(): Promise<void> {
   let signed = 0;
   let own = 0;
-  const lease = fakeLease(fakeCluster());
+  const empty = fakeCluster();
+  const lease = fakeLease(empty);
   const callers: Callers = { identify: async () => ({ user: 'api-server', groups: [] }), allowed: async () => true };
   host = openHost({
     name: 'n',
@@ -74,7 +79,7 @@ async function open(): Promise<void> {
         return { response: response as never, socket, head: Buffer.alloc(0) };
       },
     },
-    consumer: fakeCluster(),
+    consumer: empty,
     address: '127.0.0.1',
     listenHost: '127.0.0.1',
     ports: undefined,
@@ -106,8 +111,12 @@ async function open(): Promise<void> {
     onMissing: () => undefined,
     wantedObjects: () => new Set(),
     onTokenFailure: () => undefined,
-    services: () => ({}),
-    followed: createFollowedObjects({ cluster: fakeCluster(), clock, log: silentLog }),
+    serviceVariables: () => ({}),
+    services: createInformer<Service & KubeObject>({ cluster: empty, resource: resources.services, log: silentLog }),
+    endpoints: createEndpoints({ cluster: empty, log: silentLog, clock }),
+    clusterDomain: 'cluster.local',
+    events: { event: () => undefined },
+    followed: createFollowedObjects({ cluster: empty, clock, log: silentLog }),
   });
   await expect.poll(() => asked.length).toBe(1);
 }

@@ -215,6 +215,18 @@ describe('answers', () => {
     expect(connections).toBe(20);
   });
 
+  test.each([
+    ['who waits no longer', 0.05, 10],
+    ['the time is up', 10, 0.05],
+  ])('that never come, for want of a connection, are not waited for when %s', async (_name, ownSeconds, allSeconds) => {
+    // Neither made nor refused, as behind a router that forgot everything.
+    const dial = () => new Promise<never>(() => undefined);
+    const client = connectGateway({ endpoint: { url: 'https://gpu.example.com' }, dial, timeoutSeconds: allSeconds });
+    const from = Date.now();
+    await expect(client.info(AbortSignal.timeout(ownSeconds * 1000))).rejects.toThrow();
+    expect(Date.now() - from).toBeLessThan(2000);
+  });
+
   test('the reason and status of a refusal can be acted on', async () => {
     const { connect } = await gateway((_q, r) => {
       r.setHeader('Retry-After', '1');

@@ -1,0 +1,37 @@
+/** The consumer's Services of one lease, and the two tunnels for whoever asks for them without an upgrade. */
+import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { forwardProtocol, reverseProtocol, servicesRequest } from '../../api/gateway.ts';
+import { Refusal } from '../../core/allocation/refusal.ts';
+import type { GatewayService } from '../service.ts';
+import { abortedWith } from '../signals.ts';
+import type { LeaseTokens } from '../tokens.ts';
+import { validated } from '../validate.ts';
+import { leaseIdOf } from './leases.ts';
+import { route } from './methods.ts';
+
+export function serviceRoutes(
+  app: FastifyInstance,
+  { service, tokens }: { readonly service: GatewayService; readonly tokens: LeaseTokens },
+): void {
+  const authorized = (request: FastifyRequest) => {
+    const leaseId = leaseIdOf((request.params as { leaseId?: string }).leaseId);
+    tokens.check(leaseId, request.headers.authorization);
+    return leaseId;
+  };
+
+  route(app, '/v1/leases/:leaseId/services', {
+    PUT: async (request, reply) =>
+      service.putServices(authorized(request), validated(servicesRequest, request.body), abortedWith(reply)),
+  });
+
+  for (const [name, protocol] of [
+    ['forward', forwardProtocol],
+    ['reverse', reverseProtocol],
+  ] as const)
+    route(app, `/v1/leases/:leaseId/${name}`, {
+      POST: async (request) => {
+        authorized(request);
+        throw new Refusal(400, `${name} needs an upgrade of the connection (${protocol})`);
+      },
+    });
+}

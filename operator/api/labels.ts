@@ -68,8 +68,32 @@ export const gpuResource = 'nvidia.com/gpu';
 /**
  * Labels of the provider's real node that the virtual node carries. Everything else stays behind, so that a provider
  * cannot attract pods by pretending to be, say, a control plane or somebody's dedicated pool.
+ *
+ * What NVIDIA's feature discovery says of GPUs and driver: product, memory, compute capability, CUDA, sharing, MIG. Not the
+ * counts of MIG profiles (`nvidia.com/mig-1g.5gb.count`): those devices are not leased.
+ * https://github.com/NVIDIA/k8s-device-plugin/blob/main/docs/gpu-feature-discovery/README.md
  */
-export const carriedNodeLabelPrefixes = ['nvidia.com/'] as const;
+export const carriedNodeLabelPrefixes = [
+  'nvidia.com/cuda.',
+  'nvidia.com/gpu.',
+  'nvidia.com/mig.',
+  'nvidia.com/mps.',
+  'nvidia.com/vgpu.',
+] as const;
+/**
+ * Among those, what does not describe a GPU but steers NVIDIA's operators. An operator in the consumer's cluster would
+ * schedule drivers onto a node that runs them already, or quarrel over `gpu.present`, which it sets to false on each node
+ * whose PCI devices it has not seen itself. An author who wants one of them sets it in `spec.node.labels`.
+ */
+export const keptNodeLabelPrefixes = [
+  'nvidia.com/gpu.deploy.',
+  'nvidia.com/gpu.present',
+  'nvidia.com/gpu.workload.',
+  'nvidia.com/mig.config',
+  'nvidia.com/vgpu.config',
+  'nvidia.com/vgpu.host-driver',
+] as const;
+/** Kubernetes' well-known labels of place and hardware; hostname and OS are the virtual node's own. */
 export const carriedNodeLabels = [
   'topology.kubernetes.io/region',
   'topology.kubernetes.io/zone',
@@ -77,3 +101,8 @@ export const carriedNodeLabels = [
   'kubernetes.io/os',
   'node.kubernetes.io/instance-type',
 ] as const;
+
+export const isCarriedNodeLabel = (key: string): boolean =>
+  (carriedNodeLabels as readonly string[]).includes(key) ||
+  (carriedNodeLabelPrefixes.some((prefix) => key.startsWith(prefix)) &&
+    !keptNodeLabelPrefixes.some((prefix) => key.startsWith(prefix)));

@@ -2,7 +2,7 @@
  * What of a node may be sold: what the kubelet says it has, less what runs there beside tenants, less some headroom, and
  * nothing at all while the node is unready, cordoned or leaving.
  */
-import { carriedNodeLabelPrefixes, carriedNodeLabels, gpuResource, labels as ownLabels } from '../../api/labels.ts';
+import { gpuResource, isCarriedNodeLabel, labels as ownLabels } from '../../api/labels.ts';
 import { bytesOf, countOf, cpuMillisOf, larger, minus, noRoom, plus, type Room } from './room.ts';
 
 /** The parts of a Node that are read. */
@@ -72,10 +72,7 @@ function roomOf(amounts: Record<string, string> | undefined): Room {
 export function carriedLabelsOf(labels: Readonly<Record<string, string>>): Record<string, string> {
   const carried: Record<string, string> = {};
   for (const [key, value] of Object.entries(labels)) {
-    const allowed =
-      (carriedNodeLabels as readonly string[]).includes(key) ||
-      carriedNodeLabelPrefixes.some((prefix) => key.startsWith(prefix));
-    if (allowed && key.length <= 317 && value.length <= 63) carried[key] = value;
+    if (isCarriedNodeLabel(key) && key.length <= 317 && value.length <= 63) carried[key] = value;
   }
   return carried;
 }

@@ -5,15 +5,7 @@
  * Only an InternalIP is published. The API server prefers a Hostname address where there is one, and nobody resolves ours.
  */
 import type { AllocationInfo } from '../../api/gateway.ts';
-import {
-  carriedNodeLabelPrefixes,
-  carriedNodeLabels,
-  finalizers,
-  gpuResource,
-  labels,
-  managedBy,
-  taints,
-} from '../../api/labels.ts';
+import { finalizers, gpuResource, isCarriedNodeLabel, labels, managedBy, taints } from '../../api/labels.ts';
 import { virtualNodeName } from './names.ts';
 import type { ObjectMeta } from './pod.ts';
 import { timestamp } from './translate-status.ts';
@@ -108,10 +100,8 @@ export function nodeCapacity(served: ServedNode): Record<string, string> {
 export function carriedLabels(reported: Readonly<Record<string, string>>): Record<string, string> {
   const carried: Record<string, string> = {};
   for (const [key, value] of Object.entries(reported).slice(0, 512)) {
-    const allowed =
-      carriedNodeLabels.some((label) => label === key) ||
-      carriedNodeLabelPrefixes.some((prefix) => key.startsWith(prefix) && isLabelName(key.slice(prefix.length)));
-    if (allowed && isLabelValue(value)) carried[key] = value;
+    if (isCarriedNodeLabel(key) && isLabelName(key.slice(key.indexOf('/') + 1)) && isLabelValue(value))
+      carried[key] = value;
   }
   return carried;
 }
@@ -122,7 +112,10 @@ const isLabelValue = (value: string): boolean => value === '' || isLabelName(val
 const labelValue = (value: string): string => value.slice(0, 63).replace(/[^A-Za-z0-9]+$/, '');
 
 export function desiredLabels(node: LeaseNode, served: ServedNode): Record<string, string> {
+  const { architecture } = served.nodeInfo;
   return {
+    // A kubelet says it of itself; the provider's own label is as good.
+    ...(architecture && isLabelName(architecture) ? { 'kubernetes.io/arch': architecture } : {}),
     ...carriedLabels(served.nodeLabels),
     // The real node may have more: this one has what was leased.
     ...(served.nodeLabels['nvidia.com/gpu.count'] === undefined ? {} : { 'nvidia.com/gpu.count': String(served.gpus) }),

@@ -52,6 +52,38 @@ describe('labels', () => {
   });
 
   test.each([
+    ['nvidia.com/gpu.memory', '81559'],
+    ['nvidia.com/gpu.compute.major', '9'],
+    ['nvidia.com/gpu.sharing-strategy', 'none'],
+    ['nvidia.com/cuda.driver-version.full', '550.127.08'],
+    ['nvidia.com/mig.strategy', 'single'],
+    ['topology.kubernetes.io/region', 'eu-1'],
+    ['node.kubernetes.io/instance-type', 'p5'],
+  ])('carry %s', (key, value) => {
+    expect(labelsOf({ [key]: value })).toMatchObject({ [key]: value });
+  });
+
+  test.each([
+    ['have drivers installed on it', 'nvidia.com/gpu.deploy.driver', 'true'],
+    ['be quarrelled over', 'nvidia.com/gpu.present', 'true'],
+    ['have its GPUs cut', 'nvidia.com/mig.config', 'all-1g.10gb'],
+    ['show devices that are not leased', 'nvidia.com/mig-1g.5gb.count', '7'],
+    ['change with each restart of a labeller', 'nvidia.com/gfd.timestamp', '1555019244'],
+  ])('do not let the node %s', (_, key, value) => {
+    expect(labelsOf({ [key]: value })).toEqual(labelsOf({}));
+  });
+
+  test('tell the architecture that the kubelet tells, where the node has no label of it', () => {
+    const nodeInfo = { architecture: 'arm64' };
+    const arch = (nodeLabels: Record<string, string>, info: Record<string, string>) =>
+      buildNode(lease, { ...served, nodeLabels, nodeInfo: info }).metadata.labels?.['kubernetes.io/arch'];
+    expect(arch({}, nodeInfo)).toBe('arm64');
+    expect(arch({ 'kubernetes.io/arch': 'amd64' }, nodeInfo)).toBe('amd64');
+    expect(arch({}, { architecture: 'not a label' })).toBeUndefined();
+    expect(arch({}, {})).toBeUndefined();
+  });
+
+  test.each([
     ['a role', 'node-role.kubernetes.io/control-plane', ''],
     ['somebody’s pool', 'pool', 'payments'],
     ['a label of ours', 'gpulease.dev/lease', 'other'],

@@ -4,6 +4,7 @@
  */
 
 import { finalizers, labels, managedBy } from '../api/labels.ts';
+import { disruptionTarget, type LeaseEnd, nodeEnding } from '../core/node/disruption.ts';
 import { isOfDaemonSet, isTerminal, type Pod } from '../core/node/pod.ts';
 import { lostStatus } from '../core/node/translate-status.ts';
 import type { Node } from '../core/node/virtual-node.ts';
@@ -23,13 +24,19 @@ const onNode = async (cluster: Cluster, name: string, signal?: AbortSignal): Pro
   (await cluster.list<Pod>(resources.pods, { fieldSelector: `spec.nodeName=${name}` }, signal)).items;
 const keyOf = (pod: Pod) => ({ namespace: pod.metadata.namespace, name: pod.metadata.name });
 
+export interface DrainOptions {
+  readonly why: LeaseEnd;
+  readonly pastDeadline: boolean;
+  readonly now: Date;
+}
+
 export async function drainStep(
   cluster: Cluster,
   name: string,
-  pastDeadline: boolean,
+  { why, pastDeadline, now }: DrainOptions,
   signal?: AbortSignal,
 ): Promise<DrainProgress> {
-  await cordon(cluster, name, signal);
+  await cordon(cluster, name, why, now, signal);
   // DaemonSet pods never ran here, and would come back at once.
   const pods = (await onNode(cluster, name, signal)).filter((pod) => !isTerminal(pod) && !isOfDaemonSet(pod));
   const blocked: { pod: string; message: string }[] = [];
@@ -37,8 +44,10 @@ export async function drainStep(
     if (pod.metadata.deletionTimestamp) continue;
     const { uid } = pod.metadata;
     try {
-      if (pastDeadline) await cluster.delete(resources.pods, keyOf(pod), { uid }, signal);
-      else
+      if (pastDeadline) {
+        await markDisrupted(cluster, pod, now, signal);
+        await cluster.delete(resources.pods, keyOf(pod), { uid }, signal);
+      } else
         await cluster.createSubresource(
           resources.pods,
           keyOf(pod),
@@ -60,10 +69,37 @@ export async function drainStep(
   return { left: pods.length, blocked };
 }
 
-async function cordon(cluster: Cluster, name: string, signal?: AbortSignal): Promise<void> {
+async function cordon(cluster: Cluster, name: string, why: LeaseEnd, now: Date, signal?: AbortSignal): Promise<void> {
   const node = await cluster.get<Node>(resources.nodes, { name }, signal);
-  if (!node || node.spec.unschedulable) return;
-  await cluster.patch(resources.nodes, { name }, { spec: { unschedulable: true } }, { type: 'merge' }, signal);
+  if (!node) return;
+  if (!node.spec.unschedulable)
+    await cluster.patch(resources.nodes, { name }, { spec: { unschedulable: true } }, { type: 'merge' }, signal);
+  const condition = nodeEnding(node.status?.conditions, why, now);
+  if (condition)
+    await cluster.patch(
+      resources.nodes,
+      { name },
+      { metadata: { uid: node.metadata.uid }, status: { conditions: [condition] } },
+      { type: 'strategic', subresource: 'status' },
+      signal,
+    );
+}
+
+/** A courtesy to Jobs: a pod is deleted whether it could be written or not. */
+async function markDisrupted(cluster: Cluster, pod: Pod, now: Date, signal?: AbortSignal): Promise<void> {
+  const condition = disruptionTarget(pod, now);
+  if (!condition) return;
+  try {
+    await cluster.patch(
+      resources.pods,
+      keyOf(pod),
+      { metadata: { uid: pod.metadata.uid }, status: { conditions: [condition] } },
+      { type: 'strategic', subresource: 'status' },
+      signal,
+    );
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+  }
 }
 
 /**
@@ -91,6 +127,8 @@ async function endPod(cluster: Cluster, pod: Pod, now: Date, signal?: AbortSigna
   try {
     if (!isTerminal(pod) && !isOfDaemonSet(pod)) {
       const status = lostStatus(pod, 'LeaseEnded', 'The lease of the node has ended.', now);
+      const disrupted = disruptionTarget(pod, now);
+      if (disrupted) status.conditions = [...(status.conditions ?? []), disrupted];
       await cluster.patch(
         resources.pods,
         keyOf(pod),

@@ -7,6 +7,7 @@ import { labels, managedBy } from '../api/labels.ts';
 import type { GpuLease } from '../api/lease.ts';
 import type { Meter } from '../core/lease/meter.ts';
 import type { NodeFact, QuoteRecord } from '../core/lease/observed.ts';
+import type { LeaseEnd } from '../core/node/disruption.ts';
 import { type Node, type NodeHealth, nodeNameOf, readySince } from '../core/node/virtual-node.ts';
 import { systemClock } from '../engine/clock.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
@@ -213,12 +214,16 @@ export function createLeaseNodes({
 
     async drain(
       nodeName: string,
-      { force, graceSeconds }: { force: boolean; graceSeconds: number },
+      { force, graceSeconds, why }: { force: boolean; graceSeconds: number; why: LeaseEnd },
       signal?: AbortSignal,
     ): Promise<void> {
       const deadline = force ? now() : new Date(now().getTime() + graceSeconds * 1000);
-      const { blocked } = await nodes.drain(nodeName, deadline, signal);
+      const { blocked } = await nodes.drain(nodeName, deadline, why, signal);
       for (const { pod, message } of blocked) log.info({ node: nodeName, pod, message }, 'eviction is held up');
+    },
+
+    warn(nodeName: string, reason: string, message: string): void {
+      nodes.tellPods(nodeName, 'Warning', reason, message);
     },
 
     async stop(lease: GpuLease, signal?: AbortSignal): Promise<void> {

@@ -6,8 +6,9 @@
  * is deleted because it is not known.
  */
 import { annotations, labels, managedBy } from '../api/labels.ts';
+import type { LeaseEnd } from '../core/node/disruption.ts';
 import { remotePodName, virtualNodePrefix } from '../core/node/names.ts';
-import type { Pod } from '../core/node/pod.ts';
+import { isOfDaemonSet, isTerminal, type Pod } from '../core/node/pod.ts';
 import { familyOf, type Service } from '../core/node/service.ts';
 import { concerns, type ServiceLinks, serviceVariables } from '../core/node/service-links.ts';
 import { type Node, nodeNameOf } from '../core/node/virtual-node.ts';
@@ -106,7 +107,9 @@ export interface VirtualNodes {
   get(name: string): VirtualNode | undefined;
   list(): readonly VirtualNode[];
   /** One step: cordons, evicts; after the deadline deletes. Call again until nothing is left. */
-  drain(name: string, deadline: Date, signal?: AbortSignal): Promise<DrainProgress>;
+  drain(name: string, deadline: Date, why: LeaseEnd, signal?: AbortSignal): Promise<DrainProgress>;
+  /** An event on each of its pods that has not ended. */
+  tellPods(name: string, type: 'Normal' | 'Warning', reason: string, message: string): void;
   /** Serves it no longer here. The Node object stays, for whoever serves it next. */
   stop(name: string): Promise<void>;
   /** Ports that stand for pods, and connections: to pods of the nodes, and from them to Services of the consumer's cluster. */
@@ -115,6 +118,8 @@ export interface VirtualNodes {
   remove(name: string, signal?: AbortSignal): Promise<boolean>;
 }
 
+/** The queue of events is bounded, and other leases have pods, too. */
+const mostTold = 500;
 /** Events from before a start were told before it; those of the last seconds may not have been. */
 const eventsBeforeStartSeconds = 10;
 
@@ -465,7 +470,15 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     get: (name) => (hosts.has(name) ? handle(name) : undefined),
     list: () => [...hosts.keys()].map(handle),
 
-    drain: (name, deadline, signal) => drainStep(cluster, name, clock.now() >= deadline, signal),
+    async drain(name, deadline, why, signal) {
+      const now = clock.now();
+      return drainStep(cluster, name, { why, pastDeadline: now >= deadline, now }, signal);
+    },
+
+    tellPods(name, type, reason, message) {
+      const here = pods.byIndex('node', name).filter((pod) => !isTerminal(pod) && !isOfDaemonSet(pod));
+      for (const pod of here.slice(0, mostTold)) events.event(pod, type, reason, message);
+    },
 
     stop,
 

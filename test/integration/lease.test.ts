@@ -466,6 +466,16 @@ it('ends a lease whose term is over, by itself', async () => {
     [leaseManifest('short', 'H100-SXM', '3', { term: { durationSeconds: 60 }, drainTimeoutSeconds: 60 })],
     quiet,
   );
+  const told = async (about: string, ...reasons: string[]) => {
+    const { items } = await sandbox.consumerCluster.list<KubeObject & { reason: string; regarding: { name: string } }>(
+      resources.eventsV1,
+      { namespace: 'ml' },
+    );
+    const all = items.filter(({ regarding }) => regarding.name === about).map(({ reason }) => reason);
+    return reasons.map((reason) => all.filter((one) => one === reason).length);
+  };
+  await apply(podManifest('guest', { containers: shell('sleep 600') }, 'ml', 'short'));
+  await phase('guest', 'Running');
   const status = await until('the end of the term', 120, async () => {
     const seen = await sandbox.consumerCluster.get<GpuLease & KubeObject>(resources.gpuLeases, running.key);
     return seen?.status?.endedAt ? seen.status : undefined;
@@ -475,6 +485,10 @@ it('ends a lease whose term is over, by itself', async () => {
   expect(status.settlement?.servedSeconds).toBeGreaterThanOrEqual(53);
   expect(status.settlement?.servedSeconds).toBeLessThanOrEqual(60);
   expect(status.conditions?.find((c) => c.type === 'Settled')?.status).toBe('True');
+  // Everybody was told once beforehand, and once when it began.
+  expect(await told('short', 'EndsSoon', 'Expired')).toEqual([1, 1]);
+  expect(await told('guest', 'LeaseEndsSoon', 'LeaseEnding')).toEqual([1, 1]);
+  expect(await getPod('guest')).toBeUndefined();
   await ctl('delete', 'gpulease', '-n', 'ml', 'short', '--timeout=30s');
   running.witness.stop();
 });

@@ -174,6 +174,8 @@ function kubectl(args: string[], input?: Buffer): Promise<{ code: number; stdout
   });
 }
 
+const over = { reason: 'Expired', message: 'its term is over.' };
+
 describe('Kubernetes and the node', () => {
   test('its certificate is the cluster’s, for the node and its address', async () => {
     const { port } = nodes.get(name)!.state;
@@ -314,15 +316,15 @@ describe('Kubernetes and the node', () => {
       } as KubeObject,
     );
     await sleep(1000);
-    const first = await nodes.drain(name, new Date(Date.now() + 60_000));
+    const first = await nodes.drain(name, new Date(Date.now() + 60_000), over);
     expect(first.blocked.map((b) => b.pod)).toEqual([`${namespace}/guarded`]);
     expect(first.left).toBeGreaterThan(1);
     await eventually(
-      async () => (await nodes.drain(name, new Date(Date.now() + 60_000))).left === 1,
+      async () => (await nodes.drain(name, new Date(Date.now() + 60_000), over)).left === 1,
       'all others to go',
     );
     expect((await get('guarded'))?.metadata.deletionTimestamp).toBeUndefined();
-    await eventually(async () => (await nodes.drain(name, new Date(0))).left === 0, 'the last one to go');
+    await eventually(async () => (await nodes.drain(name, new Date(0), over)).left === 0, 'the last one to go');
     await eventually(async () => (await remoteOf(guarded)) === undefined, 'it to go at the provider');
     await consumer.patch(resources.nodes, { name }, { spec: { unschedulable: null } });
   });

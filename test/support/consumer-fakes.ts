@@ -160,6 +160,7 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
       step('node.drain', () => {
         if (fakes.node) fakes.node = { ...fakes.node, pods: 0 };
       }),
+    warn: (_nodeName, reason, message) => void events.push({ type: 'Warning', reason, message }),
     stop: () =>
       step('node.stop', () => {
         fakes.node = undefined;

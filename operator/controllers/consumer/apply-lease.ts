@@ -8,6 +8,7 @@ import { gpusInWords } from '../../core/lease/amounts.ts';
 import { blockTimeOf, count, servedSeconds } from '../../core/lease/meter.ts';
 import { intents, type LeaseRecord, type Observed, type QuoteRecord, type Refused } from '../../core/lease/observed.ts';
 import { planLease } from '../../core/lease/plan.ts';
+import { farewell } from '../../core/lease/warn.ts';
 import { formatAmount } from '../../core/money/amount.ts';
 import { paidSeconds } from '../../core/money/escrow.ts';
 import type { Candidate } from '../../core/offer/match.ts';
@@ -133,8 +134,15 @@ export async function applyAction(
     case 'vouch':
       await vouch(world, seen, action, signal);
       return;
+    case 'warn':
+      // Stored before it is said: once, whatever happens in between.
+      await save({ warnedAt: action.at.toISOString() });
+      world.events.event(lease, 'Normal', 'EndsSoon', action.message);
+      if (seen.node) world.nodes.warn(seen.node.name, 'LeaseEndsSoon', action.message);
+      return;
     case 'beginEnd':
       await save({ end: action.why });
+      if (seen.node) world.nodes.warn(seen.node.name, 'LeaseEnding', farewell(seen, action.why));
       world.events.event(
         lease,
         action.why.reason === 'Released' || action.why.reason === 'Expired' ? 'Normal' : 'Warning',
@@ -143,7 +151,11 @@ export async function applyAction(
       );
       return;
     case 'drainNode':
-      await world.nodes.drain(action.nodeName, { force: action.force, graceSeconds: action.graceSeconds }, signal);
+      await world.nodes.drain(
+        action.nodeName,
+        { force: action.force, graceSeconds: action.graceSeconds, why: action.why },
+        signal,
+      );
       return;
     case 'markDrained': {
       const end = record().end;

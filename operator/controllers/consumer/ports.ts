@@ -14,6 +14,7 @@ import type { Address, Hex, Hex32 } from '../../api/messages.ts';
 import type { GpuProvider, Rail } from '../../api/provider.ts';
 import type { Meter } from '../../core/lease/meter.ts';
 import type { ChainFact, LeaseRecord, NodeFact, QuoteRecord, Refused } from '../../core/lease/observed.ts';
+import type { LeaseEnd } from '../../core/node/disruption.ts';
 import type { Answer, RailFact } from '../../core/provider/assess.ts';
 
 /** The gateway's refusal, or that nobody knows what it did. Adapters make these out of what really happened. */
@@ -96,9 +97,11 @@ export interface LeaseNodes {
   ): Promise<void>;
   drain(
     nodeName: string,
-    options: { readonly force: boolean; readonly graceSeconds: number },
+    options: { readonly force: boolean; readonly graceSeconds: number; readonly why: LeaseEnd },
     signal?: AbortSignal,
   ): Promise<void>;
+  /** An event on each pod of the node that has not ended. */
+  warn(nodeName: string, reason: string, message: string): void;
   /** Deletes the Node of this lease, and stops serving it. */
   stop(lease: GpuLease, signal?: AbortSignal): Promise<void>;
   /** All Nodes of ours, by the UID of the lease that each stands for. */

@@ -27,9 +27,17 @@ export type Action =
     }
   | { readonly do: 'saveMeter'; readonly meter: Meter }
   | { readonly do: 'markStarted'; readonly at: Date }
+  /** Tells people on the lease and on its pods, once, that the end is near. */
+  | { readonly do: 'warn'; readonly at: Date; readonly message: string }
   | { readonly do: 'beginEnd'; readonly why: Ending }
   /** Cordons and evicts, honouring PodDisruptionBudgets until `force`. */
-  | { readonly do: 'drainNode'; readonly nodeName: string; readonly force: boolean; readonly graceSeconds: number }
+  | {
+      readonly do: 'drainNode';
+      readonly nodeName: string;
+      readonly force: boolean;
+      readonly graceSeconds: number;
+      readonly why: Ending;
+    }
   | { readonly do: 'markDrained'; readonly meter: Meter; readonly at: Date }
   | { readonly do: 'stopNode' }
   /** Asks the provider to let go, and keeps its signature. */

@@ -42,7 +42,7 @@ function decide(seen: Observed): Decision {
     if (allocation?.state === 'known' && allocation.info.state === 'Serving')
       actions.push(...vouchWhenDue(seen).actions);
   }
-  actions.push({ do: 'drainNode', nodeName: node.name, force, graceSeconds: Math.max(1, timeout) });
+  actions.push({ do: 'drainNode', nodeName: node.name, force, graceSeconds: Math.max(1, timeout), why: end });
   return {
     status: 'Unknown',
     reason: 'Draining',

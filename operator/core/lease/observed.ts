@@ -28,6 +28,8 @@ export interface LeaseRecord {
   readonly vouchedSeconds: number;
   /** When the node first was Ready: billing starts. */
   readonly startedAt?: string;
+  /** When people were told that the end is near. */
+  readonly warnedAt?: string;
   readonly end?: Ending;
   /** Signed by the provider when it let go. */
   readonly release?: { readonly servedSeconds: number; readonly signature: `0x${string}`; readonly at: string };

@@ -9,6 +9,7 @@ import { railOf, spendLimit } from './fund.ts';
 import { blockTimeOf, count, servedSeconds } from './meter.ts';
 import { intents, type Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
+import { warnWhenDue } from './warn.ts';
 
 export const serve: Step = { condition: 'Ready', decide };
 
@@ -77,7 +78,9 @@ function decide(seen: Observed): Decision {
   // Looked at again when it ends, not at the next voucher after that: the drain needs its time.
   const escrow = chain?.state === 'known' ? chain.escrow : undefined;
   const left = escrow ? endsAtServedSeconds(seen, escrow) - served : Number.POSITIVE_INFINITY;
-  const wait = Math.min(vouching.waitSeconds, Math.max(0.2, left));
+  const warning = warnWhenDue(seen, served);
+  if (warning.action) actions.push(warning.action);
+  const wait = Math.min(vouching.waitSeconds, warning.waitSeconds, Math.max(0.2, left));
   if (!ready)
     return {
       status: 'Unknown',

@@ -125,18 +125,25 @@ describe('a virtual node', () => {
 describe('draining', () => {
   const later = () => new Date(Date.now() + 60_000);
   const past = () => new Date(Date.now() - 1);
+  const over = { reason: 'Expired', message: 'the term of 3600 s is over.' };
 
   test('cordons, evicts, and is done when nothing is left', async () => {
     await w.start();
     const pod = w.bind('web');
     await eventually(() => expect(w.remote(pod)).toBeDefined());
     w.say(pod, { phase: 'Running' });
-    expect((await w.nodes.drain(nodeName, later())).left).toBe(1);
+    expect((await w.nodes.drain(nodeName, later(), over)).left).toBe(1);
     expect(w.node()?.spec.unschedulable).toBe(true);
+    expect(w.node()?.status?.conditions?.find((c) => c.type === 'LeaseEnding')).toMatchObject({
+      status: 'True',
+      ...over,
+    });
+    // What is drained is still served, and billed by this condition.
+    expect(ready()?.status).toBe('True');
     await eventually(() => expect(w.remote(pod)?.metadata.deletionTimestamp).toBeDefined());
     w.provider.erase(resources.pods, { namespace: 'tenant', name: w.remote(pod)!.metadata.name });
     await eventually(() => expect(w.pod('web')).toBeUndefined());
-    expect(await w.nodes.drain(nodeName, later())).toEqual({ left: 0, blocked: [] });
+    expect(await w.nodes.drain(nodeName, later(), over)).toEqual({ left: 0, blocked: [] });
   });
 
   test('waits for a PodDisruptionBudget until the deadline, and says so', async () => {
@@ -157,11 +164,42 @@ describe('draining', () => {
     );
     const pod = w.bind('web');
     await eventually(() => expect(w.remote(pod)).toBeDefined());
-    const { blocked } = await w.nodes.drain(nodeName, later());
+    const { blocked } = await w.nodes.drain(nodeName, later(), over);
     expect(blocked).toEqual([{ pod: 'team-a/web', message: expect.stringMatching(/disruption budget/) }]);
     expect(w.pod('web')?.metadata.deletionTimestamp).toBeUndefined();
-    await w.nodes.drain(nodeName, past());
+    await w.nodes.drain(nodeName, past(), over);
     expect(w.pod('web')?.metadata.deletionTimestamp).toBeDefined();
+    expect(w.pod('web')?.status?.conditions).toContainEqual(
+      expect.objectContaining({ type: 'DisruptionTarget', status: 'True', reason: 'TerminationByKubelet' }),
+    );
+  });
+
+  test('says on the node once that its lease ends', async () => {
+    await w.start();
+    await eventually(() => expect(ready()?.status).toBe('True'));
+    await w.nodes.drain(nodeName, later(), over);
+    const before = nodeWrites();
+    await w.nodes.drain(nodeName, later(), over);
+    await w.nodes.drain(nodeName, past(), over);
+    expect(nodeWrites()).toBe(before);
+  });
+
+  test('tells each pod that has not ended, and none of a DaemonSet', async () => {
+    await w.start();
+    w.bind('web');
+    w.bind('done', (pod) => {
+      pod.status = { phase: 'Succeeded' };
+    });
+    w.bind('daemon', (pod) => {
+      pod.metadata.ownerReferences = [
+        { apiVersion: 'apps/v1', kind: 'DaemonSet', name: 'd', uid: 'd', controller: true },
+      ];
+    });
+    await eventually(() => expect(w.remotes()).toHaveLength(1));
+    w.nodes.tellPods(nodeName, 'Warning', 'LeaseEndsSoon', 'in an hour');
+    expect(w.told.filter((one) => one.reason === 'LeaseEndsSoon')).toEqual([
+      { pod: 'team-a/web', type: 'Warning', reason: 'LeaseEndsSoon', message: 'in an hour' },
+    ]);
   });
 });
 

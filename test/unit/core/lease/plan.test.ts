@@ -705,6 +705,55 @@ describe('the end', () => {
       { wishes: ['beginEnd Expired'] },
     ],
     [
+      'is announced a quarter of an hour before its drain begins, once',
+      serving(2410, { chain: chain(2410, { escrow: escrow() }) }),
+      { ready: 'True Serving', wishes: ['startNode', 'warn'] },
+    ],
+    [
+      'is not announced before',
+      serving(2409, { chain: chain(2409, { escrow: escrow() }) }),
+      { ready: 'True Serving', wishes: ['startNode'], within: 1 },
+    ],
+    [
+      'is not announced again',
+      serving(2500, {
+        record: servingRecord(2500, { warnedAt: instant(2410) }),
+        chain: chain(2500, { escrow: escrow() }),
+      }),
+      { ready: 'True Serving', wishes: ['startNode'] },
+    ],
+    [
+      'is announced in the last quarter of a short term',
+      serving(49, {
+        lease: lease({ term: { durationSeconds: 60 } }),
+        record: servingRecord(49, { quote: quoteRecord({ maxSeconds: 60 }), deposit: '6000' }),
+        chain: chain(49, { escrow: escrow({ maxSeconds: 60 }) }),
+      }),
+      { ready: 'True Serving', wishes: ['startNode', 'warn'] },
+    ],
+    [
+      'is announced when a spend limit ends it before its term',
+      serving(400, {
+        lease: lease({ pricing: { maxPricePerGpuHour: '0.60', spendLimit: '0.1', assetSymbol: 'USDC' } }),
+        chain: chain(400, { escrow: escrow({ deposit: 100_000n }) }),
+      }),
+      { ready: 'True Serving', wishes: ['startNode', 'warn'] },
+    ],
+    [
+      'is not announced for a deposit that is about to be topped up',
+      serving(6700, {
+        lease: lease({ term: { durationSeconds: 86_400 } }),
+        record: longRecord(6700),
+        chain: chain(6700, { escrow: escrow(long) }),
+      }),
+      { ready: 'True Serving', wishes: ['startNode', 'topUp 669000 to 1389000'] },
+    ],
+    [
+      'is announced when the escrow ends on chain, however little was served',
+      serving(3200, { record: servingRecord(100), chain: chain(3200, { escrow: escrow() }) }),
+      { ready: 'True Serving', wishes: ['startNode', 'vouch 3190', 'warn'] },
+    ],
+    [
       'does not begin before its time',
       serving(3309, { chain: chain(3309, { escrow: escrow() }) }),
       { ready: 'True Serving' },

@@ -5,7 +5,10 @@ export const version = 'v1alpha1';
 export const apiVersion = `${group}/${version}`;
 
 export const labels = {
-  /** On a virtual node, and on what is made for a lease: the name of the GpuLease. */
+  /**
+   * On a virtual node, and on what is made for a lease: the name of the GpuLease. On a pod: the lease on whose node it is to
+   * run. That is a lease of the pod's own namespace, unless the pod's `lease-namespace` names another.
+   */
   lease: `${group}/lease`,
   /** UID of the GpuLease: tells a lease from an older one of the same name. */
   leaseUid: `${group}/lease-uid`,
@@ -15,6 +18,10 @@ export const labels = {
   provider: `${group}/provider`,
   offer: `${group}/offer`,
   capacityType: `${group}/capacity-type`,
+  /** On a lease, and on its virtual node: the pool that it belongs to. */
+  pool: `${group}/pool`,
+  /** On a virtual node: `restricted`, unless pods of every namespace may use it. See `accessLabelPrefix`. */
+  access: `${group}/access`,
   /** On a real node of a provider: rent this node's GPUs out. Also the key of the taint that the gateway puts there. */
   offered: `${group}/offered`,
   /** On a tenant's namespace, and everything in it. */
@@ -28,6 +35,14 @@ export const labels = {
 export const managedBy = 'gpulease';
 /** In `labels.sliceManagedBy`. */
 export const sliceManager = group;
+
+/** Value of the label `access`. */
+export const restricted = 'restricted';
+/** On a virtual node, with a namespace behind the slash: its pods may use the node. Policies read it; see `policies.ts`. */
+export const accessLabelPrefix = `access.${group}/`;
+
+/** All virtual nodes are called so; pods of other nodes are none of ours. Real nodes may be called so, too. */
+export const virtualNodePrefix = 'gpu-';
 
 export const annotations = {
   /** On a carried pod at the provider: namespace, name and UID of the consumer's pod. */

@@ -1,15 +1,17 @@
 /**
- * Writes what is generated from sources of truth: `crds/` from the Zod schemas, contract ABIs from Solidity, the
- * reference from the registries. `--verify` writes nothing, and fails when a committed file differs from its source.
+ * Writes what is generated from sources of truth: `crds/` from the Zod schemas, with the admission policies in a
+ * folder of their own, contract ABIs from Solidity, the reference from the registries. `--verify` writes
+ * nothing, and fails when a committed file differs from its source.
  */
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { dump } from 'js-yaml';
 import { customResourceDefinition } from '../api/crd.ts';
 import { kinds } from '../api/kinds.ts';
 import { group } from '../api/labels.ts';
+import { policies } from '../api/policies.ts';
 import { generateContracts } from '../contracts/generate.ts';
 import { reference } from './reference.ts';
 
@@ -18,10 +20,14 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
 /** Path from the repository's root → content. */
 async function everything(): Promise<Map<string, string>> {
   const files = new Map<string, string>();
+  const header = '# Generated from operator/api by `npm run generate`. Do not edit.\n';
   for (const kind of kinds) {
-    const header = '# Generated from operator/api by `npm run generate`. Do not edit.\n';
     const yaml = dump(customResourceDefinition(kind), { lineWidth: 120, noRefs: true });
     files.set(`crds/${group}_${kind.plural}.yaml`, header + yaml);
+  }
+  for (const { name, manifests } of policies) {
+    const documents = manifests.map((manifest) => dump(manifest, { lineWidth: 120, noRefs: true }));
+    files.set(`crds/policies/${name}.yaml`, header + documents.join('---\n'));
   }
   for (const [path, content] of await generateContracts()) files.set(path, content);
   files.set('operator/REFERENCE.md', reference());
@@ -30,7 +36,8 @@ async function everything(): Promise<Map<string, string>> {
 
 /** Files in wholly generated folders that nothing generates any more. */
 async function leftovers(files: ReadonlyMap<string, string>): Promise<string[]> {
-  const present = (await readdir(join(root, 'crds'))).map((name) => `crds/${name}`);
+  const found = await readdir(join(root, 'crds'), { recursive: true, withFileTypes: true });
+  const present = found.filter((one) => one.isFile()).map((one) => relative(root, join(one.parentPath, one.name)));
   return present.filter((path) => !files.has(path));
 }
 

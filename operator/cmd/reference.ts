@@ -3,8 +3,9 @@ import { z } from 'zod';
 import { endReasons, lifeConditions, pendingReasons, providerReasons } from '../api/conditions.ts';
 import { gatewayReasons } from '../api/gateway.ts';
 import { kinds } from '../api/kinds.ts';
-import { apiVersion, labels, taints } from '../api/labels.ts';
+import { accessLabelPrefix, apiVersion, labels, taints } from '../api/labels.ts';
 import { gpuModels } from '../api/models.ts';
+import { policies } from '../api/policies.ts';
 import { tablesWithin } from '../core/node/field-table.ts';
 import { podSpecTable } from '../core/node/pod-fields.ts';
 
@@ -137,8 +138,22 @@ export function reference(): string {
   list('Provider', providerReasons);
   out.push('', '## Refusals of a gateway', '', '| reason | meaning |', '|---|---|');
   for (const [reason, meaning] of Object.entries(gatewayReasons)) out.push(`| \`${reason}\` | ${meaning} |`);
+  out.push(
+    '',
+    '## Admission policies',
+    '',
+    'In `crds/policies/`, applied after the kinds. Those that add something need Kubernetes 1.36, those that refuse 1.30. Without them pods must bring their own node selector and tolerations, a pod that may not use a lease fails on its node instead of waiting, and DaemonSets that tolerate everything have a Pending pod on each leased node.',
+    '',
+    '| policy | effect | when it cannot be evaluated |',
+    '|---|---|---|',
+  );
+  for (const { name, effect, failure } of policies)
+    out.push(
+      `| \`${name}\` | ${cell(effect)} | ${failure === 'Fail' ? 'the request is refused' : 'the request passes'} |`,
+    );
   podFields(out);
   out.push('', '## Labels and taints', '');
-  for (const value of new Set([...Object.values(labels), ...Object.values(taints)])) out.push(`- \`${value}\``);
+  for (const value of new Set([...Object.values(labels), `${accessLabelPrefix}NAMESPACE`, ...Object.values(taints)]))
+    out.push(`- \`${value}\``);
   return `${out.join('\n')}\n`;
 }

@@ -306,5 +306,12 @@ export const resources = {
     kind: 'GpuProvider',
     namespaced: false,
   },
+  gpuAccesses: {
+    group: 'gpulease.dev',
+    version: 'v1alpha1',
+    plural: 'gpuaccesses',
+    kind: 'GpuAccess',
+    namespaced: false,
+  },
   gpuOffers: { group: 'gpulease.dev', version: 'v1alpha1', plural: 'gpuoffers', kind: 'GpuOffer', namespaced: false },
 } as const satisfies Record<string, Resource>;

@@ -5,7 +5,7 @@
 
 import { finalizers, labels, managedBy } from '../api/labels.ts';
 import { disruptionTarget, type LeaseEnd, nodeEnding } from '../core/node/disruption.ts';
-import { isOfDaemonSet, isTerminal, type Pod } from '../core/node/pod.ts';
+import { daemonTarget, isOfDaemonSet, isTerminal, type Pod } from '../core/node/pod.ts';
 import { lostStatus } from '../core/node/translate-status.ts';
 import type { Node } from '../core/node/virtual-node.ts';
 import { ApiError, isConflict, isNotFound } from '../engine/errors.ts';
@@ -119,8 +119,29 @@ export async function removeNode(cluster: Cluster, name: string, now: Date, sign
   if (!node.metadata.deletionTimestamp)
     await cluster.delete(resources.nodes, { name }, { uid: node.metadata.uid }, signal);
   await removeFinalizer(cluster, resources.nodes, node, finalizers.node, signal);
-  return (await cluster.get(resources.nodes, { name }, signal)) === undefined;
+  if ((await cluster.get(resources.nodes, { name }, signal)) !== undefined) return false;
+  await endWaiting(cluster, name, signal);
+  return true;
 }
+
+/**
+ * Pods of DaemonSets that were made for this node, and kept unbound by policy. Their controller takes them away, but only
+ * when something else makes it look.
+ */
+async function endWaiting(cluster: Cluster, name: string, signal?: AbortSignal): Promise<void> {
+  const { items } = await cluster.list<Pod>(
+    resources.pods,
+    { fieldSelector: 'spec.nodeName=', labelSelector: 'controller-revision-hash' },
+    signal,
+  );
+  for (const pod of items)
+    if (isOfDaemonSet(pod) && daemonTarget(pod) === name)
+      await cluster.delete(resources.pods, keyOf(pod), { uid: pod.metadata.uid }, signal).catch(ignoreConflict);
+}
+
+const ignoreConflict = (error: unknown): void => {
+  if (!isConflict(error)) throw error;
+};
 
 async function endPod(cluster: Cluster, pod: Pod, now: Date, signal?: AbortSignal): Promise<void> {
   const { uid } = pod.metadata;

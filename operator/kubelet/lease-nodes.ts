@@ -194,6 +194,7 @@ export function createLeaseNodes({
           providerName: quote.providerName,
           offerName: quote.offerName,
           capacityType: lease.spec.capacityType,
+          pool: lease.metadata.labels?.[labels.pool],
           labels: node.labels,
           taints: node.taints,
           untainted: node.untainted,

@@ -35,6 +35,7 @@ import { type DrainProgress, drainStep, removeNode } from './drain.ts';
 import type { EvictionGuard } from './eviction-guard.ts';
 import { createFollowedObjects } from './followed.ts';
 import { type Host, openHost } from './host.ts';
+import { createLeasedAccess } from './leased-access.ts';
 import { keepNode, type NodeSeen } from './node.ts';
 import type { ObjectRef } from './objects.ts';
 import { consumerKeyOf, createPodCarrier } from './pods.ts';
@@ -270,6 +271,20 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     verifiesCertificates: () => clientCa.pem !== undefined,
   });
 
+  const access = createLeasedAccess({
+    cluster,
+    clock,
+    log,
+    exists: (name) => !nodes.synced || nodes.get({ name }) !== undefined,
+  });
+  const draining = new Set<string>();
+  const accessOf = (spec: NodeSpec) => ({
+    lease: `${spec.lease.namespace}/${spec.lease.name}`,
+    namespaces: spec.allowedNamespaces,
+    untainted: spec.untainted === true,
+    ending: draining.has(nodeNameOf(spec.lease)),
+  });
+
   async function reconcileNode({ name }: ObjectKey, signal: AbortSignal): Promise<Result> {
     const host = hosts.get(name);
     if (!host) return {};
@@ -277,6 +292,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     // Opening the port wakes us.
     if (port === undefined) return {};
     const health = host.health();
+    await access.keep(name, accessOf(host.spec), signal);
     const seen = await keepNode(
       {
         cluster,
@@ -471,6 +487,9 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     list: () => [...hosts.keys()].map(handle),
 
     async drain(name, deadline, why, signal) {
+      draining.add(name);
+      const host = hosts.get(name);
+      if (host) await access.keep(name, accessOf(host.spec), signal);
       const now = clock.now();
       return drainStep(cluster, name, { why, pastDeadline: now >= deadline, now }, signal);
     },
@@ -490,7 +509,12 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
 
     async remove(name, signal) {
       await stop(name);
-      return removeNode(cluster, name, clock.now(), signal);
+      const gone = await removeNode(cluster, name, clock.now(), signal);
+      if (gone) {
+        draining.delete(name);
+        await access.forget(name, signal);
+      }
+      return gone;
     },
   };
 }

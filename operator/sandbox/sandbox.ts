@@ -16,6 +16,7 @@ import { customResourceDefinition } from '../api/crd.ts';
 import { kinds } from '../api/kinds.ts';
 import { apiVersion } from '../api/labels.ts';
 import type { Address } from '../api/messages.ts';
+import { policies } from '../api/policies.ts';
 import { gpuToken } from '../contracts/generated/gpu-token.ts';
 import { mockUsdc } from '../contracts/generated/mock-usdc.ts';
 import { connectCluster } from '../engine/cluster.ts';
@@ -186,7 +187,12 @@ async function build(
   const [nodes, deployed] = await Promise.all([
     Promise.all(wanted.map(node)),
     deploy(chain, claimWindowSeconds, signal),
-    applyManifests(consumerCluster, [...crds(), ...base()], { fieldManager: 'sandbox' }, signal),
+    applyManifests(
+      consumerCluster,
+      [...crds(), ...policies.flatMap((policy) => policy.manifests), ...base()],
+      { fieldManager: 'sandbox' },
+      signal,
+    ),
     applyManifests(providerCluster, [...crds(), ...base()], { fieldManager: 'sandbox' }, signal),
   ]);
   const { deployment, wallet, walletKey, providerKey, providerAddress } = deployed;

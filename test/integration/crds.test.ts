@@ -1,4 +1,4 @@
-/** The three kinds on a real API server: what it takes, what it fills in, and what a person reads when it refuses. */
+/** The kinds on a real API server: what it takes, what it fills in, and what a person reads when it refuses. */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -72,6 +72,7 @@ const minimal: Record<string, () => Json> = {
   GpuLease: minimalLease,
   GpuProvider: minimalProvider,
   GpuOffer: minimalOffer,
+  GpuAccess: () => ({}),
 };
 
 /** A good object with the value at one dotted path replaced, or removed when undefined. */

@@ -296,8 +296,14 @@ describe('what a pod may not have, it does not get, and says why', () => {
         'stranger',
       ),
     );
-    const pod = await phase('intruder', 'Failed', 'stranger');
-    expect(pod.status?.message).toMatch(/namespace/i);
+    await until('the reason in its events', 30, async () =>
+      (await ctl('describe', 'pod', '-n', 'stranger', 'intruder')).includes(
+        'pods of namespace stranger may not use lease ml/train',
+      )
+        ? true
+        : undefined,
+    );
+    expect((await getPod('intruder', 'stranger'))?.status?.phase).toBe('Pending');
     const { items } = await sandbox.providerCluster.list<KubeObject & { data?: Record<string, string> }>(
       resources.secrets,
     );

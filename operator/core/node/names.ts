@@ -2,6 +2,7 @@
  * What things are called on the other side. Names derive from identities, so that a second run finds what the first one
  * made, and a re-created pod of the same name is another pod.
  */
+import { virtualNodePrefix } from '../../api/labels.ts';
 import { sha256Hex } from './sha256.ts';
 
 /** Cuts to `length` and leaves what may stand before a dash in a DNS label. */
@@ -37,8 +38,7 @@ export function remoteServiceName(namespace: string, name: string): string {
   return `svc-${readable(name, 30)}-${sha256Hex(`service/${namespace}/${name}`).slice(0, 20)}`;
 }
 
-/** All virtual nodes are called so; pods of other nodes are none of ours. */
-export const virtualNodePrefix = 'gpu-';
+export { virtualNodePrefix };
 
 /** `gpu-<lease, cut>-<hash of its UID>`, at most 63 characters, since it is also the value of kubernetes.io/hostname. */
 export function virtualNodeName(leaseName: string, leaseUid: string): string {

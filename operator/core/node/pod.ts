@@ -217,3 +217,18 @@ export function isOfDaemonSet(pod: Pod): boolean {
     (owner) => owner.controller === true && owner.kind === 'DaemonSet' && owner.apiVersion.startsWith('apps/'),
   );
 }
+
+/** The node that a DaemonSet made an unbound pod for: it says so in a field of its node affinity. */
+export function daemonTarget(pod: Pod): string | undefined {
+  const { affinity } = pod.spec as {
+    affinity?: {
+      nodeAffinity?: {
+        requiredDuringSchedulingIgnoredDuringExecution?: {
+          nodeSelectorTerms?: { matchFields?: { key: string; operator: string; values?: string[] }[] }[];
+        };
+      };
+    };
+  };
+  const terms = affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution?.nodeSelectorTerms ?? [];
+  return terms.flatMap((term) => term.matchFields ?? []).find(({ key }) => key === 'metadata.name')?.values?.[0];
+}

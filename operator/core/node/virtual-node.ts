@@ -5,7 +5,16 @@
  * Only an InternalIP is published. The API server prefers a Hostname address where there is one, and nobody resolves ours.
  */
 import type { AllocationInfo } from '../../api/gateway.ts';
-import { finalizers, gpuResource, isCarriedNodeLabel, labels, managedBy, taints } from '../../api/labels.ts';
+import {
+  accessLabelPrefix,
+  finalizers,
+  gpuResource,
+  isCarriedNodeLabel,
+  labels,
+  managedBy,
+  restricted,
+  taints,
+} from '../../api/labels.ts';
 import { virtualNodeName } from './names.ts';
 import type { ObjectMeta } from './pod.ts';
 import { timestamp } from './translate-status.ts';
@@ -51,10 +60,14 @@ export interface LeaseNode {
   readonly providerName: string;
   readonly offerName: string;
   readonly capacityType: string;
+  /** Label of the lease: the pool that it belongs to. */
+  readonly pool?: string;
   /** `spec.node.labels`, `.taints`, `.untainted` of the lease. */
   readonly labels?: Readonly<Record<string, string>>;
   readonly taints?: readonly { readonly key: string; readonly value?: string; readonly effect: string }[];
   readonly untainted?: boolean;
+  /** Whose pods may run there, or "*" for everybody's. */
+  readonly allowedNamespaces?: readonly string[];
 }
 
 /** What the provider set aside, and says of the real node. */
@@ -129,9 +142,20 @@ export function desiredLabels(node: LeaseNode, served: ServedNode): Record<strin
     [labels.provider]: labelValue(node.providerName),
     [labels.offer]: labelValue(node.offerName),
     [labels.capacityType]: node.capacityType,
+    ...accessLabels(node.allowedNamespaces ?? []),
+    ...(node.pool && isLabelName(node.pool) ? { [labels.pool]: node.pool } : {}),
     [labels.managedBy]: managedBy,
   };
 }
+
+function accessLabels(namespaces: readonly string[]): Record<string, string> {
+  if (namespaces.includes('*')) return {};
+  const each = namespaces.filter(isLabelName).map((namespace) => [`${accessLabelPrefix}${namespace}`, '']);
+  return { [labels.access]: restricted, ...Object.fromEntries(each) };
+}
+
+/** Labels of ours that are not there when they do not hold, and so must be taken away. */
+const comesAndGoes = (key: string): boolean => key === labels.access || key.startsWith(accessLabelPrefix);
 
 export function desiredTaints(node: LeaseNode): Taint[] {
   const own: Taint[] = node.untainted
@@ -171,11 +195,15 @@ export function adoptNode(stored: Node, node: LeaseNode, served: ServedNode): No
   const wantedTaints = wanted.spec.taints ?? [];
   const storedTaints = stored.spec.taints ?? [];
   const kept = storedTaints.filter((t) => !isOurs(t) && !wantedTaints.some((w) => same(w, t)));
+  const outdated = Object.keys(stored.metadata.labels ?? {}).filter(
+    (key) => comesAndGoes(key) && wanted.metadata.labels?.[key] === undefined,
+  );
+  const keptLabels = Object.entries(stored.metadata.labels ?? {}).filter(([key]) => !outdated.includes(key));
   const adopted: Node = {
     ...stored,
     metadata: {
       ...stored.metadata,
-      labels: { ...stored.metadata.labels, ...wanted.metadata.labels },
+      labels: { ...Object.fromEntries(keptLabels), ...wanted.metadata.labels },
       finalizers: [...new Set([...(stored.metadata.finalizers ?? []), finalizers.node])],
     },
     spec: {
@@ -185,9 +213,9 @@ export function adoptNode(stored: Node, node: LeaseNode, served: ServedNode): No
       taints: [...wantedTaints, ...kept],
     },
   };
-  const labelsSame = Object.entries(wanted.metadata.labels ?? {}).every(
-    ([key, value]) => stored.metadata.labels?.[key] === value,
-  );
+  const labelsSame =
+    outdated.length === 0 &&
+    Object.entries(wanted.metadata.labels ?? {}).every(([key, value]) => stored.metadata.labels?.[key] === value);
   const taintsSame =
     storedTaints.length === adopted.spec.taints!.length &&
     wantedTaints.every((w) => storedTaints.some((t) => same(t, w) && (t.value ?? '') === (w.value ?? '')));

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { accessName, type GpuAccess } from '../../../operator/api/access.ts';
 import type { Pod } from '../../../operator/core/node/pod.ts';
 import { buildNode, type Node } from '../../../operator/core/node/virtual-node.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
@@ -126,6 +127,7 @@ describe('draining', () => {
   const later = () => new Date(Date.now() + 60_000);
   const past = () => new Date(Date.now() - 1);
   const over = { reason: 'Expired', message: 'the term of 3600 s is over.' };
+  const access = () => w.consumer.object<GpuAccess>(resources.gpuAccesses, { name: accessName })?.spec;
 
   test('cordons, evicts, and is done when nothing is left', async () => {
     await w.start();
@@ -184,6 +186,17 @@ describe('draining', () => {
     expect(nodeWrites()).toBe(before);
   });
 
+  test('lets no more pods be bound, also when the node is looked at again', async () => {
+    await w.start();
+    expect(access()?.nodes[nodeName]).toEqual({ lease: 'team-a/train', namespaces: ['team-a'] });
+    await w.nodes.drain(nodeName, later(), over);
+    w.nodes.get(nodeName)!.refresh();
+    await aWhile(300);
+    expect(access()?.nodes[nodeName]?.ending).toBe(true);
+    expect(await w.nodes.remove(nodeName)).toBe(true);
+    expect(access()?.nodes).toEqual({});
+  });
+
   test('tells each pod that has not ended, and none of a DaemonSet', async () => {
     await w.start();
     w.bind('web');
@@ -204,6 +217,34 @@ describe('draining', () => {
 });
 
 describe('removing the node of a lease that has ended', () => {
+  test('ends pods of DaemonSets that wait for it, and no others', async () => {
+    await w.start();
+    const waiting = (name: string, target: string, kind = 'DaemonSet') =>
+      w.consumer.seed(resources.pods, {
+        metadata: {
+          name,
+          namespace: 'team-a',
+          labels: { 'controller-revision-hash': 'x' },
+          ownerReferences: [{ apiVersion: 'apps/v1', kind, name: 'd', uid: 'd', controller: true }],
+        },
+        spec: {
+          containers: [],
+          affinity: {
+            nodeAffinity: {
+              requiredDuringSchedulingIgnoredDuringExecution: {
+                nodeSelectorTerms: [{ matchFields: [{ key: 'metadata.name', operator: 'In', values: [target] }] }],
+              },
+            },
+          },
+        },
+      } as KubeObject);
+    waiting('here', nodeName);
+    waiting('elsewhere', 'worker-1');
+    waiting('no-daemon', nodeName, 'StatefulSet');
+    expect(await w.nodes.remove(nodeName)).toBe(true);
+    expect(['here', 'elsewhere', 'no-daemon'].filter((name) => w.pod(name))).toEqual(['elsewhere', 'no-daemon']);
+  });
+
   test('ends what is left of its pods, and leaves nothing behind', async () => {
     await w.start();
     const pod = w.bind('web');

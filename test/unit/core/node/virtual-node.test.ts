@@ -83,6 +83,22 @@ describe('labels', () => {
     expect(arch({}, {})).toBeUndefined();
   });
 
+  test('tell who may use the node, so that the scheduler looks elsewhere for all others', () => {
+    const of = (allowedNamespaces: string[]) =>
+      Object.entries(labelsOf({}, { allowedNamespaces }) ?? {}).filter(([key]) => key.includes('access'));
+    expect(of(['ml', 'web'])).toEqual([
+      ['gpulease.dev/access', 'restricted'],
+      ['access.gpulease.dev/ml', ''],
+      ['access.gpulease.dev/web', ''],
+    ]);
+    expect(of(['*'])).toEqual([]);
+  });
+
+  test('tell the pool of the lease', () => {
+    expect(labelsOf({}, { pool: 'spare' })).toMatchObject({ 'gpulease.dev/pool': 'spare' });
+    expect(labelsOf({ 'gpulease.dev/pool': 'forged' })).not.toHaveProperty('gpulease.dev/pool');
+  });
+
   test.each([
     ['a role', 'node-role.kubernetes.io/control-plane', ''],
     ['somebody’s pool', 'pool', 'payments'],
@@ -145,6 +161,15 @@ describe('adopting a stored node', () => {
   };
   test('changes nothing where nothing is amiss', () => {
     expect(adoptNode(stored(), lease, served)).toBeUndefined();
+  });
+  test('takes away that a namespace may use it, when it may no longer', () => {
+    const node = buildNode({ ...lease, allowedNamespaces: ['ml', 'web'] }, served);
+    const fewer = adoptNode(node, { ...lease, allowedNamespaces: ['ml'] }, served);
+    expect(fewer?.metadata.labels).toHaveProperty(['access.gpulease.dev/ml']);
+    expect(fewer?.metadata.labels).not.toHaveProperty(['access.gpulease.dev/web']);
+    const all = adoptNode(node, { ...lease, allowedNamespaces: ['*'] }, served);
+    expect(Object.keys(all?.metadata.labels ?? {}).filter((key) => key.includes('access'))).toEqual([]);
+    expect(adoptNode(fewer!, { ...lease, allowedNamespaces: ['ml'] }, served)).toBeUndefined();
   });
   test('puts back what is missing, and leaves what others put there', () => {
     const node = stored();

@@ -80,6 +80,9 @@ export const taints = {
 
 export const gpuResource = 'nvidia.com/gpu';
 
+/** Names the devices of leased nodes, and the DeviceClass that is shipped for them. */
+export const deviceDriver = group;
+
 /**
  * Labels of the provider's real node that the virtual node carries. Everything else stays behind, so that a provider
  * cannot attract pods by pretending to be, say, a control plane or somebody's dedicated pool.

@@ -235,8 +235,20 @@ export const leaseSpec = z
           .describe(
             "What pods show as their address. None: none, so that Kubernetes makes no endpoint which nobody here could reach. Provider: their address in the provider's network; only where this cluster's pods and nodes can reach that network.",
           ),
+        gpusAs: z
+          .enum(['Resource', 'Devices'])
+          .optional()
+          .describe(
+            'How pods ask for the GPUs. Resource, the default: by count, as nvidia.com/gpu. Devices: by ResourceClaims of DeviceClass gpulease.dev (Kubernetes 1.34 or newer); the node then shows a ResourceSlice and no nvidia.com/gpu.',
+          ),
       })
-      .default({ untainted: false, podIP: 'None' }),
+      .default({ untainted: false, podIP: 'None' })
+      .meta(
+        cel({
+          rule: "(has(self.gpusAs) ? self.gpusAs : 'Resource') == (has(oldSelf.gpusAs) ? oldSelf.gpusAs : 'Resource')",
+          message: 'node.gpusAs is immutable: create another lease',
+        }),
+      ),
   })
   .meta(
     cel(

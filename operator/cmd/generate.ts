@@ -1,6 +1,6 @@
 /**
- * Writes what is generated from sources of truth: `crds/` from the Zod schemas, with the admission policies in a
- * folder of their own, contract ABIs from Solidity, the reference from the registries. `--verify` writes
+ * Writes what is generated from sources of truth: `crds/` from the Zod schemas, with the admission policies and the
+ * DeviceClass in folders of their own, contract ABIs from Solidity, the reference from the registries. `--verify` writes
  * nothing, and fails when a committed file differs from its source.
  */
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { dump } from 'js-yaml';
 import { customResourceDefinition } from '../api/crd.ts';
+import { deviceClass } from '../api/device-class.ts';
 import { kinds } from '../api/kinds.ts';
 import { group } from '../api/labels.ts';
 import { policies } from '../api/policies.ts';
@@ -25,6 +26,10 @@ async function everything(): Promise<Map<string, string>> {
     const yaml = dump(customResourceDefinition(kind), { lineWidth: 120, noRefs: true });
     files.set(`crds/${group}_${kind.plural}.yaml`, header + yaml);
   }
+  files.set(
+    `crds/devices/${deviceClass.metadata.name}_deviceclass.yaml`,
+    header + dump(deviceClass, { lineWidth: 120, noRefs: true }),
+  );
   for (const { name, manifests } of policies) {
     const documents = manifests.map((manifest) => dump(manifest, { lineWidth: 120, noRefs: true }));
     files.set(`crds/policies/${name}.yaml`, header + documents.join('---\n'));

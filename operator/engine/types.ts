@@ -298,6 +298,20 @@ export const resources = {
     kind: 'MutatingAdmissionPolicyBinding',
     namespaced: false,
   },
+  resourceClaims: {
+    group: 'resource.k8s.io',
+    version: 'v1',
+    plural: 'resourceclaims',
+    kind: 'ResourceClaim',
+    namespaced: true,
+  },
+  resourceSlices: {
+    group: 'resource.k8s.io',
+    version: 'v1',
+    plural: 'resourceslices',
+    kind: 'ResourceSlice',
+    namespaced: false,
+  },
   gpuLeases: { group: 'gpulease.dev', version: 'v1alpha1', plural: 'gpuleases', kind: 'GpuLease', namespaced: true },
   gpuProviders: {
     group: 'gpulease.dev',

@@ -198,6 +198,7 @@ export function createLeaseNodes({
           labels: node.labels,
           taints: node.taints,
           untainted: node.untainted,
+          gpusAs: node.gpusAs,
           allowedNamespaces: lease.spec.access.namespaces ?? [lease.metadata.namespace!],
           podIP: node.podIP,
           serviceAccountTokens: lease.spec.access.serviceAccountTokens,

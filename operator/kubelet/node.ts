@@ -30,6 +30,7 @@ export interface NodeKeeperOptions {
 }
 
 export interface NodeSeen {
+  readonly node: Node;
   readonly deleting: boolean;
   readonly ready: boolean;
   readonly readySince?: Date;
@@ -60,7 +61,8 @@ export async function keepNode(
   }
 
   const now = clock.now();
-  const status = nodeStatus(spec.served, { address: options.address, port, kubeletVersion: options.kubeletVersion });
+  const place = { address: options.address, port, kubeletVersion: options.kubeletVersion };
+  const status = nodeStatus(spec.served, place, spec.gpusAs);
   const healthNow = mayReturn(node, health) ? health : { ready: false, reason: 'Counting', message: uncounted };
   const stored = node.status?.conditions;
   const asItIs = health.undecided && stored?.some((one) => one.type === 'Ready') ? stored : undefined;
@@ -81,6 +83,7 @@ export async function keepNode(
   if (healthNow.ready) await beat(options, node, now, signal);
   const ready = conditions.find((c) => c.type === 'Ready');
   return {
+    node,
     deleting: node.metadata.deletionTimestamp !== undefined,
     ready: healthNow.ready,
     ...(healthNow.ready && ready?.lastTransitionTime && { readySince: new Date(ready.lastTransitionTime) }),

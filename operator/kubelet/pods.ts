@@ -11,6 +11,13 @@
  */
 import { annotations } from '../api/labels.ts';
 import { mayUseLease } from '../core/node/access.ts';
+import {
+  type Claimed,
+  claimNames,
+  countClaims,
+  type ResourceClaim,
+  withoutClaims,
+} from '../core/node/device-claims.ts';
 import { type HostAlias, withHostAliases } from '../core/node/named-services.ts';
 import { remotePodName } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod, type PodStatus } from '../core/node/pod.ts';
@@ -175,9 +182,18 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   }
 
   async function carry(pod: Pod, host: PodHost, signal: AbortSignal): Promise<Result> {
+    const claimed = await claim(pod, host, signal);
+    if ('waits' in claimed) {
+      // What runs is reported on, whatever became of its claims.
+      const runs = remoteOf(pod, host);
+      if (runs) await report(pod, runs, host, signal);
+      else tell(pod, 'Warning', 'ClaimNotAllocated', claimed.waits);
+      return { requeueAfterSeconds: lookAgainSeconds };
+    }
     const cached = remoteOf(pod, host);
     const wasCarried = pod.status?.startTime !== undefined;
-    const translation = translatePod(pod, viewOf(host), wasCarried || cached !== undefined);
+    const translation =
+      'refused' in claimed ? claimed : translatePod(claimed.pod, viewOf(host), wasCarried || cached !== undefined);
     if (translation.refused !== undefined) {
       if (!wasCarried && !cached) return refuse(pod, translation.refused, translation.message, signal);
       // It runs, in its earlier shape; the change is what cannot be carried.
@@ -271,6 +287,18 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     if (sentMs === undefined || pod.status?.startTime !== undefined || hasBegun(remote)) return undefined;
     const left = firstReportSeconds - (clock.monotonicMs() - sentMs) / 1000;
     return left > 0 ? left : undefined;
+  }
+
+  /** The pod with counts of GPUs instead of claims to devices; few pods have any. */
+  async function claim(pod: Pod, host: PodHost, signal: AbortSignal): Promise<Claimed> {
+    const claims = new Map<string, ResourceClaim>();
+    for (const [own, name] of claimNames(pod)) {
+      if (name === undefined) continue;
+      const key = { namespace: pod.metadata.namespace, name };
+      const found = await consumer.get<ResourceClaim>(resources.resourceClaims, key, signal);
+      if (found) claims.set(own, found);
+    }
+    return countClaims(pod, claims, host.name);
   }
 
   /** Makes the pod at the provider, or finds it made. */
@@ -469,7 +497,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       const wanted = new Set<string>();
       for (const pod of pods.byIndex('node', host.name)) {
         if (isTerminal(pod)) continue;
-        const translation = translatePod(pod, viewOf(host), true);
+        const translation = translatePod(withoutClaims(pod), viewOf(host), true);
         if (translation.refused !== undefined) continue;
         for (const ref of [...refsOf(pod, translation), translation.services]) wanted.add(heldName(ref));
         if (translation.tokens.length > 0) wanted.add(`Secret/${tokenSecretName(remoteNameOf(pod))}`);

@@ -31,6 +31,7 @@ import {
 import { createCallers } from './api/callers.ts';
 import type { StartKubeletServer } from './api/server.ts';
 import { createClientCa } from './client-ca.ts';
+import { createDeviceSlices } from './device-slices.ts';
 import { type DrainProgress, drainStep, removeNode } from './drain.ts';
 import type { EvictionGuard } from './eviction-guard.ts';
 import { createFollowedObjects } from './followed.ts';
@@ -84,7 +85,7 @@ export interface VirtualNodesOptions {
   readonly startServer?: StartKubeletServer;
 }
 
-export interface NodeState extends Partial<NodeSeen> {
+export interface NodeState extends Partial<Omit<NodeSeen, 'node'>> {
   readonly registered: boolean;
   readonly port?: number;
   readonly ready: boolean;
@@ -277,6 +278,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     log,
     exists: (name) => !nodes.synced || nodes.get({ name }) !== undefined,
   });
+  const slices = createDeviceSlices({ cluster, clock, log });
   const draining = new Set<string>();
   const accessOf = (spec: NodeSpec) => ({
     lease: `${spec.lease.namespace}/${spec.lease.name}`,
@@ -293,7 +295,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     if (port === undefined) return {};
     const health = host.health();
     await access.keep(name, accessOf(host.spec), signal);
-    const seen = await keepNode(
+    const { node, ...seen } = await keepNode(
       {
         cluster,
         clock,
@@ -307,6 +309,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       nodes.get({ name }),
       signal,
     );
+    if (host.spec.gpusAs === 'Devices') await slices.keep(node, host.spec, signal);
     if (hosts.get(name) !== host) return {};
     // Whether pods count as ready depends on whether their node does.
     if (states.get(name)?.ready !== health.ready)
@@ -511,6 +514,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       await stop(name);
       const gone = await removeNode(cluster, name, clock.now(), signal);
       if (gone) {
+        slices.forget(name);
         draining.delete(name);
         await access.forget(name, signal);
       }

@@ -13,6 +13,7 @@ import { keyFromHex } from '../adapters/chain/key.ts';
 import { connectRpc } from '../adapters/chain/rpc.ts';
 import { applyManifests } from '../adapters/kube/apply-manifests.ts';
 import { customResourceDefinition } from '../api/crd.ts';
+import { deviceClass } from '../api/device-class.ts';
 import { kinds } from '../api/kinds.ts';
 import { apiVersion } from '../api/labels.ts';
 import type { Address } from '../api/messages.ts';
@@ -189,7 +190,7 @@ async function build(
     deploy(chain, claimWindowSeconds, signal),
     applyManifests(
       consumerCluster,
-      [...crds(), ...policies.flatMap((policy) => policy.manifests), ...base()],
+      [...crds(), ...policies.flatMap((policy) => policy.manifests), deviceClass, ...base()],
       { fieldManager: 'sandbox' },
       signal,
     ),

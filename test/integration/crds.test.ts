@@ -517,6 +517,18 @@ describe('what may not change after a lease or provider was made', () => {
       after: changed(minimalLease(), 'capacityType', 'Spot'),
       says: 'capacityType and pricing.assetSymbol are immutable: create another lease',
     },
+    'how pods ask for its GPUs': {
+      kind: 'GpuLease',
+      before: minimalLease(),
+      after: changed(minimalLease(), 'node.gpusAs', 'Devices'),
+      says: 'node.gpusAs is immutable: create another lease',
+    },
+    'nothing by saying what is the default': {
+      kind: 'GpuLease',
+      before: minimalLease(),
+      after: changed(minimalLease(), 'node.gpusAs', 'Resource'),
+      says: undefined,
+    },
     'the approved quote': {
       kind: 'GpuLease',
       before: changed(manual(), 'approvedQuoteHash', `0x${'a'.repeat(64)}`),

@@ -10,6 +10,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { applyManifests } from '../../operator/adapters/kube/apply-manifests.ts';
 import { servingCertificates } from '../../operator/adapters/kube/serving-certificate.ts';
 import { customResourceDefinition } from '../../operator/api/crd.ts';
+import { deviceClass } from '../../operator/api/device-class.ts';
 import { kinds } from '../../operator/api/kinds.ts';
 import { policies } from '../../operator/api/policies.ts';
 import type { Pod } from '../../operator/core/node/pod.ts';
@@ -53,8 +54,8 @@ const sent = () => leases.flatMap(({ requests }) => requests);
 let nodes: VirtualNodes;
 const stopping = new AbortController();
 let running: Promise<unknown>;
-/** Names of the nodes, by lease: `open` is untainted, `spare` of a pool. */
-const nodeOf = { train: '', open: '', spare: '' };
+/** Names of the nodes, by lease: `open` is untainted, `spare` of a pool, `claims` shows its GPUs as devices. */
+const nodeOf = { train: '', open: '', spare: '', claims: '' };
 const worker = 'worker-1';
 
 const tolerateAll = [{ operator: 'Exists' }];
@@ -97,7 +98,7 @@ beforeAll(async () => {
   await consumer.create(daemonSets, daemonSet('older'));
   await applyManifests(
     consumer,
-    [...kinds.map(customResourceDefinition), ...policies.flatMap((policy) => policy.manifests)],
+    [...kinds.map(customResourceDefinition), ...policies.flatMap((policy) => policy.manifests), deviceClass],
     { fieldManager: 'test' },
   );
   // What is applied is used some moments later.
@@ -137,6 +138,7 @@ beforeAll(async () => {
   nodeOf.train = await start('train');
   nodeOf.open = await start('open', { untainted: true });
   nodeOf.spare = await start('spare', { pool: 'gpus' });
+  nodeOf.claims = await start('claims', { gpusAs: 'Devices' });
   for (const name of Object.values(nodeOf))
     await eventually(async () => nodes.get(name)!.state.ready, `node ${name} to be ready`);
 });
@@ -300,6 +302,77 @@ describe('a namespace that may not use a lease', () => {
       await remove(name, stranger);
     }
     expect(JSON.stringify(sent())).not.toContain('plain-');
+  });
+});
+
+describe('a lease that shows its GPUs as devices', () => {
+  const claims = (plural: string, kind: string) => ({
+    group: 'resource.k8s.io',
+    version: 'v1',
+    plural,
+    kind,
+    namespaced: true,
+  });
+  const request = (count: number, expression: string) => ({
+    devices: {
+      requests: [
+        {
+          name: 'gpu',
+          exactly: { deviceClassName: 'gpulease.dev', count, selectors: [{ cel: { expression } }] },
+        },
+      ],
+    },
+  });
+  const template = (name: string, count: number, expression: string) =>
+    consumer.create(claims('resourceclaimtemplates', 'ResourceClaimTemplate'), {
+      metadata: { name, namespace: team },
+      spec: { spec: request(count, expression) },
+    } as KubeObject);
+  const claiming = (name: string, templateName: string): Pod =>
+    pod(name, 'claims', {
+      containers: [{ name: 'main', image: 'none', resources: { claims: [{ name: 'gpu' }] } }],
+      resourceClaims: [{ name: 'gpu', resourceClaimTemplateName: templateName }],
+    });
+
+  test('serves claims, and the provider is asked for as many GPUs', async () => {
+    const node = await consumer.get<KubeObject & { status?: { allocatable?: Json } }>(resources.nodes, {
+      name: nodeOf.claims,
+    });
+    expect(node?.status?.allocatable).not.toHaveProperty('nvidia.com/gpu');
+    await template('pair', 2, "device.attributes['gpulease.dev'].productName.startsWith('NVIDIA-')");
+    await consumer.create(resources.pods, claiming('claimant', 'pair'));
+    expect((await runs('claimant')).spec.nodeName).toBe(nodeOf.claims);
+    const { body } = sent().find((one) => one.method === 'POST' && JSON.stringify(one.body).includes('claimant'))!;
+    const { spec } = body as { spec: { resourceClaims?: unknown; containers: { resources: Json }[] } };
+    expect(spec.containers[0]?.resources).toMatchObject({ limits: { 'nvidia.com/gpu': '2' } });
+    expect(spec.resourceClaims).toBeUndefined();
+
+    // They are taken: the next one waits, and gets them when they are free.
+    await template('single', 1, 'true');
+    await consumer.create(resources.pods, claiming('next', 'single'));
+    await eventually(
+      async () => (await eventsOf('next')).some((e) => e.note?.includes('cannot allocate all claims')),
+      'the wait',
+    );
+    await remove('claimant');
+    expect((await runs('next')).spec.nodeName).toBe(nodeOf.claims);
+    await remove('next');
+  });
+
+  test('takes its slice along when it ends', async () => {
+    const slices = {
+      group: 'resource.k8s.io',
+      version: 'v1',
+      plural: 'resourceslices',
+      kind: 'ResourceSlice',
+      namespaced: false,
+    };
+    expect(await consumer.get(slices, { name: nodeOf.claims })).toBeDefined();
+    await eventually(() => nodes.remove(nodeOf.claims), 'the node to go');
+    await eventually(
+      async () => (await consumer.get(slices, { name: nodeOf.claims })) === undefined,
+      'the slice to go',
+    );
   });
 });
 

@@ -174,7 +174,10 @@ export const resources: ObjectTable<Work> = {
   fields: {
     limits: amounts,
     requests: amounts,
-    claims: refused('FieldNotSupported', 'device claims are not carried: ask for nvidia.com/gpu'),
+    claims: refused(
+      'FieldNotSupported',
+      'device claims are not carried, except as counts of GPUs where the lease shows devices (node.gpusAs): ask for nvidia.com/gpu',
+    ),
   },
 };
 

@@ -89,7 +89,10 @@ export const podSpecTable: ObjectTable<Work> = {
     priority: placed,
     priorityClassName: placed,
     readinessGates: leftBehind('judged here, by the conditions that are set here'),
-    resourceClaims: refused('FieldNotSupported', 'device claims are not carried: ask for nvidia.com/gpu'),
+    resourceClaims: refused(
+      'FieldNotSupported',
+      'device claims are not carried, except as counts of GPUs where the lease shows devices (node.gpusAs): ask for nvidia.com/gpu',
+    ),
     resources: object(() => resources, 'of the pod as a whole; capped at the lease'),
     restartPolicy: carried(),
     runtimeClassName: leftBehind('the provider chooses the runtime; an event says so', (value, { work }) => {

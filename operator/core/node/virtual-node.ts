@@ -68,6 +68,8 @@ export interface LeaseNode {
   readonly untainted?: boolean;
   /** Whose pods may run there, or "*" for everybody's. */
   readonly allowedNamespaces?: readonly string[];
+  /** How pods ask for its GPUs: by count (`nvidia.com/gpu`), as by default, or as devices of a ResourceSlice. */
+  readonly gpusAs?: 'Resource' | 'Devices';
 }
 
 /** What the provider set aside, and says of the real node. */
@@ -302,13 +304,19 @@ export function declaredFeatures(served: Pick<ServedNode, 'nodeInfo'>): string[]
   return knowsWebSockets ? ['ExtendWebSocketsToKubelet'] : [];
 }
 
-/** All of the status but its conditions. */
-export function nodeStatus(served: ServedNode, place: NodePlace): NonNullable<Node['status']> {
+/** All of the status but its conditions. A node that shows devices has no GPUs to count, or each could be given twice. */
+export function nodeStatus(
+  served: ServedNode,
+  place: NodePlace,
+  gpusAs: LeaseNode['gpusAs'] = 'Resource',
+): NonNullable<Node['status']> {
+  const { [gpuResource]: gpus, ...rest } = nodeCapacity(served);
+  const capacity = gpusAs === 'Devices' ? rest : { [gpuResource]: gpus!, ...rest };
   const info = served.nodeInfo;
   const said = (field: string): string => (info[field] ?? '').slice(0, 256);
   return {
-    capacity: nodeCapacity(served),
-    allocatable: nodeCapacity(served),
+    capacity,
+    allocatable: capacity,
     addresses: [{ type: 'InternalIP', address: place.address }],
     daemonEndpoints: { kubeletEndpoint: { Port: place.port } },
     declaredFeatures: declaredFeatures(served),

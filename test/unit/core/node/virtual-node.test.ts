@@ -133,6 +133,14 @@ describe('a node', () => {
     });
   });
 
+  test('shows no GPUs to count where it shows them as devices, or each could be given twice', () => {
+    const place = { address: '10.1.1.1', port: 7, kubeletVersion: 'v1' };
+    expect(nodeStatus(served, place).allocatable).toEqual(nodeCapacity(served));
+    const { allocatable, capacity } = nodeStatus(served, place, 'Devices');
+    expect(allocatable).toEqual({ cpu: '8', memory: '16Gi', 'ephemeral-storage': '20Gi', pods: '20' });
+    expect(capacity).toEqual(allocatable);
+  });
+
   test('is tainted, unless the lease says otherwise', () => {
     const own = [
       { key: 'gpulease.dev/lease', value: 'train', effect: 'NoSchedule' },

@@ -4,8 +4,8 @@
  *   gpulease-lease            a pod with the label of a lease or pool gets the selector and the tolerations that it needs
  *   gpulease-binding          a pod of a namespace that may not use a lease is refused before it is bound to its node
  *   gpulease-assigned-pod     the same, for pods that are made with a node's name in them
- *   gpulease-elsewhere        pods that tolerate everything look elsewhere than on nodes that they would be refused on
- *   gpulease-spread           pods that must be spread evenly do not count nodes that taints keep them away from
+ *   gpulease-elsewhere        pods that tolerate everything look elsewhere than on nodes that they would be refused on, and
+ *                             pods that must be spread evenly do not count nodes that taints keep them away from
  *   gpulease-daemonset        DaemonSets make no pods for leased nodes
  *   gpulease-daemonset-pod    pods of DaemonSets that were there before the policy are not bound to leased nodes
  *
@@ -156,6 +156,7 @@ interface Requirement {
  */
 function requireOfNode(spec: string, path: string, first: Requirement, second?: Requirement) {
   const affinity = `${path}/affinity/nodeAffinity`;
+  const lacking = second ? 'lackingEither' : 'lacking';
   const list = `${affinity}/${required}/nodeSelectorTerms/`;
   const either = second ? [first, second] : [first];
   const whole = `{'nodeSelectorTerms': [${either.map(({ expression }) => `{'matchExpressions': [${expression}]}`).join(', ')}]}`;
@@ -163,7 +164,7 @@ function requireOfNode(spec: string, path: string, first: Requirement, second?: 
   const hasList = 'has(variables.terms[i].matchExpressions)';
   const addTo = (index: string, { expression }: Requirement) =>
     [
-      'variables.lacking.map(i, JSONPatch{',
+      `variables.${lacking}.map(i, JSONPatch{`,
       `    op: 'add',`,
       `    path: '${list}' + string(${index}) + (${hasList} ? '/matchExpressions/-' : '/matchExpressions'),`,
       `    value: ${hasList} ? dyn(${expression}) : dyn([${expression}])`,
@@ -172,7 +173,7 @@ function requireOfNode(spec: string, path: string, first: Requirement, second?: 
   return {
     variables: {
       terms: termsOf(spec),
-      lacking: `lists.range(size(variables.terms)).filter(i, ${second ? `!variables.terms.exists(t, ${has('t', first)})` : `!${has('variables.terms[i]', first)}`})`,
+      [lacking]: `lists.range(size(variables.terms)).filter(i, ${second ? `!variables.terms.exists(t, ${has('t', first)})` : `!${has('variables.terms[i]', first)}`})`,
     },
     patch: [
       `!has(${spec}.affinity)`,
@@ -183,7 +184,7 @@ function requireOfNode(spec: string, path: string, first: Requirement, second?: 
       `  ? [JSONPatch{op: 'add', path: '${affinity}/${required}', value: ${whole}}]`,
       ...(second
         ? [
-            `: variables.lacking.map(i, JSONPatch{op: 'copy', from: '${list}' + string(i), path: '${list}-'})`,
+            `: variables.${lacking}.map(i, JSONPatch{op: 'copy', from: '${list}' + string(i), path: '${list}-'})`,
             `  + ${addTo('i', first)}`,
             `  + ${addTo('size(variables.terms) + i', second)}`,
           ]
@@ -222,6 +223,11 @@ const mayUse = (name: string) => `('*' in ${entry(name)}.namespaces || request.n
 
 const isEnding = (name: string) => `${entry(name)}.?ending.orValue(false)`;
 
+const getsThere = `(${toleratesOurs} || params.spec.untainted.exists(n, n in params.spec.nodes && !${mayUse('n')}))`;
+const mustBeSpread = `(size(params.spec.untainted) == 0 && object.spec.?topologySpreadConstraints.orValue([]).exists(c, c.whenUnsatisfiable == 'DoNotSchedule'))`;
+const closed = requireOfNode('object.spec', '/spec', notRestricted, openToNamespace);
+const unreachable = requireOfNode('object.spec', '/spec', notLeased);
+
 const refusal = (name: string) => ({
   // A node that is not in there is none of ours, or so new that the virtual node itself must decide.
   unless: `!(${name} in params.spec.nodes) || (${mayUse(name)} && !${isEnding(name)})`,
@@ -232,12 +238,14 @@ export const policies: readonly Policy[] = [
   policy({
     name: 'gpulease-lease',
     effect: `A pod with the label \`${labels.lease}: NAME\` or \`${labels.pool}: NAME\` gets the node selector and the tolerations for that lease's or pool's nodes. The lease is looked for in the pod's own namespace, or in the one that the label \`${labels.leaseNamespace}\` names. What the author wrote stays.`,
-    rule: creates('', ['pods']),
+    // An update by somebody who writes the pod as he wrote it first would take away what was added, which is forbidden. So
+    // what was there is put back; a pod that was made without it is left alone.
+    rule: creates('', ['pods'], ['CREATE', 'UPDATE']),
     failure: 'Fail',
     onlyLabelled: [labels.lease, labels.pool],
     when: {
       'names-a-lease-or-a-pool': `${labelOf(labels.lease)} != '' || ${labelOf(labels.pool)} != ''`,
-      'is-not-assigned': `${nodeName} == ''`,
+      'is-not-assigned-yet': `request.operation == 'UPDATE' || ${nodeName} == ''`,
       'is-not-of-a-daemonset': `!${ofDaemonSet}`,
     },
     variables: {
@@ -249,24 +257,32 @@ export const policies: readonly Policy[] = [
         `[[${text(labels.leaseNamespace)}, object.metadata.?labels[?${text(labels.leaseNamespace)}].orValue(request.namespace)]]`,
       ].join(' + '),
       tolerations: 'object.spec.?tolerations.orValue([])',
+      isNew: `request.operation == 'CREATE'`,
+      oldSelector: 'variables.isNew ? {} : oldObject.spec.?nodeSelector.orValue({})',
+      oldTolerations: 'variables.isNew ? [] : oldObject.spec.?tolerations.orValue([])',
     },
     patch: [
-      add('!has(object.spec.nodeSelector)', `'/spec/nodeSelector'`, '{}'),
-      `variables.selector.filter(s, !(s[0] in object.spec.?nodeSelector.orValue({}))).map(s, JSONPatch{op: 'add', path: '/spec/nodeSelector/' + jsonpatch.escapeKey(s[0]), value: s[1]})`,
-      add('!has(object.spec.tolerations)', `'/spec/tolerations'`, '[]'),
       add(
-        `variables.lease != '' && !variables.tolerations.exists(t, ${tolerates(taints.lease, 'variables.lease')})`,
+        '!has(object.spec.nodeSelector) && (variables.isNew || size(variables.oldSelector) > 0)',
+        `'/spec/nodeSelector'`,
+        '{}',
+      ),
+      `variables.selector.filter(s, !(s[0] in object.spec.?nodeSelector.orValue({})) && (variables.isNew || s[0] in variables.oldSelector)).map(s, JSONPatch{op: 'add', path: '/spec/nodeSelector/' + jsonpatch.escapeKey(s[0]), value: variables.isNew ? s[1] : variables.oldSelector[s[0]]})`,
+      add('!has(object.spec.tolerations)', `'/spec/tolerations'`, '[]'),
+      `variables.oldTolerations.filter(t, t.?key.orValue('') in [${text(taints.lease)}, ${text(taints.virtualNode)}] && !(t in variables.tolerations)).map(t, JSONPatch{op: 'add', path: '/spec/tolerations/-', value: t})`,
+      add(
+        `variables.isNew && variables.lease != '' && !variables.tolerations.exists(t, ${tolerates(taints.lease, 'variables.lease')})`,
         `'/spec/tolerations/-'`,
         `{'key': ${text(taints.lease)}, 'operator': 'Equal', 'value': variables.lease, 'effect': 'NoSchedule'}`,
       ),
       // The leases of a pool have names that nobody knows beforehand.
       add(
-        `variables.lease == '' && !variables.tolerations.exists(t, ${tolerates(taints.lease)})`,
+        `variables.isNew && variables.lease == '' && !variables.tolerations.exists(t, ${tolerates(taints.lease)})`,
         `'/spec/tolerations/-'`,
         `{'key': ${text(taints.lease)}, 'operator': 'Exists', 'effect': 'NoSchedule'}`,
       ),
       add(
-        `!variables.tolerations.exists(t, ${tolerates(taints.virtualNode, text(managedBy))})`,
+        `variables.isNew && !variables.tolerations.exists(t, ${tolerates(taints.virtualNode, text(managedBy))})`,
         `'/spec/tolerations/-'`,
         `{'key': ${text(taints.virtualNode)}, 'operator': 'Equal', 'value': ${text(managedBy)}, 'effect': 'NoSchedule'}`,
       ),
@@ -294,33 +310,19 @@ export const policies: readonly Policy[] = [
   policy({
     name: 'gpulease-elsewhere',
     effect:
-      'A pod that asks for no lease, but that no taint keeps away, as it tolerates everything or some lease is `untainted`, gets a node affinity away from leased nodes that its namespace may not use. Otherwise the scheduler would choose one of them, as they are the emptiest, be refused, and choose it again.',
+      'A pod that asks for no lease, but that no taint keeps away, as it tolerates everything or some lease is `untainted`, gets a node affinity away from leased nodes that its namespace may not use. Otherwise the scheduler would choose one of them, as they are the emptiest, be refused, and choose it again. A pod that taints do keep away gets one away from all leased nodes if it has a topology spread constraint of `DoNotSchedule`: their hosts and zones would count as places without any such pod, and no place could have more than one.',
     rule: creates('', ['pods']),
     failure: 'Ignore',
     readsAccess: true,
+    // One policy for both, as each that looks at every new pod costs the API server a third of a millisecond.
     when: {
-      'no-taint-keeps-it-away': `${toleratesOurs} || params.spec.untainted.exists(n, n in params.spec.nodes && !${mayUse('n')})`,
+      'gets-there-or-must-be-spread': `${getsThere} || ${mustBeSpread}`,
       'asks-for-no-lease': asksForNone,
       'is-not-assigned': `${nodeName} == ''`,
       'is-not-of-a-daemonset': `!${ofDaemonSet}`,
     },
-    ...requireOfNode('object.spec', '/spec', notRestricted, openToNamespace),
-  }),
-  policy({
-    name: 'gpulease-spread',
-    effect:
-      'A pod with a topology spread constraint of `DoNotSchedule` that taints keep away from leased nodes gets a node affinity away from them, too. Otherwise their hosts and zones would count as places without any such pod, and no place could have more than one.',
-    rule: creates('', ['pods']),
-    failure: 'Ignore',
-    readsAccess: true,
-    when: {
-      'must-be-spread': `object.spec.?topologySpreadConstraints.orValue([]).exists(c, c.whenUnsatisfiable == 'DoNotSchedule')`,
-      'taints-keep-it-away': `!${toleratesOurs} && size(params.spec.untainted) == 0`,
-      'asks-for-no-lease': asksForNone,
-      'is-not-assigned': `${nodeName} == ''`,
-      'is-not-of-a-daemonset': `!${ofDaemonSet}`,
-    },
-    ...requireOfNode('object.spec', '/spec', notLeased),
+    variables: { getsThere, ...closed.variables, ...unreachable.variables },
+    patch: `variables.getsThere ? (\n${closed.patch}\n) : (\n${unreachable.patch}\n)`,
   }),
   policy({
     name: 'gpulease-daemonset',

@@ -1,4 +1,6 @@
 /** The shipped admission policies on a real API server: whom they help, whom they refuse, and whom they leave alone. */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { applyManifests } from '../../operator/adapters/kube/apply-manifests.ts';
 import { accessName } from '../../operator/api/access.ts';
@@ -8,7 +10,8 @@ import { policies } from '../../operator/api/policies.ts';
 import { connectCluster } from '../../operator/engine/cluster.ts';
 import { type Cluster, resources } from '../../operator/engine/types.ts';
 import type { PlaneAccess } from '../../operator/sandbox/clusters/plane.ts';
-import { eventually, planes, type TestNamespace, testNamespace } from '../support/clusters.ts';
+import { ensureTools } from '../../operator/sandbox/tools/tools.ts';
+import { eventually, planes, quiet, type TestNamespace, testNamespace } from '../support/clusters.ts';
 
 type Json = Record<string, unknown>;
 interface Spec extends Json {
@@ -212,6 +215,54 @@ describe('a pod that names its lease', () => {
   it('is the same when it is admitted again', async () => {
     const once = await dryPod({}, lease);
     expect(await dryPod(once, lease)).toEqual(once);
+  });
+
+  const written = (name: string, spec: Json, labels: Json = lease) => ({
+    apiVersion: 'v1',
+    kind: 'Pod',
+    metadata: { name, namespace: namespace.name, labels },
+    spec: { schedulerName: 'nobody', containers, ...spec },
+  });
+  const own = {
+    nodeSelector: { zone: 'a' },
+    tolerations: [{ key: 'nvidia.com/gpu', operator: 'Exists', effect: 'NoSchedule' }],
+  };
+  interface Stored {
+    metadata: { generation: number };
+    spec: Spec;
+  }
+
+  it('may be applied again as it was written: by the server', async () => {
+    const apply = () =>
+      cluster.apply(resources.pods, written('again', own) as never, { fieldManager: 'somebody' }) as Promise<unknown>;
+    const first = (await apply()) as Stored;
+    expect(first.spec.nodeSelector).toMatchObject({ zone: 'a', 'gpulease.dev/lease': 'train' });
+    const second = (await apply()) as Stored;
+    expect(second.spec).toEqual(first.spec);
+    expect(second.metadata.generation).toBe(first.metadata.generation);
+  });
+
+  it('and by kubectl', async () => {
+    const { kubectl } = await ensureTools({ need: ['plane'], report: quiet });
+    const apply = async () => {
+      const run = promisify(execFile)(kubectl, [`--kubeconfig=${plane.kubeconfigPath}`, 'apply', '-f', '-']);
+      run.child.stdin!.end(JSON.stringify(written('again-by-kubectl', own)));
+      return (await run).stdout;
+    };
+    expect(await apply()).toContain('created');
+    expect(await apply()).toMatch(/unchanged|configured/);
+  });
+
+  it('may lose its label, or get one, and is not changed by it', async () => {
+    const path = `/api/v1/namespaces/${namespace.name}/pods`;
+    const spec = { tolerations: [{ operator: 'Exists', key: 'x' }] };
+    await plane.api.call('POST', path, written('unnamed', spec, {}));
+    const named = await plane.api.call<Stored>('PATCH', `${path}/unnamed`, { metadata: { labels: lease } });
+    expect(named.spec.nodeSelector).toBeUndefined();
+    await plane.api.call('POST', path, written('named', spec));
+    const other = { 'gpulease.dev/lease': 'other' };
+    const renamed = await plane.api.call<Stored>('PATCH', `${path}/named`, { metadata: { labels: other } });
+    expect(renamed.spec.nodeSelector).toMatchObject(lease);
   });
 
   it.each<[string, Json, Json, Json]>([

@@ -176,7 +176,7 @@ export const quoteJson = z.object({
   specHash: hex32('Hash of the promised node.'),
   saltCommit: hex32('Commitment for the choice of checkers, or zero.'),
   referrer: address('Or the zero address.'),
-  referrerBps: z.int().min(0).max(10000),
+  referrerBps: z.int().min(0).max(5000),
   expiresAt: z.int().min(0),
   nonce: z
     .string()

@@ -55,7 +55,7 @@ export interface Quote {
   readonly saltCommit: Hex32;
   /** Who brought the consumer; paid out of the platform fee. Zero address for nobody. */
   readonly referrer: Address;
-  /** Share of the platform fee, in 1/10000. */
+  /** Share of the platform fee, in 1/10000; at most half of it. */
   readonly referrerBps: number;
   /** The escrow must be opened before this Unix second. */
   readonly expiresAt: number;

@@ -1,42 +1,62 @@
 #!/usr/bin/env node
-/** Builds and tests the contracts with forge, and says what their calls cost. */
-import { execFile, spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
-import { readdir, readFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
-import { delimiter, dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { parseArgs, promisify } from 'node:util';
+/** Builds and tests the contracts with forge, and says what their calls cost, what the tests reach and what they would miss. */
+import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { explainStep, neverMet, type TraceCounts, writeTraces } from '../../test/support/escrow-traces.ts';
+import { measureCoverage } from '../contracts/coverage.ts';
+import { build, compiledAsTests, contractsFolder, type ForgeReport, test } from '../contracts/forge.ts';
+import { compareGas, readGas, writeGas } from '../contracts/gas.ts';
 import { gpuToken } from '../contracts/generated/gpu-token.ts';
 import { leaseEscrow } from '../contracts/generated/lease-escrow.ts';
 import { mockUsdc } from '../contracts/generated/mock-usdc.ts';
+import { readEquivalents, runMutants } from '../contracts/mutate.ts';
+import { analyse } from '../contracts/slither.ts';
 
-const help = `Builds and tests the contracts with forge: unit tests, invariants, gas; offline.
+const help = `Builds and tests the contracts with forge: cases, invariants, the model against the contract, gas. Offline.
 
-  npm run test:contracts [-- --deep] [-- --match NAME]
+  npm run test:contracts                  a minute: fuzz tests 256 times, invariants 64 × 60, 300 traces of the model
+  npm run test:contracts -- --deep        ten minutes: fuzz tests 10,000 times, invariants 1000 × 100, 10,000 traces
+  npm run test:contracts -- --coverage    a minute: which branches the tests take; fails below 98 %
+  npm run test:contracts -- --mutate      five minutes: whether a test notices each guard, cap, branch, statement taken out
+  npm run test:contracts -- --slither     a minute: the static analyser; its first run needs Python and PyPI
 
-  --deep        10,000 runs of each fuzz test and 1000 × 100 of each invariant, instead of 256 and 64 × 60
-  --match NAME  only tests whose name matches
+The last three run without the tests, or after them with --deep. Times are those of two processors.
+
+  --match NAME    only tests whose name matches
+  --mutants TEXT  with --mutate: only mutants that have the text in their name
+  --seed TEXT     of the traces (default: gpulease)
+  --traces N      how many (default: 300, deep 10000)
+  --update-gas    writes gas.json, with which later runs compare: more than 5 % away fails
   --help
 
-The last line is one JSON object: {"passed", "failed", "seconds", "gas": {…}}.
+The last line is one JSON object with the figures. Exit code 1: something failed.
 `;
 
-const contracts = fileURLToPath(new URL('../contracts/', import.meta.url));
+/** Fails below. */
+const leastBranches = 0.98;
 
-interface ForgeTest {
-  readonly status: 'Success' | 'Failure' | 'Skipped';
-  readonly reason: string | null;
-  readonly decoded_logs: readonly string[];
-  readonly kind: Record<string, { runs?: number; calls?: number; reverts?: number } | undefined>;
+interface Outcome {
+  passed: number;
+  readonly failures: string[];
+  /** What the last line says, beside passed, failed and seconds. */
+  readonly figures: Record<string, unknown>;
 }
-type ForgeReport = Record<string, { test_results: Record<string, ForgeTest> }>;
+
+const say = (line: string) => process.stderr.write(`${line}\n`);
 
 async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
       deep: { type: 'boolean', default: false },
+      coverage: { type: 'boolean', default: false },
+      mutate: { type: 'boolean', default: false },
+      slither: { type: 'boolean', default: false },
+      'update-gas': { type: 'boolean', default: false },
       match: { type: 'string' },
+      mutants: { type: 'string' },
+      seed: { type: 'string', default: 'gpulease' },
+      traces: { type: 'string' },
       help: { type: 'boolean', default: false },
     },
   });
@@ -44,87 +64,137 @@ async function main(): Promise<void> {
     process.stdout.write(help);
     return;
   }
-  const started = Date.now();
-  const forge = findForge();
-  process.stderr.write('compiling the contracts and their tests (a minute or two when something changed)\n');
-  await runShown(forge, ['build', '--quiet'], values.deep);
-  process.stderr.write('testing\n');
-  const report = await testWith(forge, values.match, values.deep);
+  const { deep, match, seed } = values;
+  const traces = Number(values.traces ?? (deep ? 10_000 : 300));
+  if (!Number.isSafeInteger(traces) || traces < 4) throw new Error('--traces must be a whole number from 4 on');
+  const alone = values.coverage || values.mutate || values.slither;
 
-  const failures: string[] = await differencesToGenerated();
+  const started = Date.now();
+  const outcome: Outcome = { passed: 0, failures: [], figures: {} };
+  if (deep || !alone) await runTests(outcome, { deep, match, seed, traces, updateGas: values['update-gas'] });
+  if (values.coverage) await runCoverage(outcome);
+  if (values.mutate) await runMutation(outcome, seed, values.mutants);
+  if (values.slither) await runSlither(outcome);
+
+  for (const failure of outcome.failures) say(`FAILED ${failure}`);
+  const seconds = Math.round((Date.now() - started) / 100) / 10;
+  const counts = { passed: outcome.passed, failed: outcome.failures.length, seconds };
+  process.stdout.write(`${JSON.stringify({ ...counts, ...outcome.figures })}\n`);
+  if (outcome.failures.length > 0) process.exitCode = 1;
+}
+
+// ------------------------------------------------------------------------------------------------------------- the tests
+
+interface TestOptions {
+  readonly deep: boolean;
+  readonly match: string | undefined;
+  readonly seed: string;
+  readonly traces: number;
+  readonly updateGas: boolean;
+}
+
+async function runTests(outcome: Outcome, options: TestOptions): Promise<void> {
+  const { deep, match, seed, updateGas } = options;
+  say('compiling the contracts and their tests (a minute or two when something changed)');
+  await build();
+  const stale = await compiledAsTests();
+  if (stale.length > 0)
+    throw new Error(`a test imports ${stale.join(', ')}: use the interface, and remove out/ and cache/`);
+
+  const cache = join(contractsFolder, 'cache');
+  await mkdir(cache, { recursive: true });
+  const path = join(cache, `traces-${process.pid}`);
+  let report: ForgeReport;
+  let counts: TraceCounts;
+  try {
+    counts = await writeTraces(path, seed, options.traces);
+    say('testing');
+    report = await test(match ? ['--match-test', match] : [], {
+      env: {
+        GPULEASE_TRACES: path,
+        // A test that plays thousands of traces needs more than a block has.
+        FOUNDRY_GAS_LIMIT: '18446744073709551615',
+        ...(deep && { FOUNDRY_PROFILE: 'deep' }),
+      },
+    });
+  } finally {
+    for (const name of await readdir(cache)) {
+      if (name.startsWith(`traces-${process.pid}.`)) await rm(join(cache, name));
+    }
+  }
+
+  const { failures } = outcome;
+  failures.push(...(await differencesToGenerated()));
   const passed = new Set<string>();
   const gas: Record<string, number> = {};
+  const invariants: Record<string, { runs: number; calls: number; reverts: number }> = {};
   for (const [suite, { test_results: tests }] of Object.entries(report)) {
-    for (const [name, test] of Object.entries(tests)) {
-      if (test.status === 'Failure') failures.push(`${suite} ${name}: ${test.reason ?? 'failed'}`);
-      else passed.add(name.replace(/\(.*$/, ''));
-      if (test.kind.Invariant)
-        process.stderr.write(`  ${name}: ${test.kind.Invariant.runs} runs, ${test.kind.Invariant.calls} calls\n`);
-      for (const line of test.decoded_logs) {
+    for (const [signature, one] of Object.entries(tests)) {
+      const name = signature.replace(/\(.*$/, '');
+      if (one.status === 'Failure') failures.push(`${suite} ${name}: ${explain(one.reason, seed)}`);
+      if (one.status === 'Skipped') failures.push(`${suite} ${name} was skipped`);
+      if (one.status === 'Success') passed.add(name);
+      const { runs = 0, calls = 0, reverts = 0 } = one.kind.Invariant ?? {};
+      if (one.kind.Invariant) invariants[name.replace('invariant_', '')] = { runs, calls, reverts };
+      for (const line of one.decoded_logs) {
         const [, call, amount] = /^(.+): ([0-9]+)$/.exec(line) ?? [];
         if (call) gas[call] = Number(amount);
       }
     }
   }
-  // A tree is a promise of cases: each names the test that keeps it.
-  if (!values.match) failures.push(...(await unkeptPromises(passed)));
-
-  const width = Math.max(0, ...Object.keys(gas).map((call) => call.length));
-  for (const [call, amount] of Object.entries(gas)) {
-    process.stderr.write(`  ${call.padEnd(width)}  ${amount.toLocaleString('en').padStart(9)} gas\n`);
+  outcome.passed += passed.size;
+  if (!match) {
+    failures.push(...(await brokenPromises(passed)));
+    failures.push(...neverMet(counts).map((what) => `no trace met ${what}: the traces are too few, or too tame`));
   }
-  for (const failure of failures) process.stderr.write(`FAILED ${failure}\n`);
-  const seconds = Math.round((Date.now() - started) / 100) / 10;
-  process.stdout.write(`${JSON.stringify({ passed: passed.size, failed: failures.length, seconds, gas })}\n`);
-  if (failures.length > 0) process.exitCode = 1;
+  tellInvariants(invariants);
+  if (passed.has('test_I14_modelIsContract_1')) tellTraces(counts);
+  await checkGas(outcome, gas, { update: updateGas, whole: !match });
+  outcome.figures.gas = gas;
+  outcome.figures.invariants = invariants;
+  outcome.figures.traces = { traces: counts.traces, calls: counts.calls, accepted: counts.accepted };
 }
 
-/** The platform's npm package, or PATH. */
-function findForge(): string {
-  const arch = process.arch === 'x64' ? 'amd64' : process.arch;
-  try {
-    const manifest = createRequire(import.meta.url).resolve(
-      `@foundry-rs/forge-${process.platform}-${arch}/package.json`,
-    );
-    const program = join(dirname(manifest), 'bin', 'forge');
-    if (existsSync(program)) return program;
-  } catch {
-    // An optional dependency: other platforms bring their own.
+/** Where contract and model part, the step is told as the model has it. */
+function explain(reason: string | null, seed: string): string {
+  const [, trace, step] = /Diverged\((\d+)[^,]*, (\d+)/.exec(reason ?? '') ?? [];
+  if (trace === undefined) return reason ?? 'failed';
+  return `${reason!.slice(0, 400)}\n  trace ${trace}, step ${step}: ${explainStep(seed, Number(trace), Number(step))}`;
+}
+
+function tellInvariants(invariants: Readonly<Record<string, { runs: number; calls: number; reverts: number }>>): void {
+  for (const [name, { runs, calls, reverts }] of Object.entries(invariants)) {
+    const [, number, words] = /^I0?(\d+)_(.*)$/.exec(name) ?? ['', '', name];
+    const figures = [`${runs} runs`, `${calls.toLocaleString('en')} calls`, `${reverts} reverts`];
+    say(`  ${`I${number}`.padEnd(4)}${words!.padEnd(46)}${figures.map((figure) => figure.padStart(16)).join('')}`);
   }
-  const onPath = (process.env.PATH ?? '')
-    .split(delimiter)
-    .map((folder) => join(folder, 'forge'))
-    .find(existsSync);
-  if (onPath) return onPath;
-  throw new Error(
-    `there is no forge for ${process.platform}-${process.arch}: install Foundry 1.7 or newer (https://getfoundry.sh)`,
-  );
 }
 
-/** `solc-js` starts with env node: the Node that runs us must be the one it finds. */
-function environment(deep: boolean): NodeJS.ProcessEnv {
-  const path = `${dirname(process.execPath)}${delimiter}${process.env.PATH ?? ''}`;
-  return { ...process.env, PATH: path, ...(deep && { FOUNDRY_PROFILE: 'deep' }) };
+function tellTraces({ traces, calls, accepted, outcomes }: TraceCounts): void {
+  const figures = [`${traces.toLocaleString('en')} traces`, `${calls.toLocaleString('en')} calls`];
+  say(`  I14 ${'modelIsContract'.padEnd(46)}${figures.map((figure) => figure.padStart(16)).join('')}`);
+  say(`      ${accepted.toLocaleString('en')} calls accepted; ${outcomes.size} kinds of outcome met`);
 }
 
-function runShown(program: string, args: readonly string[], deep: boolean): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const child = spawn(program, args, { cwd: contracts, env: environment(deep), stdio: ['ignore', 2, 2] });
-    child.once('error', reject);
-    child.once('exit', (code) => (code === 0 ? resolve() : reject(new Error(`forge ${args[0]} failed; see above`))));
-  });
-}
-
-async function testWith(forge: string, match: string | undefined, deep: boolean): Promise<ForgeReport> {
-  const args = ['test', '--json', '-vv', ...(match ? ['--match-test', match] : [])];
-  const options = { cwd: contracts, env: environment(deep), maxBuffer: 1 << 28 };
-  // Failed tests make forge exit with 1, and its report is there all the same.
-  const output = await promisify(execFile)(forge, args, options).catch(
-    (error: { stdout?: string; stderr?: string }) => error,
-  );
-  const line = output.stdout?.split('\n').find((candidate) => candidate.startsWith('{'));
-  if (!line) throw new Error(`forge gave no report: ${(output.stderr ?? String(output)).slice(0, 2000)}`);
-  return JSON.parse(line) as ForgeReport;
+async function checkGas(
+  outcome: Outcome,
+  gas: Readonly<Record<string, number>>,
+  { update, whole }: { readonly update: boolean; readonly whole: boolean },
+): Promise<void> {
+  const calls = Object.keys(gas).sort();
+  const sorted = Object.fromEntries(calls.map((call) => [call, gas[call]!]));
+  if (update && !whole) throw new Error('--update-gas needs all tests: leave --match out');
+  if (update) await writeGas(sorted);
+  const before = await readGas();
+  // Of some tests, only what they measured is compared.
+  const lookedFor = whole ? before : Object.fromEntries(Object.entries(before).filter(([call]) => call in gas));
+  outcome.failures.push(...compareGas(lookedFor, sorted));
+  const width = Math.max(0, ...calls.map((call) => call.length));
+  for (const call of calls) {
+    const many = /of (\d+)/.exec(call);
+    const each = many ? `   ${Math.round(gas[call]! / Number(many[1])).toLocaleString('en')} each` : '';
+    say(`  ${call.padEnd(width)}  ${gas[call]!.toLocaleString('en').padStart(9)} gas${each}`);
+  }
 }
 
 /** What forge tested must be what programs deploy. */
@@ -136,22 +206,109 @@ async function differencesToGenerated(): Promise<string[]> {
   ] as const;
   const differences: string[] = [];
   for (const [name, generated] of pairs) {
-    const artifact = JSON.parse(await readFile(join(contracts, 'out', `${name}.sol`, `${name}.json`), 'utf8'));
+    const file = join(contractsFolder, 'out', `${name}.sol`, `${name}.json`);
+    const artifact = JSON.parse(await readFile(file, 'utf8')) as { bytecode: { object: string } };
     if (artifact.bytecode.object !== generated)
       differences.push(`generated bytecode of ${name} is not what was tested: npm run generate`);
   }
   return differences;
 }
 
-async function unkeptPromises(passed: ReadonlySet<string>): Promise<string[]> {
-  const unkept: string[] = [];
-  for (const file of (await readdir(join(contracts, 'trees'))).filter((name) => name.endsWith('.tree'))) {
-    const tree = await readFile(join(contracts, 'trees', file), 'utf8');
-    for (const [, test] of tree.matchAll(/\[(\w+)\]/g)) {
-      if (!passed.has(test!)) unkept.push(`${file} promises ${test}, which did not pass`);
+/** A tree is a promise of cases: each names the tests that keep it. Every function that changes something has a tree. */
+async function brokenPromises(passed: ReadonlySet<string>): Promise<string[]> {
+  const broken: string[] = [];
+  const folder = join(contractsFolder, 'trees');
+  const promised = new Set<string>();
+  const functions = new Set<string>();
+  for (const file of (await readdir(folder)).filter((name) => name.endsWith('.tree'))) {
+    const tree = await readFile(join(folder, file), 'utf8');
+    for (const word of tree.split('\n', 1)[0]!.split(', ')) functions.add(word);
+    for (const [, list] of tree.matchAll(/\[((?:test|invariant)_[\w, ]+)\]/g)) {
+      for (const name of list!.split(', ')) {
+        promised.add(name);
+        if (!passed.has(name)) broken.push(`${file} promises ${name}, which did not pass`);
+      }
     }
   }
-  return unkept;
+  for (const item of leaseEscrow.abi) {
+    if (item.type !== 'function' || item.stateMutability !== 'nonpayable') continue;
+    if (!functions.has(item.name)) broken.push(`no tree has the cases of ${item.name}()`);
+  }
+  for (const name of passed) {
+    if (!promised.has(name)) broken.push(`${name} is in no tree: name the case that it keeps`);
+  }
+  return broken;
+}
+
+// ------------------------------------------------------------------------------------------- what the tests reach, and miss
+
+async function runCoverage(outcome: Outcome): Promise<void> {
+  say('measuring coverage, in a copy that is compiled for it (a minute or two)');
+  const percent = ({ hit, found }: { hit: number; found: number }) => (found === 0 ? 1 : hit / found) * 100;
+  const coverage = await measureCoverage();
+  for (const { contract, branches, lines, functions, missed } of coverage) {
+    const share = (name: string, one: { hit: number; found: number }) =>
+      `${percent(one).toFixed(1).padStart(6)} % of ${one.found} ${name}`;
+    say(
+      `  ${contract.padEnd(26)}${share('branches', branches)}${share('lines', lines)}${share('functions', functions)}`,
+    );
+    if (percent(branches) < leastBranches * 100)
+      outcome.failures.push(
+        `${contract}: ${percent(branches).toFixed(1)} % of branches are tested; missed in lines ${missed.join(', ')}`,
+      );
+  }
+  outcome.passed += 1;
+  outcome.figures.coverage = Object.fromEntries(
+    coverage.map(({ contract, branches }) => [contract, Math.round(percent(branches) * 10) / 10]),
+  );
+}
+
+async function runMutation(outcome: Outcome, seed: string, only: string | undefined): Promise<void> {
+  say('taking one thing out at a time, in a copy (a few minutes)');
+  const equivalents = await readEquivalents();
+  let done = 0;
+  const { verdicts, unknown } = await runMutants({
+    equivalents,
+    only,
+    async writeTraces(folder) {
+      const path = join(folder, 'cache', 'traces');
+      await writeTraces(path, seed, 200);
+      return path;
+    },
+    report({ id, line, killedBy }) {
+      done += 1;
+      if (killedBy === undefined) say(`  SURVIVED line ${line}  ${id}`);
+      if (done % 50 === 0) say(`  ${done} mutants`);
+    },
+  });
+  const survivors = verdicts.filter(({ killedBy }) => killedBy === undefined);
+  for (const { line, id } of survivors) {
+    outcome.failures.push(`LeaseEscrow.sol:${line}: no test notices "${id}"`);
+  }
+  for (const id of only === undefined ? unknown : []) {
+    outcome.failures.push(`equivalent-mutants.json names "${id}", which is no mutant any more`);
+  }
+  const killed = verdicts.length - survivors.length;
+  const harmless = Object.keys(equivalents).length;
+  say(`  ${killed} of ${verdicts.length} mutants are noticed; ${harmless} more are equivalent, with reasons`);
+  outcome.passed += killed;
+  outcome.figures.mutants = { killed, survived: survivors.length, equivalent: harmless };
+}
+
+async function runSlither(outcome: Outcome): Promise<void> {
+  say('analysing with slither');
+  const { findings, unanswered, outdated } = await analyse();
+  for (const { id, check, impact } of findings) say(`  ${impact.padEnd(14)}${check.padEnd(22)}${id.slice(0, 12)}`);
+  for (const { id, check, impact, description } of unanswered) {
+    outcome.failures.push(
+      `slither ${check} (${impact}), id ${id}, has no answer in slither-answers.json: ${description}`,
+    );
+  }
+  for (const id of outdated) {
+    outcome.failures.push(`slither-answers.json answers ${id}, which is not found any more`);
+  }
+  outcome.passed += findings.length - unanswered.length;
+  outcome.figures.slither = { findings: findings.length, unanswered: unanswered.length };
 }
 
 main().catch((error: unknown) => {

@@ -34,7 +34,7 @@ const compiled = [
 const settings = {
   evmVersion: 'cancun',
   viaIR: true,
-  optimizer: { enabled: true, runs: 1_000_000 },
+  optimizer: { enabled: true, runs: 1_000 },
   metadata: { bytecodeHash: 'none', appendCBOR: false },
   remappings: ['@openzeppelin/=node_modules/@openzeppelin/'],
   outputSelection: { '*': { '*': ['abi', 'evm.bytecode.object'] } },

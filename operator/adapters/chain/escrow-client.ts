@@ -42,12 +42,26 @@ export interface PermitSignature {
   readonly signature: Hex;
 }
 
+/** EIP-3009, by the quote's consumer to the escrow, with `authorizationNonce` (messages.ts) as its nonce. */
+export interface AuthorizationSignature {
+  readonly validAfter: number;
+  readonly validBefore: number;
+  readonly signature: Hex;
+}
+
 /** Encoders; nothing is sent. */
 export interface EscrowCalls {
   /** Unlimited unless an amount is given: an approve before each lease would cost as much as its settlement. */
   approve(token: Address, amount?: bigint): Call;
   open(quote: Signed<Quote>, signer: Address, deposit: bigint): Call;
   openWithPermit(quote: Signed<Quote>, signer: Address, deposit: bigint, permit: PermitSignature): Call;
+  /** May be sent by anyone. */
+  openWithAuthorization(
+    quote: Signed<Quote>,
+    signer: Address,
+    deposit: bigint,
+    authorization: AuthorizationSignature,
+  ): Call;
   topUp(leaseId: Hex32, amount: bigint): Call;
   settle(voucher: Signed<Voucher>): Call;
   settleMany(vouchers: readonly Signed<Voucher>[]): Call;
@@ -56,6 +70,8 @@ export interface EscrowCalls {
   requestClose(leaseId: Hex32): Call;
   providerClose(leaseId: Hex32, reason: ProviderCloseReason): Call;
   finalize(leaseId: Hex32): Call;
+  /** Credits who else than the consumer topped up with what is left, after the close. May be sent by anyone. */
+  refundSponsor(leaseId: Hex32, index: number): Call;
   withdraw(token: Address, to: Address): Call;
   cancelQuote(nonce: bigint): Call;
   setToken(token: Address, allowed: boolean, feeBps: number): Call;
@@ -263,6 +279,12 @@ export function encodeCalls(escrow: Address): EscrowCalls {
       const split = { value: permit.value, deadline: permit.deadline, v, r, s };
       return call('openWithPermit', [quote.message, quote.signature, signer, deposit, split]);
     },
+    openWithAuthorization: (quote, signer, deposit, authorization) => {
+      const { v, r, s } = Signature.from(authorization.signature);
+      const { validAfter, validBefore } = authorization;
+      const split = { validAfter, validBefore, v, r, s };
+      return call('openWithAuthorization', [quote.message, quote.signature, signer, deposit, split]);
+    },
     topUp: (leaseId, amount) => call('topUp', [leaseId, amount]),
     settle: (voucher) => call('settle', [voucher.message, voucher.signature]),
     settleMany: (vouchers) =>
@@ -272,6 +294,7 @@ export function encodeCalls(escrow: Address): EscrowCalls {
     requestClose: (leaseId) => call('requestClose', [leaseId]),
     providerClose: (leaseId, reason) => call('providerClose', [leaseId, closeReasonNumber(reason)]),
     finalize: (leaseId) => call('finalize', [leaseId]),
+    refundSponsor: (leaseId, index) => call('refundSponsor', [leaseId, index]),
     withdraw: (token, to) => call('withdraw', [token, to]),
     cancelQuote: (nonce) => call('cancelQuote', [nonce]),
     setToken: (token, allowed, feeBps) => call('setToken', [token, allowed, feeBps]),

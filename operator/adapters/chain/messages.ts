@@ -96,6 +96,14 @@ export function leaseIdOf(consumer: Address, leaseRef: Hex32): Hex32 {
   return keccak256(AbiCoder.defaultAbiCoder().encode(['address', 'bytes32'], [consumer, leaseRef])) as Hex32;
 }
 
+/**
+ * Nonce of the EIP-3009 authorization by which a consumer agrees to open an escrow with this quote and session key, so that
+ * anybody may send the opening and nobody can make anything else of it.
+ */
+export function authorizationNonce(quoteHash: Hex32, signer: Address): Hex32 {
+  return keccak256(AbiCoder.defaultAbiCoder().encode(['bytes32', 'address'], [quoteHash, signer])) as Hex32;
+}
+
 /** keccak256 of the JSON text with sorted keys and no spaces, so that equal values hash alike wherever they come from. */
 export function hashJson(value: unknown): Hex32 {
   return keccak256(toUtf8Bytes(canonical(value))) as Hex32;

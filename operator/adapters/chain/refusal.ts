@@ -57,6 +57,9 @@ export const knownRefusals: Readonly<Record<string, Known>> = {
     ({ leaseId }) => `there is no escrow ${leaseId} (yet): check the id, or wait until its opening is mined`,
   ),
   LeaseIsClosed: terminal(({ leaseId }) => `escrow ${leaseId} is closed: nothing more can be done but withdraw`),
+  LeaseIsOpen: retryable(
+    ({ leaseId }) => `escrow ${leaseId} is open: what is left of a top-up is credited after its close`,
+  ),
   AlreadyClosing: terminal(
     ({ leaseId }) => `the close of ${leaseId} was requested before: wait for the claim window and finalize`,
   ),
@@ -68,6 +71,10 @@ export const knownRefusals: Readonly<Record<string, Known>> = {
     ({ time }) => `the claim window is open until ${time} (Unix seconds): finalize after it`,
   ),
   NothingToWithdraw: terminal(({ account }) => `${account} has nothing to withdraw in this token`),
+  NothingToRefund: terminal(
+    ({ leaseId, index }) => `nothing is left of top-up ${index} of escrow ${leaseId}, or it was credited before`,
+  ),
+  BadReceiver: terminal(({ to }) => `money sent to ${to} would be lost: name another receiver`),
   FeeTooHigh: terminal(({ feeBps, max }) => `a fee of ${feeBps} is above the cap of ${max} (in 1/10000)`),
   OwnableUnauthorizedAccount: terminal(({ account }) => `${account} is not the owner of the contract`),
   ReentrancyGuardReentrantCall: terminal(() => 'the token called back into the contract: it cannot be used'),

@@ -20,8 +20,12 @@ pragma solidity 0.8.37;
 /// so that neither the number of settlements nor their order changes what anyone gets. Seconds that were counted stay
 /// counted: when the deposit did not cover them, a later top-up pays them, and no voucher has to be shown again.
 ///
+/// Anyone may add to a deposit. What others put in is a reserve: it is spent after all that the consumer put in, first come
+/// first spent, and what is left of it goes back to who paid it. A stranger's top-up can thus neither cost the consumer
+/// anything nor give it anything but seconds, and costs the stranger what was used of it.
+///
 /// Nothing is pushed: what is earned or refunded waits as a credit until its owner withdraws it, so that a receiver whom a
-/// token refuses harms nobody else. There is no debt, no oracle, no upgrade, and no owner of anyone's money: the contract's
+/// token refuses harms nobody else. Tokens do not mix: one that misbehaves harms leases paid in it. There is no debt, no oracle, no upgrade, and no owner of anyone's money: the contract's
 /// owner may allow and disallow tokens for new escrows and pause new escrows. Exits cannot be paused.
 ///
 /// A session key is checked as a plain key, never by asking a contract: a voucher once given cannot be taken back.
@@ -80,6 +84,7 @@ interface ILeaseEscrow {
         bytes32 saltCommit;
         /// Earns a part of the platform fee; zero for nobody.
         address referrer;
+        /// At most half of the fee: whoever writes quotes can name itself, and shall not be rid of the fee by it.
         uint16 referrerBps;
         /// The escrow must be opened before this second.
         uint64 expiresAt;
@@ -115,6 +120,25 @@ interface ILeaseEscrow {
         bytes32 s;
     }
 
+    /// @notice An EIP-3009 authorization of the quote's consumer to this contract. Its nonce is `authorizationNonce` of the
+    /// quote and the session key, its value the deposit: who signs it has agreed to exactly this opening.
+    struct Authorization {
+        uint256 validAfter;
+        uint256 validBefore;
+        uint8 v;
+        bytes32 r;
+        bytes32 s;
+    }
+
+    /// @notice What somebody other than the consumer put in, in one piece.
+    struct Sponsorship {
+        /// Zero once its refund was credited.
+        address sponsor;
+        uint96 amount;
+        /// What `refundSponsor` would credit: zero before the close.
+        uint96 refundable;
+    }
+
     /// @notice All there is to know about one escrow; its final numbers stay readable after the close.
     struct Lease {
         address consumer;
@@ -137,11 +161,11 @@ interface ILeaseEscrow {
         uint96 claimed;
         /// Part of `claimed` that is platform fee.
         uint96 feeTaken;
-        /// deposit − claimed, once closed.
+        /// deposit − claimed, once closed: the consumer's, and what is left of others' money theirs.
         uint96 refunded;
         uint40 openedAt;
         uint40 endsAt;
-        /// When billing stopped; zero while nobody asked for it.
+        /// When billing stopped, at the latest `endsAt`; zero while nobody asked for it.
         uint40 closingAt;
         CloseReason closeReason;
         /// EIP-712 digest of the quote that opened it.
@@ -156,9 +180,9 @@ interface ILeaseEscrow {
         uint256 paid;
         /// Credited to fee recipient and referrers.
         uint256 fee;
-        /// Credited to consumers.
+        /// Credited to consumers and sponsors.
         uint256 refunded;
-        /// Still inside open leases.
+        /// Still inside open leases, or a sponsor's and not yet credited.
         uint256 held;
         /// Credits that left the contract.
         uint256 withdrawn;
@@ -196,6 +220,7 @@ interface ILeaseEscrow {
         uint256 fee,
         uint256 refunded
     );
+    event SponsorRefunded(bytes32 indexed leaseId, address indexed sponsor, uint256 amount);
     event QuoteCancelled(address indexed provider, uint256 nonce);
     event Withdrawn(address indexed token, address indexed account, address to, uint256 amount);
     event TokenRuleChanged(address indexed token, bool allowed, uint256 feeBps);
@@ -220,11 +245,16 @@ interface ILeaseEscrow {
     error LeaseExists(bytes32 leaseId);
     error LeaseNotFound(bytes32 leaseId);
     error LeaseIsClosed(bytes32 leaseId);
+    error LeaseIsOpen(bytes32 leaseId);
     error AlreadyClosing(bytes32 leaseId);
     error NotLastVoucher(bytes32 leaseId);
     error NotProviderReason(CloseReason reason);
     error NotFinalizableBefore(uint256 time);
     error NothingToWithdraw(address token, address account);
+    /// @notice There is no such sponsorship, nothing is left of it, or it was credited before.
+    error NothingToRefund(bytes32 leaseId, uint256 index);
+    /// @notice Money sent there would be lost.
+    error BadReceiver(address to);
     error FeeTooHigh(uint256 feeBps, uint256 max);
 
     /// @notice Opens the escrow of one lease and pulls the deposit from the caller, who must be the quote's consumer.
@@ -245,8 +275,19 @@ interface ILeaseEscrow {
         Permit calldata permit
     ) external returns (bytes32 leaseId);
 
-    /// @notice Adds to the deposit, by anyone, up to what `maxSeconds` cost. Whatever is not spent goes to the consumer,
-    /// not to who paid it in. Seconds that were counted but not covered are paid at once.
+    /// @notice As `open`, by anyone, with the consumer's EIP-3009 authorization instead of its transaction: a consumer
+    /// without gas can be served by a relayer or by the provider. The deposit must not be zero, as nothing moved would prove
+    /// nothing.
+    function openWithAuthorization(
+        Quote calldata quote,
+        bytes calldata signature,
+        address signer,
+        uint128 deposit,
+        Authorization calldata authorization
+    ) external returns (bytes32 leaseId);
+
+    /// @notice Adds to the deposit, by anyone, up to what `maxSeconds` cost. Seconds that were counted but not covered are
+    /// paid at once. Money of others than the consumer is spent last; `refundSponsor` gives back what is left of it.
     function topUp(bytes32 leaseId, uint128 amount) external;
 
     /// @notice Pays for the seconds of a voucher. By anyone. A voucher that adds nothing changes nothing. `last` does not
@@ -271,6 +312,9 @@ interface ILeaseEscrow {
     /// @notice Closes with what is settled, a claim window after the clock stopped. By anyone.
     function finalize(bytes32 leaseId) external;
 
+    /// @notice Credits a sponsor with what the closed lease left of its money. By anyone, once for each sponsorship.
+    function refundSponsor(bytes32 leaseId, uint256 index) external returns (uint256 amount);
+
     /// @notice Sends all that the caller has earned or was refunded in one token.
     function withdraw(address token, address to) external returns (uint256 amount);
 
@@ -289,6 +333,15 @@ interface ILeaseEscrow {
     function leases(bytes32[] calldata leaseIds) external view returns (Lease[] memory);
 
     function leaseIdOf(address consumer, bytes32 leaseRef) external pure returns (bytes32);
+
+    /// @notice How often `topUp` was called by others than the consumer, calls in a row by the same counted once.
+    function sponsorships(bytes32 leaseId) external view returns (uint256);
+
+    /// @notice In the order in which they are spent. All zero if there is none.
+    function sponsorship(bytes32 leaseId, uint256 index) external view returns (Sponsorship memory);
+
+    /// @notice The nonce by which an EIP-3009 authorization agrees to open this quote for this session key.
+    function authorizationNonce(bytes32 quoteHash, address signer) external pure returns (bytes32);
 
     /// @notice EIP-712 digests, as they are signed.
     function hashQuote(Quote calldata quote) external view returns (bytes32);

@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {Ownable, Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
+import {IERC3009} from "@openzeppelin/contracts/interfaces/draft-IERC3009.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {IERC20Permit} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Permit.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
@@ -32,8 +33,9 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         uint16 referrerBps;
         // slot 3
         State state;
-        // slot 4
+        // slot 4: read by a close anyway, so that sponsors cost nothing where there are none
         address token;
+        uint96 sponsored;
         // slot 5
         address payee;
         // slot 6: never touched when there is no referrer
@@ -51,6 +53,14 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         CloseReason closeReason;
     }
 
+    /// @dev Others' money lies behind one another on a line of `Stored.sponsored` base units, each from its start to the next
+    /// one's, and is spent along the line. Whoever pays twice in a row extends its piece. There is no limit to their number
+    /// because nothing ever walks along them: a limit could be used up by a stranger, with dust.
+    struct Piece {
+        address sponsor;
+        uint96 start;
+    }
+
     /// @dev Never returns to zero once used, so that the next credit costs 5,000 gas and not 22,100.
     struct Account {
         uint128 credit;
@@ -66,6 +76,7 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
     }
 
     uint16 public constant MAX_FEE_BPS = 500;
+    uint16 public constant MAX_REFERRER_BPS = 5000;
     uint256 private constant BPS = 10_000;
 
     bytes32 private constant QUOTE_TYPEHASH = keccak256(
@@ -88,6 +99,7 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
     bool public opensPaused;
 
     mapping(bytes32 leaseId => Stored) private _leases;
+    mapping(bytes32 leaseId => Piece[]) private _pieces;
     mapping(address token => TokenRule) private _tokenRules;
     mapping(address token => mapping(address account => Account)) private _accounts;
     mapping(address token => StoredTotals) private _totals;
@@ -113,7 +125,9 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         nonReentrant
         returns (bytes32 leaseId)
     {
-        return _open(quote, signature, signer, deposit);
+        if (msg.sender != quote.consumer) revert NotAuthorized(msg.sender);
+        (leaseId,) = _open(quote, signature, signer, deposit);
+        _pull(quote.token, deposit);
     }
 
     /// @inheritdoc ILeaseEscrow
@@ -124,27 +138,56 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         uint128 deposit,
         Permit calldata permit
     ) external nonReentrant returns (bytes32 leaseId) {
-        // Anyone may have played the permit before us; what counts is the allowance, which the transfer checks. The rule
-        // is looked at first so that no call leaves for an address that is not an allowed token.
-        if (!_tokenRules[quote.token].allowed) revert TokenNotAllowed(quote.token);
+        if (msg.sender != quote.consumer) revert NotAuthorized(msg.sender);
+        (leaseId,) = _open(quote, signature, signer, deposit);
+        // Anyone may have played the permit before us; what counts is the allowance, which the transfer checks. By now the
+        // token is known to be an allowed one, so that no call leaves for any other address.
         try IERC20Permit(quote.token).permit(
             msg.sender, address(this), permit.value, permit.deadline, permit.v, permit.r, permit.s
         ) {} catch {}
-        return _open(quote, signature, signer, deposit);
+        _pull(quote.token, deposit);
     }
 
+    /// @inheritdoc ILeaseEscrow
+    function openWithAuthorization(
+        Quote calldata quote,
+        bytes calldata signature,
+        address signer,
+        uint128 deposit,
+        Authorization calldata authorization
+    ) external nonReentrant returns (bytes32 leaseId) {
+        // A token that knows no authorizations but answers whatever it is asked would let anyone open a lease of no money.
+        if (deposit == 0) revert DepositOutOfRange(0, 1, type(uint96).max);
+        bytes32 quoteHash;
+        (leaseId, quoteHash) = _open(quote, signature, signer, deposit);
+        uint256 before = _startPull(quote.token, deposit);
+        // The token lets only the receiver play it, so nobody can take the money out of this call.
+        IERC3009(quote.token).receiveWithAuthorization(
+            quote.consumer,
+            address(this),
+            deposit,
+            authorization.validAfter,
+            authorization.validBefore,
+            _authorizationNonce(quoteHash, signer),
+            authorization.v,
+            authorization.r,
+            authorization.s
+        );
+        _endPull(quote.token, deposit, before);
+    }
+
+    /// @dev Everything but who may, and the money.
     function _open(Quote calldata quote, bytes calldata signature, address signer, uint128 deposit)
         private
-        returns (bytes32 leaseId)
+        returns (bytes32 leaseId, bytes32 quoteHash)
     {
         if (opensPaused) revert OpensArePaused();
-        if (msg.sender != quote.consumer) revert NotAuthorized(msg.sender);
         if (quote.networkId != networkId) revert WrongNetwork(quote.networkId);
         if (block.timestamp >= quote.expiresAt) revert QuoteExpired(quote.expiresAt);
         if (
             signer == address(0) || quote.payee == address(0) || quote.gpus == 0 || quote.maxSeconds == 0
                 || quote.minSeconds > quote.maxSeconds || quote.pricePerGpuHour > type(uint96).max
-                || quote.referrerBps > BPS || deposit > type(uint96).max
+                || quote.referrerBps > MAX_REFERRER_BPS || deposit > type(uint96).max
         ) revert InvalidTerms();
 
         leaseId = _leaseIdOf(quote.consumer, quote.leaseRef);
@@ -161,10 +204,8 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
             if (deposit < min || deposit > max) revert DepositOutOfRange(deposit, min, max);
         }
 
-        bytes32 quoteHash = _hashQuote(quote);
-        if (!SignatureChecker.isValidSignatureNowCalldata(quote.provider, quoteHash, signature)) {
-            revert BadSignature(quote.provider);
-        }
+        quoteHash = _hashQuote(quote);
+        if (!_isSignedBy(quote.provider, quoteHash, signature)) revert BadSignature(quote.provider);
         if (_isCancelled(quote.provider, quote.nonce)) revert QuoteIsCancelled(quote.provider, quote.nonce);
 
         uint256 endsAt = block.timestamp + quote.startTimeoutSeconds + quote.maxSeconds;
@@ -193,7 +234,6 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         l.payee = quote.payee;
         l.quoteHash = quoteHash;
 
-        _pull(quote.token, deposit);
         emit LeaseOpened(
             leaseId,
             quote.consumer,
@@ -216,6 +256,12 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         uint256 deposit = uint256(l.deposit) + amount;
         if (amount == 0 || deposit > max || deposit > type(uint96).max) revert DepositOutOfRange(deposit, 0, max);
         l.deposit = uint96(deposit);
+        if (msg.sender != l.consumer) {
+            Piece[] storage pieces = _pieces[leaseId];
+            uint256 count = pieces.length;
+            if (count == 0 || pieces[count - 1].sponsor != msg.sender) pieces.push(Piece(msg.sender, l.sponsored));
+            l.sponsored += uint96(amount);
+        }
         _pull(l.token, amount);
         emit LeaseToppedUp(leaseId, msg.sender, amount, deposit);
         _count(leaseId, l, s, s.servedSeconds);
@@ -223,9 +269,17 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
 
     /// @dev Takes tokens from the caller, and counts them.
     function _pull(address token, uint256 amount) private {
-        _totals[token].deposited += uint128(amount);
-        uint256 before = IERC20(token).balanceOf(address(this));
+        uint256 before = _startPull(token, amount);
         IERC20(token).safeTransferFrom(msg.sender, address(this), amount);
+        _endPull(token, amount, before);
+    }
+
+    function _startPull(address token, uint256 amount) private returns (uint256 before) {
+        _totals[token].deposited += uint128(amount);
+        return IERC20(token).balanceOf(address(this));
+    }
+
+    function _endPull(address token, uint256 amount, uint256 before) private view {
         uint256 received = IERC20(token).balanceOf(address(this)) - before;
         if (received != amount) revert WrongAmountReceived(amount, received);
     }
@@ -236,7 +290,7 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
     function settle(Voucher calldata voucher, bytes calldata signature) external nonReentrant {
         Stored storage l = _leases[voucher.leaseId];
         State memory s = _openState(voucher.leaseId, l);
-        if (!_isSignedByKey(l.signer, voucher, signature)) revert BadSignature(l.signer);
+        if (!_isSignedByKey(l.signer, _hashVoucher(voucher), signature)) revert BadSignature(l.signer);
         _count(voucher.leaseId, l, s, voucher.servedSeconds);
     }
 
@@ -250,7 +304,7 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
                 ? Skipped.LeaseNotFound
                 : s.closeReason != CloseReason.Open
                     ? Skipped.LeaseClosed
-                    : !_isSignedByKey(l.signer, voucher, items[i].signature) ? Skipped.BadSignature : Skipped.None;
+                    : !_isSignedByKey(l.signer, _hashVoucher(voucher), items[i].signature) ? Skipped.BadSignature : Skipped.None;
             if (skipped != Skipped.None) emit SettleSkipped(voucher.leaseId, skipped);
             else _count(voucher.leaseId, l, s, voucher.servedSeconds);
         }
@@ -301,7 +355,7 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         State memory s = _openState(voucher.leaseId, l);
         if (msg.sender != l.provider && msg.sender != l.payee) revert NotAuthorized(msg.sender);
         if (!voucher.last) revert NotLastVoucher(voucher.leaseId);
-        if (!_isSignedByKey(l.signer, voucher, signature)) revert BadSignature(l.signer);
+        if (!_isSignedByKey(l.signer, _hashVoucher(voucher), signature)) revert BadSignature(l.signer);
         _close(voucher.leaseId, l, s, voucher.servedSeconds, CloseReason.LastVoucher);
     }
 
@@ -310,9 +364,7 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         Stored storage l = _leases[release.leaseId];
         State memory s = _openState(release.leaseId, l);
         if (msg.sender != l.consumer) revert NotAuthorized(msg.sender);
-        if (!SignatureChecker.isValidSignatureNowCalldata(l.provider, _hashRelease(release), signature)) {
-            revert BadSignature(l.provider);
-        }
+        if (!_isSignedBy(l.provider, _hashRelease(release), signature)) revert BadSignature(l.provider);
         _close(release.leaseId, l, s, release.servedSeconds, CloseReason.Released);
     }
 
@@ -322,8 +374,9 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         State memory s = _openState(leaseId, l);
         if (msg.sender != l.consumer) revert NotAuthorized(msg.sender);
         if (s.closingAt != 0) revert AlreadyClosing(leaseId);
-        l.state.closingAt = uint40(block.timestamp);
-        emit LeaseCloseRequested(leaseId, msg.sender, block.timestamp);
+        uint256 closingAt = _min(block.timestamp, s.endsAt);
+        l.state.closingAt = uint40(closingAt);
+        emit LeaseCloseRequested(leaseId, msg.sender, closingAt);
     }
 
     /// @inheritdoc ILeaseEscrow
@@ -355,9 +408,9 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
 
         uint256 refund = deposit - claimed;
         if (refund != 0) {
-            address token = l.token;
-            _accounts[token][l.consumer].credit += uint128(refund);
-            _totals[token].refunded += uint128(refund);
+            // Sponsors' money is spent last, so it is refunded first, each to its own. What they get stays held until then.
+            uint256 own = refund - _min(refund, l.sponsored);
+            if (own != 0) _refund(l.token, l.consumer, own);
         }
         s.servedSeconds = uint32(seconds_);
         s.claimed = uint96(claimed);
@@ -369,10 +422,47 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         emit LeaseClosed(leaseId, msg.sender, reason, seconds_, claimed - fee, fee, refund);
     }
 
+    function _refund(address token, address to, uint256 amount) private {
+        _accounts[token][to].credit += uint128(amount);
+        _totals[token].refunded += uint128(amount);
+    }
+
+    /// @inheritdoc ILeaseEscrow
+    function refundSponsor(bytes32 leaseId, uint256 index) external nonReentrant returns (uint256 amount) {
+        Stored storage l = _leases[leaseId];
+        State memory s = l.state;
+        if (s.openedAt == 0) revert LeaseNotFound(leaseId);
+        if (s.closeReason == CloseReason.Open) revert LeaseIsOpen(leaseId);
+        Sponsorship memory found = _sponsorship(leaseId, index, l, s);
+        amount = found.refundable;
+        if (amount == 0) revert NothingToRefund(leaseId, index);
+        _pieces[leaseId][index].sponsor = address(0);
+        _refund(l.token, found.sponsor, amount);
+        emit SponsorRefunded(leaseId, found.sponsor, amount);
+    }
+
+    /// @dev What was spent of the line is its beginning, so of a piece is left what lies beyond that.
+    function _sponsorship(bytes32 leaseId, uint256 index, Stored storage l, State memory s)
+        private
+        view
+        returns (Sponsorship memory found)
+    {
+        Piece[] storage pieces = _pieces[leaseId];
+        if (index >= pieces.length) return found;
+        Piece memory piece = pieces[index];
+        uint256 end = index + 1 < pieces.length ? pieces[index + 1].start : l.sponsored;
+        found.sponsor = piece.sponsor;
+        found.amount = uint96(end - piece.start);
+        if (s.closeReason == CloseReason.Open || piece.sponsor == address(0)) return found;
+        uint256 spent = l.sponsored - _min(l.deposit - s.claimed, l.sponsored);
+        if (spent < end) found.refundable = uint96(end - (spent > piece.start ? spent : piece.start));
+    }
+
     // ---------------------------------------------------------------------------------------- withdraw, cancel, govern
 
     /// @inheritdoc ILeaseEscrow
     function withdraw(address token, address to) external nonReentrant returns (uint256 amount) {
+        if (to == address(0) || to == address(this)) revert BadReceiver(to);
         Account storage a = _accounts[token][msg.sender];
         amount = a.credit;
         if (amount == 0) revert NothingToWithdraw(token, msg.sender);
@@ -448,6 +538,22 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
     }
 
     /// @inheritdoc ILeaseEscrow
+    function sponsorships(bytes32 leaseId) external view returns (uint256) {
+        return _pieces[leaseId].length;
+    }
+
+    /// @inheritdoc ILeaseEscrow
+    function sponsorship(bytes32 leaseId, uint256 index) external view returns (Sponsorship memory) {
+        Stored storage l = _leases[leaseId];
+        return _sponsorship(leaseId, index, l, l.state);
+    }
+
+    /// @inheritdoc ILeaseEscrow
+    function authorizationNonce(bytes32 quoteHash, address signer) external pure returns (bytes32) {
+        return _authorizationNonce(quoteHash, signer);
+    }
+
+    /// @inheritdoc ILeaseEscrow
     function hashQuote(Quote calldata quote) external view returns (bytes32) {
         return _hashQuote(quote);
     }
@@ -503,13 +609,16 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
         if (s.closeReason != CloseReason.Open) revert LeaseIsClosed(leaseId);
     }
 
-    function _isSignedByKey(address signer, Voucher calldata voucher, bytes calldata signature)
-        private
-        view
-        returns (bool)
-    {
-        (address recovered, ECDSA.RecoverError err,) = ECDSA.tryRecoverCalldata(_hashVoucher(voucher), signature);
+    function _isSignedByKey(address signer, bytes32 digest, bytes calldata signature) private pure returns (bool) {
+        (address recovered, ECDSA.RecoverError err,) = ECDSA.tryRecoverCalldata(digest, signature);
         return err == ECDSA.RecoverError.NoError && recovered == signer;
+    }
+
+    /// @dev By the account's key, or else by its contract (ERC-1271). The key comes first: an account to which EIP-7702 gave
+    /// code has one as before, and off chain nobody could tell that its signature does not count.
+    function _isSignedBy(address account, bytes32 digest, bytes calldata signature) private view returns (bool) {
+        return _isSignedByKey(account, digest, signature)
+            || SignatureChecker.isValidSignatureNowCalldata(account, digest, signature);
     }
 
     function _isCancelled(address provider, uint256 nonce) private view returns (bool) {
@@ -517,13 +626,17 @@ contract LeaseEscrow is ILeaseEscrow, EIP712, Ownable2Step, ReentrancyGuardTrans
     }
 
     function _elapsed(State memory s) private view returns (uint256) {
-        uint256 until = _min(block.timestamp, s.endsAt);
-        if (s.closingAt != 0) until = _min(until, s.closingAt);
-        return until - s.openedAt;
+        // `closingAt` is at most the end. The end itself needs no look: it is no sooner than `maxSeconds`, which caps as well.
+        return (s.closingAt != 0 ? s.closingAt : block.timestamp) - s.openedAt;
     }
 
     function _leaseIdOf(address consumer, bytes32 leaseRef) private pure returns (bytes32) {
         return keccak256(abi.encode(consumer, leaseRef));
+    }
+
+    /// @dev The digest of the quote is this contract's and this chain's already.
+    function _authorizationNonce(bytes32 quoteHash, address signer) private pure returns (bytes32) {
+        return keccak256(abi.encode(quoteHash, signer));
     }
 
     /// @dev All members of Quote are value types, so its ABI encoding is what EIP-712 hashes.

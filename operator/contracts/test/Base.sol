@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+
 import {ILeaseEscrow} from "../src/ILeaseEscrow.sol";
-import {LeaseEscrow} from "../src/LeaseEscrow.sol";
-import {GpuToken} from "../src/tokens/GpuToken.sol";
-import {MockUSDC} from "../src/tokens/MockUSDC.sol";
 
 /// @dev The cheat codes in use; forge has more.
 interface Vm {
@@ -18,8 +17,16 @@ interface Vm {
     function assume(bool) external;
     function etch(address, bytes calldata) external;
     function chainId(uint256) external;
+    function getChainId() external view returns (uint256);
     function recordLogs() external;
     function getRecordedLogs() external returns (Log[] memory);
+    function snapshotState() external returns (uint256);
+    function revertToState(uint256) external returns (bool);
+    function getCode(string calldata) external view returns (bytes memory);
+    function envOr(string calldata, string calldata) external view returns (string memory);
+    function readLine(string calldata) external view returns (string memory);
+    function parseBytes(string calldata) external pure returns (bytes memory);
+    function skip(bool) external;
 
     struct Log {
         bytes32[] topics;
@@ -30,6 +37,37 @@ interface Vm {
 
 Vm constant vm = Vm(address(uint160(uint256(keccak256("hevm cheat code")))));
 
+/// @dev The contract under test, and what it has from OpenZeppelin. The tests never name the contract itself: it is deployed
+/// from the bytes that were compiled as they are shipped, whatever the settings that tests are compiled with.
+interface Escrow is ILeaseEscrow {
+    function owner() external view returns (address);
+    function pendingOwner() external view returns (address);
+    function transferOwnership(address) external;
+    function acceptOwnership() external;
+    function renounceOwnership() external;
+}
+
+/// @dev MockUSDC and GpuToken, of which only the first mints and knows EIP-3009.
+interface Token is IERC20 {
+    function mint(address to, uint256 amount) external;
+    function nonces(address) external view returns (uint256);
+    function DOMAIN_SEPARATOR() external view returns (bytes32);
+    function permit(address, address, uint256, uint256, uint8, bytes32, bytes32) external;
+    function authorizationState(address, bytes32) external view returns (bool);
+    function cancelAuthorization(address, bytes32, uint8, bytes32, bytes32) external;
+    function receiveWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) external;
+}
+
 error NotEqual(string what, uint256 is_, uint256 expected);
 
 function same(string memory what, uint256 a, uint256 b) pure {
@@ -38,6 +76,64 @@ function same(string memory what, uint256 a, uint256 b) pure {
 
 function yes(string memory what, bool holds) pure {
     if (!holds) revert NotEqual(what, 0, 1);
+}
+
+function create(bytes memory initCode) returns (address made) {
+    assembly ("memory-safe") {
+        made := create(0, add(initCode, 32), mload(initCode))
+        if iszero(made) {
+            let free := mload(0x40)
+            returndatacopy(free, 0, returndatasize())
+            revert(free, returndatasize())
+        }
+    }
+}
+
+function escrowCode(bytes32 networkId, address owner, address feeRecipient, uint40 claimWindow)
+    view
+    returns (bytes memory)
+{
+    return bytes.concat(
+        vm.getCode("LeaseEscrow.sol:LeaseEscrow"), abi.encode(networkId, owner, feeRecipient, claimWindow)
+    );
+}
+
+function newUsdc() returns (Token) {
+    return Token(create(vm.getCode("MockUSDC.sol:MockUSDC")));
+}
+
+function newGpu(address holder, uint256 supply) returns (Token) {
+    return Token(create(bytes.concat(vm.getCode("GpuToken.sol:GpuToken"), abi.encode(holder, supply))));
+}
+
+function signed(uint256 key, bytes32 digest) returns (bytes memory) {
+    (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
+    return abi.encodePacked(r, s, v);
+}
+
+function sign712(uint256 key, bytes32 separator, bytes32 structHash) returns (uint8 v, bytes32 r, bytes32 s) {
+    return vm.sign(key, keccak256(abi.encodePacked("\x19\x01", separator, structHash)));
+}
+
+/// @dev EIP-3009, good for ever, to `to`.
+function receiveAuthorization(uint256 key, Token token, address to, uint256 value, bytes32 nonce)
+    returns (ILeaseEscrow.Authorization memory a)
+{
+    bytes32 typehash = keccak256(
+        "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+    );
+    a.validBefore = type(uint40).max;
+    bytes32 structHash = keccak256(abi.encode(typehash, vm.addr(key), to, value, a.validAfter, a.validBefore, nonce));
+    (a.v, a.r, a.s) = sign712(key, token.DOMAIN_SEPARATOR(), structHash);
+}
+
+/// @dev EIP-2612, for a minute.
+function permitOf(uint256 key, Token token, address spender, uint256 value) returns (ILeaseEscrow.Permit memory p) {
+    bytes32 typehash = keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
+    address from = vm.addr(key);
+    (p.value, p.deadline) = (value, vm.getBlockTimestamp() + 60);
+    bytes32 structHash = keccak256(abi.encode(typehash, from, spender, value, token.nonces(from), p.deadline));
+    (p.v, p.r, p.s) = sign712(key, token.DOMAIN_SEPARATOR(), structHash);
 }
 
 /// @dev People with keys, two tokens, an escrow, and quotes that fit.
@@ -61,9 +157,9 @@ abstract contract Base {
     address treasury = address(0xFEE);
     address owner = address(0x0111);
 
-    LeaseEscrow escrow;
-    MockUSDC usdc;
-    GpuToken gpu;
+    Escrow escrow;
+    Token usdc;
+    Token gpu;
     uint256 private _refs;
 
     function setUp() public virtual {
@@ -72,18 +168,33 @@ abstract contract Base {
         session = vm.addr(SESSION_KEY);
         stranger = vm.addr(STRANGER_KEY);
         consumer = vm.addr(CONSUMER_KEY);
-        escrow = new LeaseEscrow(NETWORK, owner, treasury, WINDOW);
-        usdc = new MockUSDC();
-        gpu = new GpuToken(consumer, 1e27);
+        escrow = Escrow(create(escrowCode(NETWORK, owner, treasury, WINDOW)));
+        usdc = makeUsdc();
+        gpu = newGpu(consumer, 1e27);
+        allow(usdc, 200);
+        allow(gpu, 0);
+        fund(usdc, consumer, 1e15);
+        approve(gpu, consumer);
+    }
+
+    function makeUsdc() internal virtual returns (Token) {
+        return newUsdc();
+    }
+
+    function allow(IERC20 token, uint16 feeBps) internal {
         vm.prank(owner);
-        escrow.setToken(address(usdc), true, 200);
-        vm.prank(owner);
-        escrow.setToken(address(gpu), true, 0);
-        usdc.mint(consumer, 1e15);
-        vm.prank(consumer);
-        usdc.approve(address(escrow), type(uint256).max);
-        vm.prank(consumer);
-        gpu.approve(address(escrow), type(uint256).max);
+        escrow.setToken(address(token), true, feeBps);
+    }
+
+    function approve(IERC20 token, address from) internal {
+        vm.prank(from);
+        token.approve(address(escrow), type(uint256).max);
+    }
+
+    /// @dev Gives tokens, and lets the escrow take them.
+    function fund(Token token, address to, uint256 amount) internal {
+        token.mint(to, amount);
+        approve(token, to);
     }
 
     function quoteOf(uint256 ref) internal view returns (ILeaseEscrow.Quote memory q) {
@@ -99,7 +210,7 @@ abstract contract Base {
         q.maxSeconds = 3600;
         q.startTimeoutSeconds = 300;
         q.graceSeconds = 600;
-        q.expiresAt = uint64(block.timestamp + 600);
+        q.expiresAt = uint64(vm.getBlockTimestamp() + 600);
         q.nonce = ref;
     }
 
@@ -109,11 +220,6 @@ abstract contract Base {
 
     function priceOf(ILeaseEscrow.Quote memory q, uint256 s) internal pure returns (uint256) {
         return s * q.pricePerGpuHour * q.gpus / 3600;
-    }
-
-    function signed(uint256 key, bytes32 digest) internal returns (bytes memory) {
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
-        return abi.encodePacked(r, s, v);
     }
 
     function signedQuote(ILeaseEscrow.Quote memory q) internal returns (bytes memory) {
@@ -159,6 +265,14 @@ abstract contract Base {
         signature = signed(PROVIDER_KEY, escrow.hashRelease(r));
     }
 
+    function authorization(ILeaseEscrow.Quote memory q, address signer, uint128 deposit)
+        internal
+        returns (ILeaseEscrow.Authorization memory)
+    {
+        bytes32 nonce = escrow.authorizationNonce(escrow.hashQuote(q), signer);
+        return receiveAuthorization(CONSUMER_KEY, usdc, address(escrow), deposit, nonce);
+    }
+
     /// @dev The optimizer takes `block.timestamp` for constant inside of one call, which it is on a chain.
     function pass(uint256 seconds_) internal {
         vm.warp(vm.getBlockTimestamp() + seconds_);
@@ -168,10 +282,22 @@ abstract contract Base {
         vm.expectRevert(revertData);
     }
 
+    function expectNotAuthorized(address caller) internal {
+        vm.expectRevert(abi.encodeWithSelector(ILeaseEscrow.NotAuthorized.selector, caller));
+    }
+
+    function expectBadSignature(address expected) internal {
+        vm.expectRevert(abi.encodeWithSelector(ILeaseEscrow.BadSignature.selector, expected));
+    }
+
+    function credit(address account) internal view returns (uint256) {
+        return escrow.credits(address(usdc), account);
+    }
+
     /// @dev What must hold for every token at every moment.
     function checkBooks(address token) internal view {
         ILeaseEscrow.Totals memory t = escrow.totals(token);
         same("deposited = paid + fee + refunded + held", t.deposited, t.paid + t.fee + t.refunded + t.held);
-        same("balance = deposited - withdrawn", MockUSDC(token).balanceOf(address(escrow)), t.deposited - t.withdrawn);
+        same("balance = deposited - withdrawn", IERC20(token).balanceOf(address(escrow)), t.deposited - t.withdrawn);
     }
 }

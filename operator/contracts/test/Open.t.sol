@@ -2,11 +2,22 @@
 pragma solidity 0.8.37;
 
 import {ILeaseEscrow} from "../src/ILeaseEscrow.sol";
-import {LeaseEscrow} from "../src/LeaseEscrow.sol";
-import {Base, same, vm, yes} from "./Base.sol";
-import {ReenteringToken, TaxedToken, Wallet1271} from "./Doubles.sol";
+import {
+    Base,
+    Escrow,
+    Token,
+    create,
+    escrowCode,
+    permitOf,
+    receiveAuthorization,
+    same,
+    signed,
+    vm,
+    yes
+} from "./Base.sol";
+import {AnsweringToken, FalseToken, TaxedToken, Wallet1271} from "./Doubles.sol";
 
-/// @dev trees/open.tree, trees/openWithPermit.tree, trees/topUp.tree
+/// @dev trees/open.tree, openWithPermit.tree, openWithAuthorization.tree, cancelQuote.tree
 contract OpenTest is Base {
     function refused(ILeaseEscrow.Quote memory q, bytes memory why) private {
         bytes memory signature = signedQuote(q);
@@ -19,11 +30,20 @@ contract OpenTest is Base {
     function test_open_keepsTermsAndPullsDeposit() public {
         ILeaseEscrow.Quote memory q = newQuote();
         (q.referrer, q.referrerBps) = (referrer, 2500);
+        q.specHash = keccak256("spec");
         uint256 had = usdc.balanceOf(consumer);
-        bytes32 id = open(q, 340_000);
+        bytes32 quoteHash = escrow.hashQuote(q);
+        bytes32 expected = keccak256(abi.encode(consumer, q.leaseRef));
+        bytes memory signature = signedQuote(q);
+        vm.expectEmit();
+        emit ILeaseEscrow.LeaseOpened(
+            expected, consumer, provider, address(usdc), 340_000, PRICE, 2, START + 3900, q.specHash, quoteHash
+        );
+        vm.prank(consumer);
+        bytes32 id = escrow.open(q, signature, session, 340_000);
         ILeaseEscrow.Lease memory l = escrow.lease(id);
 
-        yes("id", id == keccak256(abi.encode(consumer, q.leaseRef)) && id == escrow.leaseIdOf(consumer, q.leaseRef));
+        yes("id", id == expected && id == escrow.leaseIdOf(consumer, q.leaseRef));
         yes("people", l.consumer == consumer && l.signer == session && l.provider == provider && l.payee == payee);
         yes("referrer", l.referrer == referrer && l.referrerBps == 2500);
         yes("token", l.token == address(usdc) && l.feeBps == 200);
@@ -31,10 +51,26 @@ contract OpenTest is Base {
         yes("times", l.openedAt == START && l.endsAt == START + 300 + 3600 && l.closingAt == 0);
         yes("money", l.deposit == 340_000 && l.claimed == 0 && l.servedSeconds == 0 && l.refunded == 0);
         yes("open", l.closeReason == ILeaseEscrow.CloseReason.Open);
-        yes("quote", l.quoteHash == escrow.hashQuote(q));
+        yes("quote", l.quoteHash == quoteHash);
         same("pulled", had - usdc.balanceOf(consumer), 340_000);
         same("held", escrow.totals(address(usdc)).held, 340_000);
+        same("no sponsor", escrow.sponsorships(id), 0);
+        bytes32[] memory ids = new bytes32[](2);
+        ids[1] = id;
+        ILeaseEscrow.Lease[] memory all = escrow.leases(ids);
+        yes("all at once", all[0].openedAt == 0 && keccak256(abi.encode(all[1])) == keccak256(abi.encode(l)));
         checkBooks(address(usdc));
+    }
+
+    function test_open_withoutReferrerOrItsShare_keepsNeither() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        q.referrerBps = 2500;
+        ILeaseEscrow.Lease memory l = escrow.lease(open(q, 340_000));
+        yes("nobody", l.referrer == address(0) && l.referrerBps == 0);
+        q = newQuote();
+        q.referrer = referrer;
+        l = escrow.lease(open(q, 340_000));
+        yes("no share", l.referrer == address(0) && l.referrerBps == 0);
     }
 
     function test_open_secondForSameRef_reverts_alsoAfterClose() public {
@@ -53,9 +89,7 @@ contract OpenTest is Base {
     function test_open_sameRefOfAnotherConsumer_isAnotherLease() public {
         ILeaseEscrow.Quote memory q = newQuote();
         bytes32 first = open(q, 340_000);
-        usdc.mint(stranger, 1e12);
-        vm.prank(stranger);
-        usdc.approve(address(escrow), type(uint256).max);
+        fund(usdc, stranger, 1e12);
         q.consumer = stranger;
         yes("ids differ", open(q, 340_000) != first);
     }
@@ -64,7 +98,7 @@ contract OpenTest is Base {
         ILeaseEscrow.Quote memory q = newQuote();
         bytes memory signature = signedQuote(q);
         vm.prank(stranger);
-        expect(abi.encodeWithSelector(ILeaseEscrow.NotAuthorized.selector, stranger));
+        expectNotAuthorized(stranger);
         escrow.open(q, signature, session, 340_000);
     }
 
@@ -80,17 +114,6 @@ contract OpenTest is Base {
         refused(q, abi.encodeWithSelector(ILeaseEscrow.QuoteExpired.selector, uint256(q.expiresAt)));
         vm.warp(q.expiresAt - 1);
         open(q, 340_000);
-    }
-
-    function test_open_cancelled_reverts() public {
-        ILeaseEscrow.Quote memory q = newQuote();
-        vm.prank(stranger);
-        escrow.cancelQuote(q.nonce);
-        yes("only one's own", !escrow.quoteCancelled(provider, q.nonce));
-        vm.prank(provider);
-        escrow.cancelQuote(q.nonce);
-        yes("cancelled", escrow.quoteCancelled(provider, q.nonce) && !escrow.quoteCancelled(provider, q.nonce + 1));
-        refused(q, abi.encodeWithSelector(ILeaseEscrow.QuoteIsCancelled.selector, provider, q.nonce));
     }
 
     function test_open_senselessTerms_revert() public {
@@ -109,9 +132,10 @@ contract OpenTest is Base {
         refused(q, why);
         q = newQuote();
         q.pricePerGpuHour = uint128(type(uint96).max) + 1;
+        (q.minSeconds, q.maxSeconds, q.gpus) = (0, 1, 1);
         refused(q, why);
         q = newQuote();
-        q.referrerBps = 10_001;
+        (q.referrer, q.referrerBps) = (referrer, 5001);
         refused(q, why);
 
         q = newQuote();
@@ -119,6 +143,34 @@ contract OpenTest is Base {
         vm.prank(consumer);
         expect(why);
         escrow.open(q, signature, address(0), 340_000);
+
+        // More than fits, though the term would cost it.
+        (q.pricePerGpuHour, q.gpus) = (type(uint96).max, 2);
+        signature = signedQuote(q);
+        fund(usdc, consumer, 1e30);
+        vm.prank(consumer);
+        expect(why);
+        escrow.open(q, signature, session, uint128(type(uint96).max) + 1);
+    }
+
+    function test_open_largestTerms_open() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        (q.referrer, q.referrerBps) = (referrer, 5000);
+        (q.pricePerGpuHour, q.gpus) = (type(uint96).max, type(uint32).max);
+        (q.minSeconds, q.maxSeconds, q.startTimeoutSeconds) = (0, type(uint32).max, type(uint32).max);
+        fund(usdc, consumer, 1e30);
+        bytes32 id = open(q, type(uint96).max);
+        pass(uint256(type(uint32).max) * 2);
+        settle(id, type(uint32).max);
+        same("all", escrow.lease(id).claimed, type(uint96).max);
+        close(id, 0);
+        checkBooks(address(usdc));
+    }
+
+    function test_open_oneSecond_isATerm() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        (q.minSeconds, q.maxSeconds) = (1, 1);
+        open(q, uint128(priceOf(q, 1)));
     }
 
     function test_open_tokenNotAllowed_reverts() public {
@@ -147,16 +199,25 @@ contract OpenTest is Base {
         ILeaseEscrow.Quote memory q = newQuote();
         bytes memory signature = signed(STRANGER_KEY, escrow.hashQuote(q));
         vm.prank(consumer);
-        expect(abi.encodeWithSelector(ILeaseEscrow.BadSignature.selector, provider));
+        expectBadSignature(provider);
         escrow.open(q, signature, session, 340_000);
+        // Nobody is no provider: what recovers nobody is no signature of it.
+        q.provider = address(0);
+        vm.prank(consumer);
+        expectBadSignature(address(0));
+        escrow.open(q, "", session, 340_000);
+        vm.prank(consumer);
+        expectBadSignature(address(0));
+        escrow.open(q, new bytes(65), session, 340_000);
     }
 
-    /// @dev I8: a signature for anything else moves nothing. Each field of the quote, the chain and the contract matter.
+    /// @dev I8: a signature for anything else moves nothing. Each field of the quote that is not refused for itself.
     function test_open_anyChangeAfterSigning_reverts(uint256 which, uint32 by) public {
+        vm.assume(by != 0);
         ILeaseEscrow.Quote memory q = newQuote();
         bytes memory signature = signedQuote(q);
-        vm.assume(by != 0);
-        which %= 11;
+        address expected = q.provider;
+        which %= 15;
         if (which == 0) q.payee = address(uint160(q.payee) ^ (uint160(by) << 64));
         if (which == 1) q.leaseRef = bytes32(uint256(q.leaseRef) ^ by);
         if (which == 2) q.pricePerGpuHour ^= by % 1000 + 1;
@@ -168,25 +229,64 @@ contract OpenTest is Base {
         if (which == 8) q.referrer = address(uint160(q.referrer) ^ by);
         if (which == 9) q.expiresAt += by;
         if (which == 10) q.nonce ^= by;
+        if (which == 11) q.gpus = by % 1000 + 3;
+        if (which == 12) q.maxSeconds = uint32(3601 + by % 100_000);
+        if (which == 13) q.minSeconds = by % 60;
+        if (which == 14) q.referrerBps = uint16(by % 5000 + 1);
         uint128 deposit = uint128(priceOf(q, 600));
         vm.prank(consumer);
-        expect(abi.encodeWithSelector(ILeaseEscrow.BadSignature.selector, provider));
+        expectBadSignature(expected);
         escrow.open(q, signature, session, deposit);
+
+        // Who serves, who pays, in what: those three are checked beside the signature.
+        q = newQuote();
+        signature = signedQuote(q);
+        q.provider = stranger;
+        vm.prank(consumer);
+        expectBadSignature(stranger);
+        escrow.open(q, signature, session, 340_000);
+        q.provider = provider;
+        q.token = address(gpu);
+        vm.prank(consumer);
+        expectBadSignature(provider);
+        escrow.open(q, signature, session, 340_000);
+        q.token = address(usdc);
+        q.consumer = stranger;
+        vm.prank(stranger);
+        expectBadSignature(provider);
+        escrow.open(q, signature, session, 340_000);
     }
 
     function test_open_signatureForOtherContractOrChain_reverts() public {
         ILeaseEscrow.Quote memory q = newQuote();
-        LeaseEscrow other = new LeaseEscrow(NETWORK, owner, treasury, WINDOW);
+        Escrow other = Escrow(create(escrowCode(NETWORK, owner, treasury, WINDOW)));
         bytes memory signature = signed(PROVIDER_KEY, other.hashQuote(q));
         vm.prank(consumer);
-        expect(abi.encodeWithSelector(ILeaseEscrow.BadSignature.selector, provider));
+        expectBadSignature(provider);
         escrow.open(q, signature, session, 340_000);
 
         signature = signedQuote(q);
         vm.chainId(4242);
         vm.prank(consumer);
-        expect(abi.encodeWithSelector(ILeaseEscrow.BadSignature.selector, provider));
+        expectBadSignature(provider);
         escrow.open(q, signature, session, 340_000);
+    }
+
+    /// @dev I8: a signature has one spelling. The other value of s, the short form, and bytes too many are refused.
+    function test_open_otherSpellingsOfTheSignature_revert() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(PROVIDER_KEY, escrow.hashQuote(q));
+        bytes32 highS = bytes32(0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141 - uint256(s));
+        bytes[3] memory spellings = [
+            abi.encodePacked(r, highS, v == 27 ? uint8(28) : uint8(27)),
+            abi.encodePacked(r, bytes32(uint256(s) | (v == 28 ? 1 << 255 : 0))),
+            abi.encodePacked(r, s, v, uint8(0))
+        ];
+        for (uint256 i = 0; i < 3; ++i) {
+            vm.prank(consumer);
+            expectBadSignature(provider);
+            escrow.open(q, spellings[i], session, 340_000);
+        }
     }
 
     function test_open_providerMayBeAContract() public {
@@ -194,20 +294,54 @@ contract OpenTest is Base {
         ILeaseEscrow.Quote memory q = newQuote();
         q.provider = address(wallet);
         vm.prank(consumer);
-        expect(abi.encodeWithSelector(ILeaseEscrow.BadSignature.selector, address(wallet)));
+        expectBadSignature(address(wallet));
         escrow.open(q, "", session, 340_000);
         wallet.accept(escrow.hashQuote(q));
         vm.prank(consumer);
         escrow.open(q, "", session, 340_000);
     }
 
+    /// @dev EIP-7702 gives an account code and leaves it its key.
+    function test_open_providerKeyWithCode_staysAKey() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        vm.etch(provider, hex"60006000fd");
+        bytes32 id = open(q, 340_000);
+        (ILeaseEscrow.Release memory r, bytes memory signature) = release(id, 0);
+        vm.prank(consumer);
+        escrow.closeWithRelease(r, signature);
+        q = newQuote();
+        signature = signed(STRANGER_KEY, escrow.hashQuote(q));
+        vm.prank(consumer);
+        expectBadSignature(provider);
+        escrow.open(q, signature, session, 340_000);
+    }
+
+    /// @dev A wallet with ERC-1271 is a caller like any other: it opens, tops up, closes and withdraws by itself.
+    function test_open_consumerMayBeAContract() public {
+        Wallet1271 wallet = new Wallet1271();
+        fund(usdc, address(wallet), 1e12);
+        ILeaseEscrow.Quote memory q = newQuote();
+        q.consumer = address(wallet);
+        bytes memory signature = signedQuote(q);
+        wallet.run(address(escrow), abi.encodeCall(ILeaseEscrow.open, (q, signature, session, 340_000)));
+        bytes32 id = escrow.leaseIdOf(address(wallet), q.leaseRef);
+        wallet.run(address(escrow), abi.encodeCall(ILeaseEscrow.topUp, (id, 1000)));
+        pass(100);
+        settle(id, 50);
+        wallet.run(address(escrow), abi.encodeCall(ILeaseEscrow.requestClose, (id)));
+        ILeaseEscrow.Release memory r;
+        (r, signature) = release(id, 60);
+        wallet.run(address(escrow), abi.encodeCall(ILeaseEscrow.closeWithRelease, (r, signature)));
+        uint256 back = 341_000 - priceOf(q, 60);
+        same("credit", credit(address(wallet)), back);
+        wallet.run(address(escrow), abi.encodeCall(ILeaseEscrow.withdraw, (address(usdc), address(wallet))));
+        same("all back", usdc.balanceOf(address(wallet)), 1e12 - 341_000 + back);
+    }
+
     function test_open_taxedToken_reverts() public {
         TaxedToken tax = new TaxedToken();
-        tax.mint(consumer, 1e12);
-        vm.prank(consumer);
-        tax.approve(address(escrow), type(uint256).max);
-        vm.prank(owner);
-        escrow.setToken(address(tax), true, 200);
+        fund(Token(address(tax)), consumer, 1e12);
+        allow(tax, 200);
         ILeaseEscrow.Quote memory q = newQuote();
         q.token = address(tax);
         bytes memory signature = signedQuote(q);
@@ -216,18 +350,13 @@ contract OpenTest is Base {
         escrow.open(q, signature, session, 340_000);
     }
 
-    function test_open_tokenThatCallsBack_isKeptOut() public {
-        ReenteringToken token = new ReenteringToken();
-        token.mint(consumer, 1e12);
-        vm.prank(consumer);
-        token.approve(address(escrow), type(uint256).max);
-        vm.prank(owner);
-        escrow.setToken(address(token), true, 200);
+    function test_open_tokenThatAnswersFalse_reverts() public {
+        FalseToken token = new FalseToken();
+        fund(Token(address(token)), consumer, 1e12);
+        allow(token, 200);
         ILeaseEscrow.Quote memory q = newQuote();
         q.token = address(token);
-        token.arm(escrow, abi.encodeCall(ILeaseEscrow.withdraw, (address(token), address(token))));
-        open(q, 340_000);
-        yes("refused", bytes4(token.answer()) == bytes4(keccak256("ReentrancyGuardReentrantCall()")));
+        refused(q, abi.encodeWithSignature("SafeERC20FailedOperation(address)", address(token)));
     }
 
     function test_open_freeLease_needsNoMoney() public {
@@ -240,135 +369,251 @@ contract OpenTest is Base {
         checkBooks(address(usdc));
     }
 
-    function test_open_paused_reverts() public {
+    function test_open_paused_reverts_untilResumed() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        vm.expectEmit();
+        emit ILeaseEscrow.OpensPaused(true);
         vm.prank(owner);
         escrow.setOpensPaused(true);
-        refused(newQuote(), abi.encodeWithSelector(ILeaseEscrow.OpensArePaused.selector));
+        refused(q, abi.encodeWithSelector(ILeaseEscrow.OpensArePaused.selector));
+        vm.prank(owner);
+        escrow.setOpensPaused(false);
+        open(q, 340_000);
+    }
+
+    // cancelQuote
+
+    function test_cancelQuote_makesItWorthless() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        vm.prank(stranger);
+        escrow.cancelQuote(q.nonce);
+        yes("only one's own", !escrow.quoteCancelled(provider, q.nonce));
+        vm.expectEmit();
+        emit ILeaseEscrow.QuoteCancelled(provider, q.nonce);
+        vm.prank(provider);
+        escrow.cancelQuote(q.nonce);
+        yes("cancelled", escrow.quoteCancelled(provider, q.nonce) && !escrow.quoteCancelled(provider, q.nonce + 1));
+        refused(q, abi.encodeWithSelector(ILeaseEscrow.QuoteIsCancelled.selector, provider, q.nonce));
+    }
+
+    function test_cancelQuote_touchesNoOtherNonce(uint256 nonce, uint256 other) public {
+        vm.assume(nonce != other);
+        vm.prank(provider);
+        escrow.cancelQuote(nonce);
+        yes("it", escrow.quoteCancelled(provider, nonce));
+        yes("no other", !escrow.quoteCancelled(provider, other));
+        yes(
+            "not its neighbours",
+            !escrow.quoteCancelled(provider, nonce ^ 1) && !escrow.quoteCancelled(provider, nonce ^ 256)
+        );
+        vm.prank(provider);
+        escrow.cancelQuote(other);
+        yes("both", escrow.quoteCancelled(provider, nonce) && escrow.quoteCancelled(provider, other));
+    }
+
+    function test_cancelQuote_touchesNoOpenLease() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        bytes32 id = open(q, 340_000);
+        vm.prank(provider);
+        escrow.cancelQuote(q.nonce);
+        pass(10);
+        settle(id, 10);
+        same("seconds", escrow.lease(id).servedSeconds, 10);
     }
 
     // openWithPermit
 
-    function permitOf(uint256 value) private returns (ILeaseEscrow.Permit memory p) {
-        bytes32 typehash =
-            keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
-        bytes32 digest = keccak256(
-            abi.encodePacked(
-                "\x19\x01",
-                usdc.DOMAIN_SEPARATOR(),
-                keccak256(
-                    abi.encode(typehash, consumer, address(escrow), value, usdc.nonces(consumer), block.timestamp + 60)
-                )
-            )
-        );
-        (p.value, p.deadline) = (value, block.timestamp + 60);
-        (p.v, p.r, p.s) = vm.sign(CONSUMER_KEY, digest);
+    function openWithPermit(ILeaseEscrow.Quote memory q, ILeaseEscrow.Permit memory p, bytes memory why)
+        private
+        returns (bytes32)
+    {
+        bytes memory signature = signedQuote(q);
+        vm.prank(consumer);
+        if (why.length != 0) expect(why);
+        return escrow.openWithPermit(q, signature, session, 340_000, p);
+    }
+
+    function noAllowance() private {
+        vm.prank(consumer);
+        usdc.approve(address(escrow), 0);
     }
 
     function test_openWithPermit_needsNoApprove() public {
-        vm.prank(consumer);
-        usdc.approve(address(escrow), 0);
-        ILeaseEscrow.Quote memory q = newQuote();
-        bytes memory signature = signedQuote(q);
-        ILeaseEscrow.Permit memory p = permitOf(340_000);
-        vm.prank(consumer);
-        bytes32 id = escrow.openWithPermit(q, signature, session, 340_000, p);
+        noAllowance();
+        bytes32 id = openWithPermit(newQuote(), permitOf(CONSUMER_KEY, usdc, address(escrow), 340_000), "");
         same("deposit", escrow.lease(id).deposit, 340_000);
         same("allowance used up", usdc.allowance(consumer, address(escrow)), 0);
+        checkBooks(address(usdc));
     }
 
     function test_openWithPermit_playedBefore_opensAllTheSame() public {
-        vm.prank(consumer);
-        usdc.approve(address(escrow), 0);
-        ILeaseEscrow.Quote memory q = newQuote();
-        bytes memory signature = signedQuote(q);
-        ILeaseEscrow.Permit memory p = permitOf(340_000);
+        noAllowance();
+        ILeaseEscrow.Permit memory p = permitOf(CONSUMER_KEY, usdc, address(escrow), 340_000);
         usdc.permit(consumer, address(escrow), p.value, p.deadline, p.v, p.r, p.s);
-        vm.prank(consumer);
-        escrow.openWithPermit(q, signature, session, 340_000, p);
+        openWithPermit(newQuote(), p, "");
     }
 
     function test_openWithPermit_worthlessPermit_withoutAllowance_reverts() public {
-        vm.prank(consumer);
-        usdc.approve(address(escrow), 0);
-        ILeaseEscrow.Quote memory q = newQuote();
-        bytes memory signature = signedQuote(q);
-        ILeaseEscrow.Permit memory p = permitOf(340_000);
+        noAllowance();
+        ILeaseEscrow.Permit memory p = permitOf(CONSUMER_KEY, usdc, address(escrow), 340_000);
         p.value += 1;
-        vm.prank(consumer);
-        expect(
-            abi.encodeWithSignature(
-                "ERC20InsufficientAllowance(address,uint256,uint256)", address(escrow), 0, 340_000
-            )
-        );
-        escrow.openWithPermit(q, signature, session, 340_000, p);
+        bytes memory why =
+            abi.encodeWithSignature("ERC20InsufficientAllowance(address,uint256,uint256)", address(escrow), 0, 340_000);
+        openWithPermit(newQuote(), p, why);
     }
 
     function test_openWithPermit_tokenNotAllowed_isNotCalled() public {
         ILeaseEscrow.Quote memory q = newQuote();
         q.token = address(0xBEEF);
+        bytes memory why = abi.encodeWithSelector(ILeaseEscrow.TokenNotAllowed.selector, q.token);
+        openWithPermit(q, permitOf(CONSUMER_KEY, usdc, address(escrow), 1), why);
+    }
+
+    function test_openWithPermit_byAnother_reverts() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        ILeaseEscrow.Permit memory p = permitOf(CONSUMER_KEY, usdc, address(escrow), 340_000);
         bytes memory signature = signedQuote(q);
-        ILeaseEscrow.Permit memory p = permitOf(1);
-        vm.prank(consumer);
-        expect(abi.encodeWithSelector(ILeaseEscrow.TokenNotAllowed.selector, q.token));
+        vm.prank(stranger);
+        expectNotAuthorized(stranger);
         escrow.openWithPermit(q, signature, session, 340_000, p);
     }
 
-    // topUp
+    // openWithAuthorization
 
-    function test_topUp_byAnyone_upToTheMaximum() public {
+    function relayed(
+        ILeaseEscrow.Quote memory q,
+        address signer,
+        uint128 deposit,
+        ILeaseEscrow.Authorization memory a,
+        bytes memory why
+    ) private returns (bytes32 id) {
+        bytes memory signature = signedQuote(q);
+        vm.prank(stranger);
+        if (why.length != 0) expect(why);
+        return escrow.openWithAuthorization(q, signature, signer, deposit, a);
+    }
+
+    function test_openWithAuthorization_byAnyone_needsNoTransactionOfTheConsumer() public {
+        noAllowance();
+        uint256 had = usdc.balanceOf(consumer);
         ILeaseEscrow.Quote memory q = newQuote();
-        bytes32 id = open(q, 340_000);
-        usdc.mint(stranger, 1e12);
-        vm.prank(stranger);
-        usdc.approve(address(escrow), type(uint256).max);
-        vm.prank(stranger);
-        escrow.topUp(id, 340_000);
-        same("deposit", escrow.lease(id).deposit, 680_000);
-        vm.prank(stranger);
-        expect(abi.encodeWithSelector(ILeaseEscrow.DepositOutOfRange.selector, 680_001, 0, 680_000));
-        escrow.topUp(id, 1);
-        vm.prank(stranger);
-        expect(abi.encodeWithSelector(ILeaseEscrow.DepositOutOfRange.selector, 680_000, 0, 680_000));
-        escrow.topUp(id, 0);
+        bytes32 nonce = escrow.authorizationNonce(escrow.hashQuote(q), session);
+        yes("nonce", nonce == keccak256(abi.encode(escrow.hashQuote(q), session)));
+        bytes32 id = relayed(q, session, 340_000, authorization(q, session, 340_000), "");
+        ILeaseEscrow.Lease memory l = escrow.lease(id);
+        yes("the consumer's", l.consumer == consumer && l.signer == session && l.deposit == 340_000);
+        same("paid by the consumer", had - usdc.balanceOf(consumer), 340_000);
+        yes("used", usdc.authorizationState(consumer, nonce));
+        pass(100);
+        close(id, 30);
+        same("refund", credit(consumer), 340_000 - priceOf(q, 30));
         checkBooks(address(usdc));
     }
 
-    function test_topUp_unspent_goesToTheConsumer() public {
+    /// @dev Who signs it agrees to one quote, one session key, one deposit; nothing else can be made of it.
+    function test_openWithAuthorization_forAnythingElse_reverts() public {
         ILeaseEscrow.Quote memory q = newQuote();
-        bytes32 id = open(q, 340_000);
-        usdc.mint(stranger, 340_000);
-        vm.prank(stranger);
-        usdc.approve(address(escrow), type(uint256).max);
-        vm.prank(stranger);
-        escrow.topUp(id, 340_000);
-        pass(20);
-        close(id, 18);
-        same("consumer", escrow.credits(address(usdc), consumer), 680_000 - priceOf(q, 18));
-        same("stranger", escrow.credits(address(usdc), stranger), 0);
+        ILeaseEscrow.Authorization memory a = authorization(q, session, 340_000);
+        bytes memory why = abi.encodeWithSignature("ERC3009InvalidSignature()");
+        relayed(q, stranger, 340_000, a, why);
+        relayed(q, session, 340_001, a, why);
+        ILeaseEscrow.Quote memory other = newQuote();
+        relayed(other, session, 340_000, a, why);
+        q.pricePerGpuHour -= 1;
+        relayed(q, session, 340_000, a, why);
+        q.pricePerGpuHour += 1;
+
+        a.validBefore -= 1;
+        relayed(q, session, 340_000, a, why);
+        a.validBefore += 1;
+        a.validAfter += 1;
+        relayed(q, session, 340_000, a, why);
+        a.validAfter -= 1;
+        a.v ^= 1;
+        relayed(q, session, 340_000, a, abi.encodeWithSignature("ECDSAInvalidSignature()"));
+        a.v ^= 1;
+        // Another's money for the consumer's lease.
+        bytes32 nonce = escrow.authorizationNonce(escrow.hashQuote(q), session);
+        fund(usdc, stranger, 1e12);
+        relayed(q, session, 340_000, receiveAuthorization(STRANGER_KEY, usdc, address(escrow), 340_000, nonce), why);
+        relayed(q, session, 340_000, a, "");
     }
 
-    /// @dev I9: partial funding never burns a voucher.
-    function test_topUp_paysSecondsThatWereCountedButNotCovered() public {
+    /// @dev The token lets only the receiver play it, so that it cannot be taken out of the opening and spent.
+    function test_openWithAuthorization_cannotBePlayedByItself() public {
         ILeaseEscrow.Quote memory q = newQuote();
-        bytes32 id = open(q, uint128(priceOf(q, 60)));
-        pass(200);
-        settle(id, 150);
-        same("covered", escrow.lease(id).claimed, priceOf(q, 60));
-        same("counted", escrow.lease(id).servedSeconds, 150);
-        vm.prank(consumer);
-        escrow.topUp(id, 100_000);
-        same("paid at once", escrow.lease(id).claimed, priceOf(q, 150));
-        checkBooks(address(usdc));
+        ILeaseEscrow.Authorization memory a = authorization(q, session, 340_000);
+        bytes32 nonce = escrow.authorizationNonce(escrow.hashQuote(q), session);
+        vm.prank(stranger);
+        expect(abi.encodeWithSignature("ERC20InvalidReceiver(address)", address(escrow)));
+        usdc.receiveWithAuthorization(
+            consumer, address(escrow), 340_000, a.validAfter, a.validBefore, nonce, a.v, a.r, a.s
+        );
+        relayed(q, session, 340_000, a, "");
     }
 
-    function test_topUp_unknownOrClosed_reverts() public {
-        vm.prank(consumer);
-        expect(abi.encodeWithSelector(ILeaseEscrow.LeaseNotFound.selector, bytes32(0)));
-        escrow.topUp(bytes32(0), 1);
-        bytes32 id = openFull();
-        close(id, 0);
-        vm.prank(consumer);
-        expect(abi.encodeWithSelector(ILeaseEscrow.LeaseIsClosed.selector, id));
-        escrow.topUp(id, 1);
+    function test_openWithAuthorization_opensOnce() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        ILeaseEscrow.Authorization memory a = authorization(q, session, 340_000);
+        bytes32 id = relayed(q, session, 340_000, a, "");
+        relayed(q, session, 340_000, a, abi.encodeWithSelector(ILeaseEscrow.LeaseExists.selector, id));
+        // Opened by the consumer itself in the meantime: the authorization takes nothing more.
+        q = newQuote();
+        a = authorization(q, session, 340_000);
+        id = open(q, 340_000);
+        relayed(q, session, 340_000, a, abi.encodeWithSelector(ILeaseEscrow.LeaseExists.selector, id));
+    }
+
+    function test_openWithAuthorization_cancelledAtTheToken_reverts() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        ILeaseEscrow.Authorization memory a = authorization(q, session, 340_000);
+        bytes32 nonce = escrow.authorizationNonce(escrow.hashQuote(q), session);
+        bytes32 structHash =
+            keccak256(abi.encode(keccak256("CancelAuthorization(address authorizer,bytes32 nonce)"), consumer, nonce));
+        (uint8 v, bytes32 r, bytes32 s) =
+            vm.sign(CONSUMER_KEY, keccak256(abi.encodePacked("\x19\x01", usdc.DOMAIN_SEPARATOR(), structHash)));
+        usdc.cancelAuthorization(consumer, nonce, v, r, s);
+        bytes memory why = abi.encodeWithSignature("ERC3009UsedAuthorization(address,bytes32)", consumer, nonce);
+        relayed(q, session, 340_000, a, why);
+    }
+
+    function test_openWithAuthorization_isAnOpenInAllElse() public {
+        ILeaseEscrow.Quote memory q = newQuote();
+        ILeaseEscrow.Authorization memory a = authorization(q, session, 340_000);
+        bytes memory signature = signed(STRANGER_KEY, escrow.hashQuote(q));
+        expectBadSignature(provider);
+        escrow.openWithAuthorization(q, signature, session, 340_000, a);
+        vm.prank(owner);
+        escrow.setOpensPaused(true);
+        relayed(q, session, 340_000, a, abi.encodeWithSelector(ILeaseEscrow.OpensArePaused.selector));
+        vm.prank(owner);
+        escrow.setOpensPaused(false);
+        vm.warp(q.expiresAt);
+        relayed(
+            q, session, 340_000, a, abi.encodeWithSelector(ILeaseEscrow.QuoteExpired.selector, uint256(q.expiresAt))
+        );
+    }
+
+    /// @dev A token that answers everything would "authorize" everything. It moves nothing, which is noticed; nothing at all
+    /// would not be, and is refused.
+    function test_openWithAuthorization_ofATokenThatKnowsNone_reverts() public {
+        AnsweringToken token = new AnsweringToken();
+        fund(Token(address(token)), consumer, 1e12);
+        allow(token, 200);
+        ILeaseEscrow.Quote memory q = newQuote();
+        q.token = address(token);
+        ILeaseEscrow.Authorization memory a;
+        relayed(q, stranger, 340_000, a, abi.encodeWithSelector(ILeaseEscrow.WrongAmountReceived.selector, 340_000, 0));
+        q.minSeconds = 0;
+        bytes memory why = abi.encodeWithSelector(ILeaseEscrow.DepositOutOfRange.selector, 0, 1, type(uint96).max);
+        relayed(q, stranger, 0, a, why);
+        // The network's own token has no such function.
+        q = newQuote();
+        q.token = address(gpu);
+        bytes memory signature = signedQuote(q);
+        vm.prank(stranger);
+        (bool ok,) = address(escrow)
+            .call(abi.encodeCall(ILeaseEscrow.openWithAuthorization, (q, signature, session, 340_000, a)));
+        yes("refused", !ok);
     }
 }

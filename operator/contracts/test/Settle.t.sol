@@ -2,7 +2,7 @@
 pragma solidity 0.8.37;
 
 import {ILeaseEscrow} from "../src/ILeaseEscrow.sol";
-import {Base, same, vm, yes} from "./Base.sol";
+import {Base, Escrow, create, escrowCode, same, signed, vm, yes} from "./Base.sol";
 
 /// @dev trees/settle.tree, trees/settleMany.tree
 contract SettleTest is Base {
@@ -11,10 +11,14 @@ contract SettleTest is Base {
         (q.referrer, q.referrerBps) = (referrer, 2500);
         bytes32 id = open(q, uint128(priceOf(q, 3600)));
         pass(1000);
-        settle(id, 777);
+        (ILeaseEscrow.Voucher memory v, bytes memory signature) = voucher(id, 777, false);
         uint256 claimed = priceOf(q, 777);
+        vm.expectEmit();
+        emit ILeaseEscrow.LeaseSettled(id, 777, claimed - claimed * 200 / 10_000, claimed * 200 / 10_000);
+        escrow.settle(v, signature);
         uint256 fee = claimed * 200 / 10_000;
         ILeaseEscrow.Lease memory l = escrow.lease(id);
+        same("seconds", l.servedSeconds, 777);
         same("claimed", l.claimed, claimed);
         same("fee", l.feeTaken, fee);
         same("payee", escrow.credits(address(usdc), payee), claimed - fee);
@@ -79,10 +83,43 @@ contract SettleTest is Base {
         escrow.settle(v, signature);
         // The provider's own signature opens leases, it does not serve them.
         signature = signed(PROVIDER_KEY, escrow.hashVoucher(v));
-        expect(abi.encodeWithSelector(ILeaseEscrow.BadSignature.selector, session));
+        expectBadSignature(session);
         escrow.settle(v, signature);
-        expect(abi.encodeWithSelector(ILeaseEscrow.BadSignature.selector, session));
+        // Nor does the consumer's wallet serve as its session key.
+        signature = signed(CONSUMER_KEY, escrow.hashVoucher(v));
+        expectBadSignature(session);
+        escrow.settle(v, signature);
+        expectBadSignature(session);
         escrow.settle(v, "");
+    }
+
+    /// @dev I8: what the session key signed for another contract, on another chain, or as another message, is no voucher; and
+    /// its signature has one spelling.
+    function test_settle_signatureOfAnythingElse_reverts() public {
+        bytes32 id = openFull();
+        pass(100);
+        ILeaseEscrow.Voucher memory v = ILeaseEscrow.Voucher(id, 50, false);
+        Escrow other = Escrow(create(escrowCode(NETWORK, owner, treasury, WINDOW)));
+        (uint8 sv, bytes32 r, bytes32 s) = vm.sign(SESSION_KEY, escrow.hashVoucher(v));
+        bytes32 highS = bytes32(0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141 - uint256(s));
+        bytes[6] memory signatures = [
+            signed(SESSION_KEY, other.hashVoucher(v)),
+            signed(SESSION_KEY, escrow.hashRelease(ILeaseEscrow.Release(id, 50))),
+            abi.encodePacked(r, highS, sv == 27 ? uint8(28) : uint8(27)),
+            abi.encodePacked(r, bytes32(uint256(s) | (sv == 28 ? 1 << 255 : 0))),
+            abi.encodePacked(r, s, sv, uint8(0)),
+            abi.encodePacked(r, s, sv - 27)
+        ];
+        for (uint256 i = 0; i < signatures.length; ++i) {
+            expectBadSignature(session);
+            escrow.settle(v, signatures[i]);
+        }
+        uint256 here = vm.getChainId();
+        vm.chainId(4242);
+        expectBadSignature(session);
+        escrow.settle(v, abi.encodePacked(r, s, sv));
+        vm.chainId(here);
+        escrow.settle(v, abi.encodePacked(r, s, sv));
     }
 
     /// @dev I8: more seconds, another lease, the other flag: each needs its own signature.
@@ -154,6 +191,7 @@ contract SettleTest is Base {
         same("fee", escrow.lease(id).feeTaken, fee);
         same("payee", escrow.credits(address(usdc), payee), claimed - fee);
         same("referrer", escrow.credits(address(usdc), referrer), fee * 3333 / 10_000);
+        same("treasury", credit(treasury), fee - fee * 3333 / 10_000);
         checkBooks(address(usdc));
     }
 
@@ -211,5 +249,21 @@ contract SettleTest is Base {
 
     function test_settleMany_ofNothing_isNoError() public {
         escrow.settleMany(new ILeaseEscrow.SignedVoucher[](0));
+    }
+
+    /// @dev The same lease twice in a batch is as in two settlements.
+    function test_settleMany_sameLeaseTwice_countsTheMost() public {
+        bytes32 id = openFull();
+        pass(100);
+        ILeaseEscrow.SignedVoucher[] memory items = new ILeaseEscrow.SignedVoucher[](3);
+        (items[0].voucher, items[0].signature) = voucher(id, 40, false);
+        (items[1].voucher, items[1].signature) = voucher(id, 90, true);
+        (items[2].voucher, items[2].signature) = voucher(id, 60, false);
+        escrow.settleMany(items);
+        ILeaseEscrow.Lease memory l = escrow.lease(id);
+        same("seconds", l.servedSeconds, 90);
+        yes("open", l.closeReason == ILeaseEscrow.CloseReason.Open);
+        same("payee", credit(payee), uint256(l.claimed) - l.feeTaken);
+        checkBooks(address(usdc));
     }
 }

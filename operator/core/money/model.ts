@@ -3,13 +3,14 @@
  * contract reverts with. Simulations run on it instead of a chain, and a differential test keeps the two alike.
  *
  * Left out, because they are the chain's and not the escrow's: gas, signatures (a call says who signed), and the tokens
- * themselves (a call finds the allowance and balance it needs, or says that the transfer fails).
+ * themselves (a call finds the allowance, authorization and balance it needs, and a receiver that the token accepts).
  */
 import type { Address, Hex32, Quote, Release, Voucher } from '../../api/messages.ts';
 import { type CloseReason, closeReasons, type Escrow } from './escrow.ts';
 import { feeOf, priceOf, referrerPartOf } from './price.ts';
 
 export const maxFeeBps = 500;
+export const maxReferrerBps = 5000;
 const maxUint96 = 2n ** 96n - 1n;
 const zeroAddress: Address = '0x0000000000000000000000000000000000000000';
 
@@ -27,11 +28,13 @@ export type EscrowRefusal =
   | 'LeaseExists'
   | 'LeaseNotFound'
   | 'LeaseIsClosed'
+  | 'LeaseIsOpen'
   | 'AlreadyClosing'
   | 'NotLastVoucher'
   | 'NotProviderReason'
   | 'NotFinalizableBefore'
   | 'NothingToWithdraw'
+  | 'NothingToRefund'
   | 'FeeTooHigh';
 
 export interface Totals {
@@ -48,6 +51,13 @@ export interface TokenRule {
   readonly feeBps: number;
 }
 
+/** What somebody other than the consumer put in, in one piece. */
+export interface Sponsorship {
+  /** Zero once its refund was credited. */
+  readonly sponsor: Address;
+  readonly amount: bigint;
+}
+
 /** Addresses are keys here: give them in one spelling throughout. */
 export interface EscrowModel {
   readonly networkId: Hex32;
@@ -57,6 +67,8 @@ export interface EscrowModel {
   readonly opensPaused: boolean;
   readonly tokenRules: ReadonlyMap<Address, TokenRule>;
   readonly leases: ReadonlyMap<Hex32, Escrow>;
+  /** By lease, in the order in which they are spent: after all that the consumer put in. */
+  readonly sponsorships: ReadonlyMap<Hex32, readonly Sponsorship[]>;
   /** Key: `token/account`. */
   readonly credits: ReadonlyMap<string, bigint>;
   readonly totals: ReadonlyMap<Address, Totals>;
@@ -64,19 +76,22 @@ export interface EscrowModel {
   readonly cancelled: ReadonlySet<string>;
 }
 
+export interface Opening {
+  readonly from: Address;
+  readonly quote: Quote;
+  /** Id and digest of the quote, which only a hash function knows. */
+  readonly leaseId: Hex32;
+  readonly quoteHash: Hex32;
+  /** Whose signature the quote carries. */
+  readonly signedBy: Address;
+  readonly signer: Address;
+  readonly deposit: bigint;
+}
+
 export type EscrowCall =
-  | {
-      readonly do: 'open';
-      readonly from: Address;
-      readonly quote: Quote;
-      /** Id and digest of the quote, which only a hash function knows. */
-      readonly leaseId: Hex32;
-      readonly quoteHash: Hex32;
-      /** Whose signature the quote carries. */
-      readonly signedBy: Address;
-      readonly signer: Address;
-      readonly deposit: bigint;
-    }
+  | ({ readonly do: 'open' } & Opening)
+  /** By anyone: the consumer authorized this deposit for this quote and session key. */
+  | ({ readonly do: 'openWithAuthorization' } & Opening)
   | { readonly do: 'topUp'; readonly from: Address; readonly leaseId: Hex32; readonly amount: bigint }
   | { readonly do: 'settle'; readonly from: Address; readonly voucher: Voucher; readonly signedBy: Address }
   | {
@@ -89,6 +104,7 @@ export type EscrowCall =
   | { readonly do: 'requestClose'; readonly from: Address; readonly leaseId: Hex32 }
   | { readonly do: 'providerClose'; readonly from: Address; readonly leaseId: Hex32; readonly reason: CloseReason }
   | { readonly do: 'finalize'; readonly from: Address; readonly leaseId: Hex32 }
+  | { readonly do: 'refundSponsor'; readonly from: Address; readonly leaseId: Hex32; readonly index: number }
   | { readonly do: 'withdraw'; readonly from: Address; readonly token: Address }
   | { readonly do: 'cancelQuote'; readonly from: Address; readonly nonce: bigint }
   | { readonly do: 'setToken'; readonly from: Address; readonly token: Address; readonly rule: TokenRule }
@@ -106,6 +122,7 @@ export function newEscrowModel(
     opensPaused: false,
     tokenRules: new Map(),
     leases: new Map(),
+    sponsorships: new Map(),
     credits: new Map(),
     totals: new Map(),
     cancelled: new Set(),
@@ -116,9 +133,13 @@ export function newEscrowModel(
 export function callEscrow(state: EscrowModel, call: EscrowCall, now: number): EscrowResult {
   switch (call.do) {
     case 'open':
+      if (call.from !== call.quote.consumer) return refuse('NotAuthorized');
+      return open(state, call, now);
+    case 'openWithAuthorization':
+      if (call.deposit === 0n) return refuse('DepositOutOfRange');
       return open(state, call, now);
     case 'topUp':
-      return withOpenLease(state, call.leaseId, (lease) => topUp(state, lease, call.amount, now));
+      return withOpenLease(state, call.leaseId, (lease) => topUp(state, lease, call.from, call.amount, now));
     case 'settle':
       return withOpenLease(state, call.voucher.leaseId, (lease) =>
         call.signedBy === lease.signer
@@ -144,7 +165,7 @@ export function callEscrow(state: EscrowModel, call: EscrowCall, now: number): E
       return withOpenLease(state, call.leaseId, (lease) => {
         if (call.from !== lease.consumer) return refuse('NotAuthorized');
         if (lease.closingAt !== 0) return refuse('AlreadyClosing');
-        return accept(putLease(state, { ...lease, closingAt: now }));
+        return accept(putLease(state, { ...lease, closingAt: Math.min(now, lease.endsAt) }));
       });
     case 'providerClose':
       return withOpenLease(state, call.leaseId, (lease) => {
@@ -159,6 +180,8 @@ export function callEscrow(state: EscrowModel, call: EscrowCall, now: number): E
         if (now < from) return refuse('NotFinalizableBefore');
         return accept(end(state, lease, lease.servedSeconds, asked ? 'ConsumerRequested' : 'Expired', now));
       });
+    case 'refundSponsor':
+      return refundSponsor(state, call.leaseId, call.index);
     case 'withdraw':
       return withdraw(state, call.token, call.from);
     case 'cancelQuote':
@@ -183,14 +206,28 @@ export function creditOf(state: EscrowModel, token: Address, account: Address): 
   return state.credits.get(`${token}/${account}`) ?? 0n;
 }
 
-function open(state: EscrowModel, call: Extract<EscrowCall, { do: 'open' }>, now: number): EscrowResult {
+/** What a closed lease left of each sponsorship, and is not credited yet; zero while it is open. */
+export function refundableOf(state: EscrowModel, leaseId: Hex32): readonly bigint[] {
+  const lease = state.leases.get(leaseId);
+  const pieces = state.sponsorships.get(leaseId) ?? [];
+  if (!lease?.closed) return pieces.map(() => 0n);
+  // The consumer's own money is spent first, then theirs in the order in which it came.
+  const sponsored = pieces.reduce((sum, { amount }) => sum + amount, 0n);
+  let unpaid = atLeastZero(lease.claimed - (lease.deposit - sponsored));
+  return pieces.map(({ sponsor, amount }) => {
+    const spent = unpaid < amount ? unpaid : amount;
+    unpaid -= spent;
+    return sponsor === zeroAddress ? 0n : amount - spent;
+  });
+}
+
+function open(state: EscrowModel, call: Opening, now: number): EscrowResult {
   const { quote, deposit } = call;
   // In the contract's order: it decides which error is seen when several hold.
   if (state.opensPaused) return refuse('OpensArePaused');
-  if (call.from !== quote.consumer) return refuse('NotAuthorized');
   if (quote.networkId !== state.networkId) return refuse('WrongNetwork');
   if (now >= quote.expiresAt) return refuse('QuoteExpired');
-  const keepable = quote.pricePerGpuHour <= maxUint96 && quote.referrerBps <= 10_000 && deposit <= maxUint96;
+  const keepable = quote.pricePerGpuHour <= maxUint96 && quote.referrerBps <= maxReferrerBps && deposit <= maxUint96;
   const sensible = quote.gpus > 0 && quote.maxSeconds > 0 && quote.minSeconds <= quote.maxSeconds;
   if (call.signer === zeroAddress || quote.payee === zeroAddress || !sensible || !keepable)
     return refuse('InvalidTerms');
@@ -232,13 +269,23 @@ function open(state: EscrowModel, call: Extract<EscrowCall, { do: 'open' }>, now
   return accept(addTotals(putLease(state, lease), quote.token, { deposited: deposit, held: deposit }));
 }
 
-function topUp(state: EscrowModel, lease: Escrow, amount: bigint, now: number): EscrowResult {
+function topUp(state: EscrowModel, lease: Escrow, from: Address, amount: bigint, now: number): EscrowResult {
   const deposit = lease.deposit + amount;
   const max = priceOf(lease.maxSeconds, lease.gpus, lease.pricePerGpuHour);
   if (amount === 0n || deposit > max || deposit > maxUint96) return refuse('DepositOutOfRange');
   const richer = { ...lease, deposit };
   const funded = addTotals(putLease(state, richer), lease.token, { deposited: amount, held: amount });
-  return accept(count(funded, richer, lease.servedSeconds, now));
+  const known = from === lease.consumer ? funded : addSponsorship(funded, lease.leaseId, from, amount);
+  return accept(count(known, richer, lease.servedSeconds, now));
+}
+
+/** Who pays twice in a row has paid once. */
+function addSponsorship(state: EscrowModel, leaseId: Hex32, sponsor: Address, amount: bigint): EscrowModel {
+  const pieces = [...(state.sponsorships.get(leaseId) ?? [])];
+  const last = pieces.at(-1);
+  if (last?.sponsor === sponsor) pieces[pieces.length - 1] = { sponsor, amount: last.amount + amount };
+  else pieces.push({ sponsor, amount });
+  return { ...state, sponsorships: new Map(state.sponsorships).set(leaseId, pieces) };
 }
 
 function settleMany(
@@ -280,10 +327,26 @@ function end(state: EscrowModel, lease: Escrow, servedSeconds: number, reason: C
   const refunded = last.deposit - last.claimed;
   const closingAt = last.closingAt === 0 ? Math.min(now, last.endsAt) : last.closingAt;
   const closed = putLease(counted, { ...last, refunded, closingAt, closeReason: reason, closed: true });
-  return addTotals(addCredit(closed, lease.token, lease.consumer, refunded), lease.token, {
-    refunded,
-    held: -refunded,
-  });
+  // What is left of others' money stays held until it is credited to each.
+  const theirs = refundableOf(closed, lease.leaseId).reduce((sum, amount) => sum + amount, 0n);
+  return refund(closed, lease.token, lease.consumer, refunded - theirs);
+}
+
+function refund(state: EscrowModel, token: Address, to: Address, amount: bigint): EscrowModel {
+  return addTotals(addCredit(state, token, to, amount), token, { refunded: amount, held: -amount });
+}
+
+function refundSponsor(state: EscrowModel, leaseId: Hex32, index: number): EscrowResult {
+  const lease = state.leases.get(leaseId);
+  if (!lease) return refuse('LeaseNotFound');
+  if (!lease.closed) return refuse('LeaseIsOpen');
+  const amount = refundableOf(state, leaseId)[index] ?? 0n;
+  if (amount === 0n) return refuse('NothingToRefund');
+  const pieces = [...state.sponsorships.get(leaseId)!];
+  const { sponsor } = pieces[index]!;
+  pieces[index] = { ...pieces[index]!, sponsor: zeroAddress };
+  const credited = { ...state, sponsorships: new Map(state.sponsorships).set(leaseId, pieces) };
+  return accept(refund(credited, lease.token, sponsor, amount));
 }
 
 function withdraw(state: EscrowModel, token: Address, account: Address): EscrowResult {
@@ -314,6 +377,8 @@ function addTotals(state: EscrowModel, token: Address, change: Partial<Totals>):
   for (const [name, amount] of Object.entries(change) as [keyof Totals, bigint][]) sum[name] += amount;
   return { ...state, totals: new Map(state.totals).set(token, sum) };
 }
+
+const atLeastZero = (value: bigint): bigint => (value > 0n ? value : 0n);
 
 const accept = (state: EscrowModel): EscrowResult => ({ ok: true, state });
 const refuse = (refusal: EscrowRefusal): EscrowResult => ({ ok: false, refusal });

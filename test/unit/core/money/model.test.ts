@@ -8,6 +8,8 @@ import {
   type EscrowCall,
   type EscrowModel,
   newEscrowModel,
+  type Opening,
+  refundableOf,
   totalsOf,
 } from '../../../../operator/core/money/model.ts';
 
@@ -122,6 +124,65 @@ describe('the model of the escrow', () => {
     for (const [call, now, refusal] of refusals) expect(callEscrow(state, call, now)).toEqual({ ok: false, refusal });
     expect(structuredClone({ ...state })).toEqual(before);
     expect(callEscrow(state, { do: 'finalize', from: nobody!, leaseId }, 4760).ok).toBe(true);
+  });
+
+  it('spends sponsors last, first come first spent, and refunds each what is left of its own', () => {
+    const [first, second] = [at('7'), at('8')];
+    let state = run(deployed(), opening({ deposit: 10_000n }), 1000);
+    const topUp = (from: Address, amount: bigint) => {
+      state = run(state, { do: 'topUp', from, leaseId, amount }, 1001);
+    };
+    topUp(first, 5000n);
+    topUp(first, 1000n);
+    topUp(second, 4000n);
+    topUp(consumer!, 2000n);
+    expect(state.sponsorships.get(leaseId)).toEqual([
+      { sponsor: first, amount: 6000n },
+      { sponsor: second, amount: 4000n },
+    ]);
+    expect(refundableOf(state, leaseId)).toEqual([0n, 0n]);
+    expect(callEscrow(state, { do: 'refundSponsor', from: nobody!, leaseId, index: 0 }, 1002)).toEqual({
+      ok: false,
+      refusal: 'LeaseIsOpen',
+    });
+
+    // 190 seconds cost 19,000: the consumer's 12,000, all 6000 of the first, 1000 of the second.
+    const voucher = { leaseId, servedSeconds: 190, last: true };
+    state = run(state, { do: 'close', from: provider!, voucher, signedBy: session! }, 1300);
+    expect(creditOf(state, token!, consumer!)).toBe(0n);
+    expect(totalsOf(state, token!)).toMatchObject({ refunded: 0n, held: 3000n });
+    expect(refundableOf(state, leaseId)).toEqual([0n, 3000n]);
+    const refund = (index: number): EscrowCall => ({ do: 'refundSponsor', from: nobody!, leaseId, index });
+    state = run(state, refund(1), 1301);
+    expect(creditOf(state, token!, second)).toBe(3000n);
+    expect(totalsOf(state, token!)).toMatchObject({ refunded: 3000n, held: 0n });
+    for (const index of [0, 1, 2]) {
+      expect(callEscrow(state, refund(index), 1302)).toEqual({ ok: false, refusal: 'NothingToRefund' });
+    }
+  });
+
+  it('opens for anyone what the consumer authorized, and for nothing at all', () => {
+    const by = (changes: Partial<Opening>): EscrowCall => ({
+      ...(opening(changes) as Opening),
+      do: 'openWithAuthorization',
+    });
+    const state = run(deployed(), by({ from: nobody! }), 1000);
+    expect(state.leases.get(leaseId)).toMatchObject({ consumer, deposit: 360_000n });
+    expect(callEscrow(deployed(), by({ deposit: 0n }), 1000)).toEqual({ ok: false, refusal: 'DepositOutOfRange' });
+  });
+
+  it('stops billing at the end, whenever the close is asked for', () => {
+    let state = run(deployed(), opening(), 1000);
+    const { endsAt } = state.leases.get(leaseId)!;
+    state = run(state, { do: 'requestClose', from: consumer!, leaseId }, endsAt + 50);
+    expect(state.leases.get(leaseId)).toMatchObject({ closingAt: endsAt });
+  });
+
+  it('refuses a referrer who would get more than half of the fee', () => {
+    const greedy = { ...quote, referrer: at('7'), referrerBps: 5001 };
+    expect(callEscrow(deployed(), opening({ quote: greedy }), 1000)).toEqual({ ok: false, refusal: 'InvalidTerms' });
+    const fair = { ...quote, referrer: at('7'), referrerBps: 5000 };
+    expect(callEscrow(deployed(), opening({ quote: fair }), 1000).ok).toBe(true);
   });
 
   it('knows every close reason by the number that the contract gives it', () => {

@@ -11,6 +11,7 @@ import {
 } from '../adapters/chain/deploy.ts';
 import { loadKey } from '../adapters/chain/key.ts';
 import { connectRpc } from '../adapters/chain/rpc.ts';
+import { verifyDeployment } from '../adapters/chain/verify.ts';
 import type { Address, Hex32 } from '../api/messages.ts';
 
 const help = `Deploys the contracts of gpulease to a chain and writes their addresses.
@@ -22,7 +23,10 @@ const help = `Deploys the contracts of gpulease to a chain and writes their addr
   --password-file FILE          password of the keystore
   --out FILE                    addresses as JSON (default: addresses.json). If it names contracts that exist, they are kept
   --claim-window-seconds N      how long a provider can settle after the clock stopped (default: 86400)
-  --owner ADDRESS               may allow tokens and pause new escrows (default: the deploying account)
+  --owner ADDRESS               may allow tokens and pause new escrows (default: the deploying account). Another account has
+                                to accept: acceptOwnership()
+  --timelock-seconds N          puts a TimelockController between owner and escrow: what the owner wants to change is public
+                                for so long before it can be. 172800 is two days. Nobody has to accept then
   --fee-recipient ADDRESS       receives the platform fee (default: the owner)
   --network-id HEX32            default: keccak256("gpulease")
   --tokens NAME=SOURCE[@BPS],…  tokens to allow, with their fee in 1/10000. SOURCE is the token's address; or "mock", a
@@ -30,6 +34,8 @@ const help = `Deploys the contracts of gpulease to a chain and writes their addr
                                 Default on a local chain (id 31337): USDC=mock@200,GPU=gpu@0. Elsewhere it must be given
   --max-fee-gwei N              refuse to send while a unit of gas costs more
   --dry-run                     estimate, send nothing
+  --verify                      compare what --out says with the chain: code, owner, timelock, rules. Sends nothing, needs no key
+  --standard-json FILE          write the compiler's input, which explorers verify the contracts by, and do nothing else
   --help
 
 Example: npm run deploy-contracts -- --rpc-url http://127.0.0.1:8545 --key-file ./deployer.key --claim-window-seconds 60
@@ -46,11 +52,14 @@ async function main(): Promise<void> {
       out: { type: 'string', default: 'addresses.json' },
       'claim-window-seconds': { type: 'string', default: '86400' },
       owner: { type: 'string' },
+      'timelock-seconds': { type: 'string' },
       'fee-recipient': { type: 'string' },
       'network-id': { type: 'string' },
       tokens: { type: 'string' },
       'max-fee-gwei': { type: 'string' },
       'dry-run': { type: 'boolean', default: false },
+      verify: { type: 'boolean', default: false },
+      'standard-json': { type: 'string' },
       help: { type: 'boolean', default: false },
     },
   });
@@ -58,8 +67,17 @@ async function main(): Promise<void> {
     process.stdout.write(help);
     return;
   }
+  if (values['standard-json']) {
+    const { standardInput } = await import('../contracts/generate.ts');
+    await writeFile(values['standard-json'], await standardInput());
+    return;
+  }
   const urls = values['rpc-url'] ?? [];
   if (urls.length === 0) throw new DeployError('name the chain: --rpc-url URL');
+  if (values.verify) {
+    await verify(urls, values.out);
+    return;
+  }
   if (!values['key-file']) throw new DeployError('name the account that pays: --key-file FILE');
   const password = values['password-file'] && (await readFile(values['password-file'], 'utf8')).trim();
   const key = await loadKey(values['key-file'], password);
@@ -74,6 +92,9 @@ async function main(): Promise<void> {
     tokens,
     claimWindowSeconds: integer('--claim-window-seconds', values['claim-window-seconds'], 1, 2_592_000),
     owner: address('--owner', values.owner),
+    timelockSeconds: values['timelock-seconds']
+      ? integer('--timelock-seconds', values['timelock-seconds'], 60, 2_592_000)
+      : undefined,
     feeRecipient: address('--fee-recipient', values['fee-recipient']),
     networkId: networkIdOf(values['network-id']),
     maxFeePerGasCap: values['max-fee-gwei']
@@ -90,6 +111,20 @@ async function main(): Promise<void> {
   process.stderr.write(`${transactions} transactions, ${gasUsed} gas, chain ${chainId}, account ${key.address}\n`);
   if (!values['dry-run']) await writeWhole(values.out, deployment);
   process.stdout.write(`${JSON.stringify(deployment)}\n`);
+}
+
+async function verify(urls: readonly string[], file: string): Promise<void> {
+  const deployment = await readEarlier(file);
+  if (!deployment?.escrow) throw new DeployError(`${file} names no escrow: name the addresses to verify with --out`);
+  const rpc = await connectRpc({ urls, chainId: await chainIdOf(urls[0]!) });
+  if (deployment.chainId !== rpc.chainId)
+    throw new DeployError(`${file} is of chain ${deployment.chainId}, the endpoint serves chain ${rpc.chainId}`);
+  const results = await verifyDeployment(rpc, deployment as Deployment);
+  for (const { what, ok, found } of results) {
+    process.stderr.write(`${(ok ? 'right' : 'WRONG').padEnd(8)}${what.padEnd(24)}${found}\n`);
+  }
+  process.stdout.write(`${JSON.stringify(results)}\n`);
+  if (results.some(({ ok }) => !ok)) process.exitCode = 1;
 }
 
 /** The chain is what the endpoint says; a later client checks that it stays so. */

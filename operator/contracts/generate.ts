@@ -2,7 +2,6 @@
  * Compiles the contracts into TypeScript modules: ABI and bytecode, committed under generated/ so that programs need no
  * compiler. The same input gives the same bytes: no metadata hash, no paths of the machine, one pinned compiler.
  */
-import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 
@@ -28,6 +27,13 @@ const compiled = [
   { source: 'src/LeaseEscrow.sol', contract: 'LeaseEscrow', file: 'lease-escrow.ts', name: 'leaseEscrow' },
   { source: 'src/tokens/MockUSDC.sol', contract: 'MockUSDC', file: 'mock-usdc.ts', name: 'mockUsdc' },
   { source: 'src/tokens/GpuToken.sol', contract: 'GpuToken', file: 'gpu-token.ts', name: 'gpuToken' },
+  // OpenZeppelin's, as it is: who may own the escrow.
+  {
+    source: 'node_modules/@openzeppelin/contracts/governance/TimelockController.sol',
+    contract: 'TimelockController',
+    file: 'timelock.ts',
+    name: 'timelock',
+  },
 ] as const;
 
 /** The same as in foundry.toml, so that what is tested is what is deployed; `npm run test:contracts` compares the bytes. */
@@ -43,27 +49,41 @@ const settings = {
 const here = fileURLToPath(new URL('.', import.meta.url));
 const nodeModules = fileURLToPath(new URL('../../node_modules/', import.meta.url));
 
+/** The compiler's whole input, sources included: what explorers ask for to verify a contract. */
+export async function standardInput(): Promise<string> {
+  const solc = loadCompiler();
+  const { readFileSync } = await import('node:fs');
+  const sources: Record<string, { content: string }> = {};
+  const add = (path: string): string => {
+    const inModules = path.startsWith('node_modules/');
+    const file = inModules ? nodeModules + path.slice('node_modules/'.length) : here + path;
+    sources[path] = { content: readFileSync(file, 'utf8') };
+    return sources[path].content;
+  };
+  for (const { source } of compiled) add(source);
+  // What is imported, the compiler tells by asking for it; it has to want something for that.
+  const asking = { ...settings, outputSelection: { '*': { '': ['ast'] } } };
+  solc.compile(JSON.stringify({ language: 'Solidity', sources, settings: asking }), {
+    import(path) {
+      try {
+        return { contents: add(path) };
+      } catch {
+        return { error: `no such source: ${path}` };
+      }
+    },
+  });
+  return JSON.stringify({ language: 'Solidity', sources, settings });
+}
+
+function loadCompiler(): Compiler {
+  return createRequire(import.meta.url)('solc') as Compiler;
+}
+
 /** Path relative to the repository's root → content. Throws with the compiler's own words when a contract does not compile. */
 export async function generateContracts(): Promise<Map<string, string>> {
-  const require = createRequire(import.meta.url);
-  const solc = require('solc') as Compiler;
-  const { readFileSync } = await import('node:fs');
-
-  const sources: Record<string, { content: string }> = {};
-  for (const { source } of compiled) sources[source] = { content: await readFile(here + source, 'utf8') };
-  const input = JSON.stringify({ language: 'Solidity', sources, settings });
-  const output = JSON.parse(
-    solc.compile(input, {
-      import(path) {
-        const file = path.startsWith('node_modules/') ? nodeModules + path.slice('node_modules/'.length) : here + path;
-        try {
-          return { contents: readFileSync(file, 'utf8') };
-        } catch {
-          return { error: `no such source: ${path}` };
-        }
-      },
-    }),
-  ) as CompilerOutput;
+  const solc = loadCompiler();
+  const missing = { import: (path: string) => ({ error: `no such source: ${path}` }) };
+  const output = JSON.parse(solc.compile(await standardInput(), missing)) as CompilerOutput;
 
   const failures = (output.errors ?? []).filter((error) => error.severity === 'error');
   if (failures.length > 0) throw new Error(failures.map((error) => error.formattedMessage).join('\n'));

@@ -7,6 +7,7 @@ import { Interface } from 'ethers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { connectEscrow, encodeCalls } from '../../operator/adapters/chain/escrow-client.ts';
 import {
+  authorizationNonce,
   hashQuote,
   hashRelease,
   hashVoucher,
@@ -119,7 +120,10 @@ describe('a lease on chain', () => {
     };
     const quote = await chain.quote({ referrer: chain.keys.referrer.address, referrerBps: 1234, capacityType: 1 });
     const leaseId = leaseIdOf(quote.consumer, quote.leaseRef);
-    expect(await ask('hashQuote', [quote])).toBe(hashQuote(client.domain, quote));
+    const quoteHash = hashQuote(client.domain, quote);
+    expect(await ask('hashQuote', [quote])).toBe(quoteHash);
+    const signer = chain.keys.session.address;
+    expect(await ask('authorizationNonce', [quoteHash, signer])).toBe(authorizationNonce(quoteHash, signer));
     expect(await ask('leaseIdOf', [quote.consumer, quote.leaseRef])).toBe(leaseId);
     for (const last of [true, false]) {
       const message = { leaseId, servedSeconds: 4321, last };
@@ -221,6 +225,8 @@ describe('refusals', () => {
       ['NotLastVoucher', true, /last/, keys.provider.address, calls.close(await voucher(leaseId, 5))],
       ['NotFinalizableBefore', false, /after it/, keys.stranger.address, calls.finalize(leaseId)],
       ['NothingToWithdraw', true, /nothing/, keys.stranger.address, calls.withdraw(chain.usdc, keys.stranger.address)],
+      ['BadReceiver', true, /another receiver/, keys.provider.address, calls.withdraw(chain.usdc, client.address)],
+      ['LeaseIsOpen', false, /after its close/, keys.stranger.address, calls.refundSponsor(leaseId, 0)],
       ['OwnableUnauthorizedAccount', true, /owner/, keys.stranger.address, calls.setOpensPaused(true)],
     ];
     for (const [name, terminal, message, from, call] of cases) {
@@ -293,6 +299,81 @@ describe('a deployment', () => {
     await rm(dir, { recursive: true });
   });
 
+  it('is governed through a timelock, or by an owner who accepts, and a run that was cut off goes on', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'gpulease-deploy-'));
+    const [keyFile, out] = [join(dir, 'key'), join(dir, 'addresses.json')];
+    await writeFile(keyFile, secret());
+    const { keys, rpc, client: main } = chain;
+    const governor = keys.referrer;
+    const common = ['--rpc-url', chain.anvil.rpcUrl, '--key-file', keyFile, '--out', out, '--tokens', 'USDC=mock'];
+    const timelocked = [...common, '--owner', governor.address, '--timelock-seconds', '3600'];
+    const dry = await run(...timelocked, '--dry-run');
+    expect(dry, dry.err).toMatchObject({ code: 0, err: expect.stringMatching(/planned +timelock/) });
+
+    const first = await run(...timelocked);
+    expect(first, first.err).toMatchObject({ code: 0 });
+    const deployment = JSON.parse(first.out);
+    const { escrow, timelock, owner } = deployment;
+    expect(deployment).toMatchObject({ timelock: { delaySeconds: 3600, governor: governor.address } });
+    expect([owner, deployment.pendingOwner]).toEqual([timelock.address, undefined]);
+
+    const abi = new Interface([
+      ...leaseEscrow.abi,
+      'function schedule(address,uint256,bytes,bytes32,bytes32,uint256)',
+      'function execute(address,uint256,bytes,bytes32,bytes32)',
+    ]);
+    const client = await connectEscrow({ rpc, escrow });
+    const pause = client.calls.setOpensPaused(true);
+    const zero = `0x${'0'.repeat(64)}`;
+    const change = [escrow, 0, pause.data, zero, zero];
+    const call = (name: string, args: readonly unknown[]) => ({
+      to: timelock.address,
+      data: abi.encodeFunctionData(name, args) as Hex,
+    });
+    const deployer = chain.anvil.accounts[7]!.address as Address;
+    expect(await client.simulate(deployer, pause)).toMatchObject({ name: 'OwnableUnauthorizedAccount' });
+    expect(await client.simulate(deployer, call('schedule', [...change, 3600]))).toBeDefined();
+    expect(await client.simulate(governor.address, call('schedule', [...change, 3599]))).toBeDefined();
+    expect((await chain.send(governor, call('schedule', [...change, 3600]))).status).toBe(1);
+    expect(await client.simulate(keys.stranger.address, call('execute', change))).toBeDefined();
+    await chain.pass(3600);
+    expect((await chain.send(keys.stranger, call('execute', change))).status).toBe(1);
+    const paused = await rpc.contractCall({ to: escrow, data: abi.encodeFunctionData('opensPaused', []) as Hex });
+    expect(BigInt(paused)).toBe(1n);
+
+    const second = await run(...timelocked);
+    expect(second.err).toMatch(/^0 transactions/m);
+    expect(JSON.parse(second.out)).toEqual(deployment);
+
+    const verified = await run('--verify', '--rpc-url', chain.anvil.rpcUrl, '--out', out);
+    expect(verified.code, verified.err).toBe(1);
+    expect(verified.err).toMatch(/^WRONG +new escrows +are paused$/m);
+    expect(verified.err.match(/^WRONG/gm)).toHaveLength(1);
+    expect(verified.err.match(/^right/gm)).toHaveLength(6);
+    // One byte of a setting is not another contract's whim: it is noticed.
+    await writeFile(out, JSON.stringify({ ...deployment, claimWindowSeconds: deployment.claimWindowSeconds + 1 }));
+    expect((await run('--verify', '--rpc-url', chain.anvil.rpcUrl, '--out', out)).err).toMatch(
+      /^WRONG +code of Lease/m,
+    );
+
+    // Of a run that was cut off, only what was written down is there.
+    await writeFile(out, '{}');
+    const named = await run(...common, '--owner', governor.address);
+    expect(JSON.parse(named.out)).toMatchObject({ owner: deployer, pendingOwner: governor.address });
+    const cut = await run(...timelocked);
+    expect(cut, cut.err).toMatchObject({ code: 0 });
+    expect(JSON.parse(cut.out)).toMatchObject({
+      escrow: JSON.parse(named.out).escrow,
+      timelock: { delaySeconds: 3600 },
+    });
+    expect(JSON.parse(cut.out).owner).toBe(JSON.parse(cut.out).timelock.address);
+
+    const { timelock: _, ...forgotten } = deployment;
+    await writeFile(out, JSON.stringify(forgotten));
+    expect((await run(...common, '--owner', main.address)).err).toMatch(/only that account can hand it over/);
+    await rm(dir, { recursive: true });
+  });
+
   it('says what is missing or wrong', async () => {
     const dir = await mkdtemp(join(tmpdir(), 'gpulease-deploy-'));
     const keyFile = join(dir, 'key');
@@ -309,6 +390,7 @@ describe('a deployment', () => {
       [[...all, '--tokens', 'USDC=mock@501'], /cap is 500/],
       [[...all, '--claim-window-seconds', '0'], /from 1 to/],
       [[...all, '--owner', '0x1'], /is no address/],
+      [[...all, '--timelock-seconds', '59'], /from 60 to/],
       [[...all, '--tokens', `USDC=0x${'12'.repeat(20)}`], /there is no token at/],
       [[...all, '--nonsense'], /nonsense/],
     ];

@@ -2,11 +2,13 @@
  * Puts the contracts on a chain, once. What is there already (by the addresses of an earlier run) is kept; what is missing
  * or differs in a setting is made good. Each step is reported as soon as it is mined, so that a run that was cut off goes on.
  */
-import { ContractFactory, getCreateAddress, Interface, id, Transaction } from 'ethers';
+import { ContractFactory, getCreateAddress, Interface, id, Transaction, ZeroAddress, ZeroHash } from 'ethers';
 import type { Address, Hex, Hex32 } from '../../api/messages.ts';
 import { gpuToken } from '../../contracts/generated/gpu-token.ts';
 import { leaseEscrow } from '../../contracts/generated/lease-escrow.ts';
 import { mockUsdc } from '../../contracts/generated/mock-usdc.ts';
+import { timelock as timelockController } from '../../contracts/generated/timelock.ts';
+import { sameAddress } from '../../core/money/escrow.ts';
 import type { ChainKey } from './key.ts';
 import { decodeRefusal } from './refusal.ts';
 import { NoContract, type Rpc, RpcError } from './rpc.ts';
@@ -30,6 +32,10 @@ export interface Deployment {
   readonly networkId: Hex32;
   readonly escrow: Address;
   readonly owner: Address;
+  /** Named, and owner as soon as it accepts. */
+  readonly pendingOwner?: Address;
+  /** Through which the owner acts; then `owner` is its address too. */
+  readonly timelock?: { readonly address: Address; readonly delaySeconds: number; readonly governor: Address };
   readonly feeRecipient: Address;
   readonly claimWindowSeconds: number;
   readonly tokens: Readonly<Record<string, DeployedToken>>;
@@ -42,8 +48,10 @@ export interface DeployOptions {
   readonly tokens: readonly TokenChoice[];
   readonly claimWindowSeconds: number;
   readonly networkId?: Hex32;
-  /** Default: the deploying account. */
+  /** Default: the deploying account. Another one has to accept, unless a timelock stands between. */
   readonly owner?: Address;
+  /** Puts a TimelockController in between: what the owner wants is public for so long before it can be done. */
+  readonly timelockSeconds?: number;
   readonly feeRecipient?: Address;
   /** Result of an earlier run, whole or cut off. */
   readonly earlier?: Partial<Deployment>;
@@ -76,6 +84,7 @@ const gpuTokenSupply = 10n ** 27n;
 
 const escrowAbi = new Interface(leaseEscrow.abi);
 const tokenAbi = new Interface(gpuToken.abi);
+const timelockAbi = new Interface(timelockController.abi);
 
 /** The configuration cannot be carried out as it is. */
 export class DeployError extends Error {
@@ -86,8 +95,8 @@ export class DeployError extends Error {
 export async function deployContracts(options: DeployOptions, signal?: AbortSignal): Promise<DeployResult> {
   const { rpc, key } = options;
   const networkId = options.networkId ?? defaultNetworkId;
-  const owner = options.owner ?? key.address;
-  const feeRecipient = options.feeRecipient ?? owner;
+  const governor = options.owner ?? key.address;
+  const feeRecipient = options.feeRecipient ?? governor;
   const sender = createSender(options, signal);
   let known: Partial<Deployment> = options.earlier?.chainId === rpc.chainId ? options.earlier : {};
   const report = async (step: Omit<DeployStep, 'deployment'>) => options.report?.({ ...step, deployment: known });
@@ -127,13 +136,15 @@ export async function deployContracts(options: DeployOptions, signal?: AbortSign
     };
     await report({ what: 'LeaseEscrow', outcome: 'kept', address: escrow! });
   } else {
-    const made = await create('LeaseEscrow', leaseEscrow, [networkId, owner, feeRecipient, options.claimWindowSeconds]);
+    // Ours until its tokens are allowed; then it is handed over.
+    const settings = [networkId, key.address, feeRecipient, options.claimWindowSeconds];
+    const made = await create('LeaseEscrow', leaseEscrow, settings);
     escrow = made.address;
     known = {
       ...known,
       chainId: rpc.chainId,
       networkId,
-      owner,
+      owner: key.address,
       feeRecipient,
       claimWindowSeconds: options.claimWindowSeconds,
       escrow,
@@ -155,7 +166,7 @@ export async function deployContracts(options: DeployOptions, signal?: AbortSign
       const made =
         choice.source === 'mock'
           ? await create(choice.name, mockUsdc, [])
-          : await create(choice.name, gpuToken, [owner, gpuTokenSupply]);
+          : await create(choice.name, gpuToken, [governor, gpuTokenSupply]);
       address = made.address;
       known = { ...known, tokens: { ...known.tokens, [choice.name]: { address, decimals, feeBps: choice.feeBps } } };
       await report({ what: choice.name, outcome: made.outcome, address, gas: made.gas });
@@ -180,7 +191,86 @@ export async function deployContracts(options: DeployOptions, signal?: AbortSign
     }
   }
 
+  if (options.timelockSeconds !== undefined) await handToTimelock(escrow!, options.timelockSeconds);
+  else if (!sameAddress(governor, key.address)) await nameOwner(escrow!, governor);
   return { deployment: known as Deployment, gasUsed: sender.gasUsed(), transactions: sender.transactions() };
+
+  async function ownersOf(address: Address): Promise<{ owner: Address; pending: Address }> {
+    // In a dry run there is none yet.
+    if (!(await hasCode(address))) return { owner: key.address, pending: ZeroAddress as Address };
+    const [owner, pending] = await Promise.all(
+      ['owner', 'pendingOwner'].map(async (name) => (await readAt(escrowAbi, address, name, []))[0] as Address),
+    );
+    return { owner: owner!, pending: pending! };
+  }
+
+  /** True when it was sent or planned now, false when it had been before. */
+  async function nameOwner(address: Address, next: Address): Promise<boolean> {
+    const { owner, pending } = await ownersOf(address);
+    const what = 'owner';
+    if (sameAddress(owner, next) || sameAddress(pending, next)) {
+      if (!sameAddress(owner, next)) known = { ...known, pendingOwner: next };
+      await report({ what, outcome: 'kept', address: next });
+      return false;
+    }
+    if (!sameAddress(owner, key.address)) {
+      throw new DeployError(`the escrow's owner is ${owner}, and only that account can hand it over to ${next}`);
+    }
+    const data = escrowAbi.encodeFunctionData('transferOwnership', [next]) as Hex;
+    const made = await sender.send({ what, to: address, data });
+    known = { ...known, pendingOwner: next };
+    await report({ what, outcome: made.outcome, address: next, gas: made.gas });
+    return true;
+  }
+
+  /**
+   * A timelock without delay accepts the escrow, passes from us to the governor, and gives itself its delay, all in one
+   * batch. Whatever is cut off before that leaves the escrow ours; afterwards nobody is faster than the delay.
+   */
+  async function handToTimelock(address: Address, delaySeconds: number): Promise<void> {
+    let at = known.timelock?.address;
+    if (await hasCode(at)) {
+      const { owner } = await ownersOf(address);
+      await report({ what: 'timelock', outcome: 'kept', address: at! });
+      // Its delay is its own business by now: what it says counts, not what was asked for.
+      if (sameAddress(owner, at!)) {
+        const [minDelay] = await readAt(timelockAbi, at!, 'getMinDelay', []);
+        known = { ...known, owner, timelock: { ...known.timelock!, delaySeconds: Number(minDelay) } };
+        return;
+      }
+    } else {
+      const made = await create('timelock', timelockController, [0, [key.address], [ZeroAddress], ZeroAddress]);
+      at = made.address;
+      known = { ...known, timelock: { address: at, delaySeconds, governor } };
+      await report({ what: 'timelock', outcome: made.outcome, address: at, gas: made.gas });
+    }
+    await nameOwner(address, at!);
+
+    const role = (name: string) => id(`${name}_ROLE`);
+    const own: Hex[] = [];
+    if (!sameAddress(governor, key.address)) {
+      for (const name of ['PROPOSER', 'CANCELLER']) {
+        own.push(timelockAbi.encodeFunctionData('grantRole', [role(name), governor]) as Hex);
+        own.push(timelockAbi.encodeFunctionData('revokeRole', [role(name), key.address]) as Hex);
+      }
+    }
+    own.push(timelockAbi.encodeFunctionData('updateDelay', [delaySeconds]) as Hex);
+    const payloads = [escrowAbi.encodeFunctionData('acceptOwnership', []) as Hex, ...own];
+    const batch = [[address, ...own.map(() => at!)], payloads.map(() => 0), payloads, ZeroHash, ZeroHash];
+    const there = await hasCode(at);
+    const operation = there ? (await readAt(timelockAbi, at!, 'hashOperationBatch', batch))[0] : ZeroHash;
+    const isKnown = there && (await readAt(timelockAbi, at!, 'isOperation', [operation]))[0];
+    if (!isKnown) {
+      const data = timelockAbi.encodeFunctionData('scheduleBatch', [...batch, 0]) as Hex;
+      const made = await sender.send({ what: 'handover', to: at!, data });
+      await report({ what: 'handover', outcome: made.outcome, gas: made.gas });
+    }
+    const data = timelockAbi.encodeFunctionData('executeBatch', batch) as Hex;
+    const made = await sender.send({ what: 'handover', to: at!, data });
+    const { pendingOwner: _, ...rest } = known;
+    known = { ...rest, owner: at!, timelock: { address: at!, delaySeconds, governor } };
+    await report({ what: 'owner', outcome: made.outcome, address: at!, gas: made.gas });
+  }
 
   async function readAt(abi: Interface, to: Address, method: string, args: readonly unknown[]) {
     const data = abi.encodeFunctionData(method, args) as Hex;

@@ -142,7 +142,7 @@ describe('the kinds', () => {
       startTimeoutSeconds: 900,
       retry: { maxAttempts: 3, avoidFailedProviderSeconds: 3600 },
       drainTimeoutSeconds: 300,
-      access: {},
+      access: { serviceAccountTokens: 'None' },
       services: [],
       node: { untainted: false, podIP: 'None' },
     });

@@ -82,7 +82,8 @@ describe.runIf(real)('what a virtual node tells of its pods', () => {
       async () => {
         const { stdout } = await raw(mine, 'stats/summary');
         summary = JSON.parse(stdout) as Summary;
-        return (summary.pods[0]?.containers[0]?.cpu?.usageNanoCores ?? 0) > 0;
+        const { node, pods } = summary;
+        return (pods[0]?.containers[0]?.cpu?.usageNanoCores ?? 0) > 0 && (node.cpu?.usageCoreNanoSeconds ?? 0) > 0;
       },
       'the kubelet to have measured twice',
       60,

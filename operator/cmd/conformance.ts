@@ -25,8 +25,8 @@ const defaultDir = join(tmpdir(), `gpulease-conformance-${user}`);
 
 const usage = `
 Runs specs of the Kubernetes v${KUBERNETES_VERSION} end-to-end suite against a leased node, unchanged: a sandbox with a real kubelet on
-the provider's side, a lease of the whole node (untainted, every namespace, podIP: Provider), and the suite on the consumer's
-API server, which sees the leased node alone. By default the 141 specs that are both NodeConformance and Conformance.
+the provider's side, a lease of the whole node (untainted, every namespace, podIP: Provider,
+serviceAccountTokens: Bound), and the suite on the consumer's API server, which sees the leased node alone. By default the 141 specs that are both NodeConformance and Conformance.
 
   npm run conformance                        baseline: three specs need the host's network or files, and must be refused
   npm run conformance -- --profile trusted   the provider trusts this consumer with its host
@@ -231,7 +231,8 @@ async function leased(
       leaseManifest('conformance', 'H100-SXM', '3', {
         term: { durationSeconds: 10_800 },
         drainTimeoutSeconds: 0,
-        access: { namespaces: ['*'] },
+        // Specs of service accounts read their pods' tokens.
+        access: { namespaces: ['*'], serviceAccountTokens: 'Bound' },
         node: { untainted: true, podIP: 'Provider' },
       }),
     ],

@@ -183,7 +183,7 @@ export async function runOperator(
 
     const money = createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs: clock.monotonicMs });
     const gateways = createGateways({ signAccess: money.signAccess, now, log });
-    const records = await loadRecords(cluster, namespace, leadSignal);
+    const records = await loadRecords(cluster, namespace, clock.monotonicMs, leadSignal);
     const events = createEventRecorder({ cluster, controller: 'gpulease.dev/operator', instance: identity, log });
     const informer = { cluster, log, metrics: metrics.engine };
     const leases = createInformer<GpuLease>({ ...informer, resource: resources.gpuLeases });

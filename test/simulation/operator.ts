@@ -113,7 +113,7 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
   );
   const money = plant === 'double-open' ? impatient(adapter) : adapter;
   const gateways = gatewaysOf(parts, adapter);
-  const records = await loadRecords(cluster, operatorNamespace, signal);
+  const records = await loadRecords(cluster, operatorNamespace, () => clock.monotonicMs(), signal);
   parts.onLead();
   const informer = { cluster, log, clock };
   const leases = createInformer<GpuLease>({ ...informer, resource: resources.gpuLeases });

@@ -188,7 +188,7 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
       offers: informerOf<GpuOffer>(facts.mirrored ?? []),
       providers: informerOf<GpuProvider>([provider]),
       providerBook: new Map([[provider.metadata.name, { assessment: facts, rails: [], failures: 0 }]]),
-      records: await loadRecords(stepping(cluster, step), operatorNamespace),
+      records: await loadRecords(stepping(cluster, step), operatorNamespace, () => now().getTime()),
       gateways: { of: () => gateway, forget: () => undefined },
       money,
       nodes,

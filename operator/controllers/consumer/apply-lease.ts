@@ -5,7 +5,7 @@ import type { LeaseAttempt } from '../../api/lease.ts';
 import type { Hex } from '../../api/messages.ts';
 import type { Action } from '../../core/lease/actions.ts';
 import { gpusInWords } from '../../core/lease/amounts.ts';
-import { blockTimeOf, count, servedSeconds } from '../../core/lease/meter.ts';
+import { meterNow, servedSeconds } from '../../core/lease/meter.ts';
 import { intents, type LeaseRecord, type Observed, type QuoteRecord, type Refused } from '../../core/lease/observed.ts';
 import { planLease } from '../../core/lease/plan.ts';
 import { farewell } from '../../core/lease/warn.ts';
@@ -459,10 +459,11 @@ function endMessage({ record, chain }: Observed): string {
 }
 
 /** Until when the deposit pays, by the last chain read; undefined when there was none, which proves nothing new. */
-function paidThrough({ chain, record, node, now }: Observed): Date | undefined {
+function paidThrough(seen: Observed): Date | undefined {
+  const { chain, record, now } = seen;
   if (chain?.state !== 'known') return undefined;
   const { escrow } = chain;
   if (!escrow || escrow.closed || escrow.closingAt !== 0) return new Date(0);
-  const served = record ? servedSeconds(count(record.meter, node, now, blockTimeOf(chain))) : 0;
+  const served = record ? servedSeconds(meterNow(record, seen)) : 0;
   return new Date(now.getTime() + (paidSeconds(escrow) - served) * 1000);
 }

@@ -37,6 +37,7 @@ export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: A
     chain,
     allocation: escrowed && !record?.release ? await observeAllocation(world, record!, hints, signal) : undefined,
     node: await world.nodes.fact(lease, signal),
+    sinceCountedMs: world.records.sinceCountedMs(uid),
     held: heldElsewhere(uid, record, world.records.all()),
     refusals: hints.refusals,
     settings: world.settings,
@@ -50,6 +51,7 @@ export function seenAgain(world: LeaseWorld, seen: Observed): Observed {
   return {
     ...seen,
     record,
+    sinceCountedMs: world.records.sinceCountedMs(uid),
     providers: providerFacts(world),
     held: heldElsewhere(uid, record, world.records.all()),
   };

@@ -20,6 +20,8 @@ export interface LeaseRecords {
   get(uid: string): LeaseRecord | undefined;
   /** By UID of the lease. */
   all(): ReadonlyMap<string, LeaseRecord>;
+  /** Since this process stored the meter of a lease; undefined where another did. */
+  sinceCountedMs(uid: string): number | undefined;
   save(lease: GpuLease, record: LeaseRecord, signal?: AbortSignal): Promise<void>;
   remove(uid: string, signal?: AbortSignal): Promise<void>;
 }
@@ -33,10 +35,16 @@ export const emptyRecord: LeaseRecord = {
   attempts: [],
 };
 
-export async function loadRecords(cluster: Cluster, namespace: string, signal?: AbortSignal): Promise<LeaseRecords> {
+export async function loadRecords(
+  cluster: Cluster,
+  namespace: string,
+  monotonicMs: () => number,
+  signal?: AbortSignal,
+): Promise<LeaseRecords> {
   const type = `${group}/lease-record`;
   const records = new Map<string, LeaseRecord>();
   const versions = new Map<string, string>();
+  const countedAtMs = new Map<string, number>();
   /** Written with an outcome that nobody knows, or by another: to be read again before anything is written over it. */
   const doubtful = new Set<string>();
   const name = (uid: string) => `lease-${uid}`;
@@ -53,6 +61,7 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
     const secret = await cluster.get<Secret>(resources.secrets, { namespace, name: name(uid) }, readSignal);
     records.delete(uid);
     versions.delete(uid);
+    countedAtMs.delete(uid);
     if (secret) remember(secret);
     doubtful.delete(uid);
   }
@@ -67,6 +76,10 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
   return {
     get: (uid) => records.get(uid),
     all: () => records,
+    sinceCountedMs(uid) {
+      const at = countedAtMs.get(uid);
+      return at === undefined ? undefined : monotonicMs() - at;
+    },
     async save(lease, record, saveSignal) {
       const uid = lease.metadata.uid!;
       if (doubtful.has(uid)) {
@@ -95,12 +108,14 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
         },
         data: { record: Buffer.from(JSON.stringify(owned)).toString('base64') },
       };
+      const begunMs = monotonicMs();
       doubtful.add(uid);
       const saved =
         version === undefined
           ? await cluster.create<Secret>(resources.secrets, secret, saveSignal)
           : await cluster.replace<Secret>(resources.secrets, secret, undefined, saveSignal);
       versions.set(uid, saved.metadata.resourceVersion ?? '');
+      if (owned.meter.countedUntil !== records.get(uid)?.meter.countedUntil) countedAtMs.set(uid, begunMs);
       records.set(uid, owned);
       doubtful.delete(uid);
     },
@@ -108,6 +123,7 @@ export async function loadRecords(cluster: Cluster, namespace: string, signal?: 
       await cluster.delete(resources.secrets, { namespace, name: name(uid) }, undefined, removeSignal);
       records.delete(uid);
       versions.delete(uid);
+      countedAtMs.delete(uid);
       doubtful.delete(uid);
     },
   };

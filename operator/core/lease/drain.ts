@@ -2,7 +2,7 @@
 
 import { paidSeconds } from '../money/escrow.ts';
 import type { Action } from './actions.ts';
-import { blockTimeOf, count, servedSeconds } from './meter.ts';
+import { meterNow, servedSeconds } from './meter.ts';
 import type { Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
 import { vouchWhenDue } from './serve.ts';
@@ -17,7 +17,7 @@ function decide(seen: Observed): Decision {
   const end = record?.end;
   if (end?.drainedAt) return { status: 'True', reason: 'Drained', message: '' };
   if (!end) return { status: 'Unknown', reason: 'Draining', message: 'Beginning to drain.', requeueAfterSeconds: 0 };
-  const meter = count(record.meter, node, now, blockTimeOf(chain));
+  const meter = meterNow(record, seen);
   const drained = (message: string): Decision => ({
     status: 'Unknown',
     reason: 'Draining',

@@ -1,7 +1,7 @@
 /** Why a lease must end now, if it must. One rule a paragraph; the first that holds is the reason that people see. */
 import { type Escrow, mayStartAnotherAttempt, paidSeconds } from '../money/escrow.ts';
 import { spendLimit } from './fund.ts';
-import { blockTimeOf, count, servedSeconds } from './meter.ts';
+import { meterNow, servedSeconds } from './meter.ts';
 import type { Ending, Observed } from './observed.ts';
 
 /**
@@ -90,7 +90,7 @@ export function whyEnd(seen: Observed): Ending | undefined {
     );
 
   const lead = drainLeadSeconds(seen);
-  const served = servedSeconds(count(record.meter, node, now, blockTimeOf(chain)));
+  const served = servedSeconds(meterNow(record, seen));
   if (served >= escrow.maxSeconds - lead)
     return end('Expired', `the term of ${lease.spec.term.durationSeconds} s is over.`);
   if (chain.blockTime >= escrow.endsAt - lead) return end('Expired', 'the escrow reached the end of its time.');

@@ -5,7 +5,7 @@
  * The meter is stored with each voucher. After a gap (a restart, a lost leader) the time between is billed only as far as
  * the node stayed Ready by Kubernetes' own reckoning: its condition turns Unknown 50 s after the last heartbeat.
  */
-import type { ChainFact } from './observed.ts';
+import type { ChainFact, LeaseRecord, Observed } from './observed.ts';
 
 export interface Meter {
   /** Milliseconds served so far. */
@@ -26,6 +26,8 @@ export interface ReadyFact {
 
 /** Blocks are late by up to so long. A clock that is put forward is believed no more than this. */
 const mostAheadSeconds = 30;
+/** A meter is stored somewhat later than it is counted. */
+const storingMs = 1000;
 
 /** Of what was read of the chain. While it cannot be read, its clock is taken to go on as time does. */
 export function blockTimeOf(chain: ChainFact | undefined): number | undefined {
@@ -38,15 +40,23 @@ export function blockTimeOf(chain: ChainFact | undefined): number | undefined {
  * counted: for the part before, the condition no longer tells how long it lasted.
  *
  * Our own clock may be put forward and back, and then everything between would be counted twice: no more passes for us than
- * for the chain.
+ * for the chain, nor than on a clock that nobody sets. `sinceMs`: what passed on that since this process stored the meter;
+ * undefined where another did.
  */
-export function count(meter: Meter, node: ReadyFact | undefined, at: Date, blockTime?: number): Meter {
+export function count(
+  meter: Meter,
+  node: ReadyFact | undefined,
+  at: Date,
+  blockTime?: number,
+  sinceMs = Number.POSITIVE_INFINITY,
+): Meter {
   const now = countableUntil(meter, node, at);
   const countedUntil = now.toISOString();
-  const passed =
+  const forChain =
     blockTime === undefined || meter.blockTime === undefined
       ? Number.POSITIVE_INFINITY
       : Math.max(0, blockTime - meter.blockTime + mostAheadSeconds) * 1000;
+  const passed = Math.min(forChain, sinceMs + storingMs);
   const seen = blockTime === undefined ? {} : { blockTime };
   if (!node) return meter.countedUntil === undefined ? meter : { ...meter, countedUntil, ready: false, ...seen };
   const since = node.since.getTime();
@@ -70,6 +80,12 @@ function countableUntil(meter: Meter, node: ReadyFact | undefined, at: Date): Da
   const until = counted > node.healthyAt ? counted : node.healthyAt;
   return until < at ? until : at;
 }
+
+/** The meter of a lease as it stands now. */
+export const meterNow = (
+  record: Pick<LeaseRecord, 'meter'>,
+  { node, now, chain, sinceCountedMs }: Pick<Observed, 'node' | 'now' | 'chain' | 'sinceCountedMs'>,
+): Meter => count(record.meter, node, now, blockTimeOf(chain), sinceCountedMs);
 
 /** Whole seconds; the started one is not billed. */
 export const servedSeconds = (meter: Meter): number => Math.floor(meter.servedMs / 1000);

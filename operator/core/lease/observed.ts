@@ -161,6 +161,8 @@ export interface Observed {
   /** Present when an escrow was seen. */
   readonly allocation?: AllocationFact;
   readonly node?: NodeFact;
+  /** Milliseconds since this process stored the record's meter, on a clock that nobody sets. Absent: another process did. */
+  readonly sinceCountedMs?: number;
   readonly held: HeldElsewhere;
   /** The last round of quotes, when it brought none. */
   readonly refusals: readonly { readonly providerName: string; readonly reason: string; readonly message: string }[];

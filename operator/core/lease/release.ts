@@ -5,7 +5,7 @@
  */
 
 import type { Action } from './actions.ts';
-import { blockTimeOf, count, servedSeconds } from './meter.ts';
+import { meterNow, servedSeconds } from './meter.ts';
 import type { Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
 import { signableSeconds } from './serve.ts';
@@ -16,9 +16,7 @@ function decide(seen: Observed): Decision {
   const { record, node, chain, allocation, now, settings } = seen;
   const quote = record?.quote;
   // Billed until the node is let go, not until its last pod was.
-  const stop: Action[] = node
-    ? [{ do: 'saveMeter', meter: count(record!.meter, node, now, blockTimeOf(chain)) }, { do: 'stopNode' }]
-    : [];
+  const stop: Action[] = node ? [{ do: 'saveMeter', meter: meterNow(record!, seen) }, { do: 'stopNode' }] : [];
   if (node)
     return {
       status: 'Unknown',

@@ -6,7 +6,7 @@ import type { Action } from './actions.ts';
 import { gpusInWords } from './amounts.ts';
 import { endsAtServedSeconds } from './end.ts';
 import { railOf, spendLimit } from './fund.ts';
-import { blockTimeOf, count, servedSeconds } from './meter.ts';
+import { blockTimeOf, meterNow, servedSeconds } from './meter.ts';
 import { intents, type Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
 import { warnWhenDue } from './warn.ts';
@@ -40,7 +40,7 @@ export function vouchWhenDue(seen: Observed): { readonly actions: readonly Actio
   const { record, node, now } = seen;
   const quote = record!.quote!;
   const period = voucherPeriodSeconds(seen);
-  const meter = count(record!.meter, node, now, blockTimeOf(seen.chain));
+  const meter = meterNow(record!, seen);
   if (meter.countedUntil === undefined) return { actions: [], waitSeconds: period };
   const before = record!.meter.countedUntil;
   const sinceCount =
@@ -72,7 +72,7 @@ function decide(seen: Observed): Decision {
   if (ready && record!.startedAt === undefined) actions.push({ do: 'markStarted', at: node!.since });
 
   const vouching = vouchWhenDue(seen);
-  const served = servedSeconds(count(record!.meter, node, now, blockTimeOf(seen.chain)));
+  const served = servedSeconds(meterNow(record!, seen));
   actions.push(...vouching.actions, ...topUp(seen, served));
 
   // Looked at again when it ends, not at the next voucher after that: the drain needs its time.

@@ -6,7 +6,7 @@ import { paidSeconds } from '../money/escrow.ts';
 import type { Action } from './actions.ts';
 import { drainLeadSeconds, endsAtServedSeconds } from './end.ts';
 import { spendLimit } from './fund.ts';
-import { blockTimeOf, count, servedSeconds } from './meter.ts';
+import { meterNow, servedSeconds } from './meter.ts';
 import type { Ending, Observed } from './observed.ts';
 
 /** So long before the drain begins: a quarter of an hour, or of a term that is shorter than an hour. */
@@ -54,10 +54,11 @@ export function farewell(seen: Observed, why: Ending): string {
 }
 
 /** What the lease allows for a drain, and never beyond what the deposit pays. */
-function staySeconds({ lease, record, node, chain, now }: Observed): number {
+function staySeconds(seen: Observed): number {
+  const { lease, record, chain } = seen;
   const { drainTimeoutSeconds } = lease.spec;
   if (chain?.state !== 'known' || !chain.escrow) return drainTimeoutSeconds;
-  const served = record ? servedSeconds(count(record.meter, node, now, blockTimeOf(chain))) : 0;
+  const served = record ? servedSeconds(meterNow(record, seen)) : 0;
   return Math.min(drainTimeoutSeconds, Math.max(0, paidSeconds(chain.escrow) - served));
 }
 

@@ -51,7 +51,7 @@ const cached = <T extends KubeObject>(resource: Resource): Informer<T> =>
 beforeEach(async () => {
   cluster = fakeCluster();
   cluster.seed(resources.gpuProviders, provider() as never);
-  records = await loadRecords(cluster, 'gpulease-system');
+  records = await loadRecords(cluster, 'gpulease-system', () => performance.now());
   book = new Map();
   [events, forgotten, seconds, becameReady] = [[], [], 0, 0];
   info = { ok: true, value: providerInfo() };

@@ -13,12 +13,12 @@ beforeEach(() => {
 
 describe('the record of a lease', () => {
   test('is found again after a restart', async () => {
-    await (await loadRecords(cluster, namespace)).save(lease(), record({ attempt: 2 }));
-    expect((await loadRecords(cluster, namespace)).get(uid)?.attempt).toBe(2);
+    await (await loadRecords(cluster, namespace, () => performance.now())).save(lease(), record({ attempt: 2 }));
+    expect((await loadRecords(cluster, namespace, () => performance.now())).get(uid)?.attempt).toBe(2);
   });
 
   test.each(['create', 'replace'])('is read again when nobody knows whether it was written (%s)', async (write) => {
-    const records = await loadRecords(cluster, namespace);
+    const records = await loadRecords(cluster, namespace, () => performance.now());
     if (write === 'replace') await records.save(lease(), record({ attempt: 1 }));
     cluster.failNext({ resource: 'secrets', method: write === 'create' ? 'POST' : 'PUT', fail: 'answer-lost' });
     await expect(records.save(lease(), record({ attempt: 2 }))).rejects.toThrow('lost');
@@ -26,11 +26,14 @@ describe('the record of a lease', () => {
     await expect(records.save(lease(), record({ attempt: 9 }))).rejects.toThrow('read again');
     expect(records.get(uid)?.attempt).toBe(2);
     await records.save(lease(), record({ attempt: 3 }));
-    expect((await loadRecords(cluster, namespace)).get(uid)?.attempt).toBe(3);
+    expect((await loadRecords(cluster, namespace, () => performance.now())).get(uid)?.attempt).toBe(3);
   });
 
   test('is not overwritten by who did not see the last version, and does not stay shut out', async () => {
-    const [one, other] = [await loadRecords(cluster, namespace), await loadRecords(cluster, namespace)];
+    const [one, other] = [
+      await loadRecords(cluster, namespace, () => performance.now()),
+      await loadRecords(cluster, namespace, () => performance.now()),
+    ];
     await one.save(lease(), record({ attempt: 1 }));
     await expect(other.save(lease(), record({ attempt: 7 }))).rejects.toThrow('already exists');
     await expect(other.save(lease(), record({ attempt: 7 }))).rejects.toThrow('read again');
@@ -41,11 +44,24 @@ describe('the record of a lease', () => {
   });
 
   test('that is gone is not there any more', async () => {
-    const records = await loadRecords(cluster, namespace);
+    const records = await loadRecords(cluster, namespace, () => performance.now());
     await records.save(lease(), record());
     await records.remove(uid);
     await records.remove(uid);
     expect(records.get(uid)).toBeUndefined();
     expect(cluster.objects(resources.secrets)).toEqual([]);
+  });
+
+  test('tell how long ago this process stored a meter', async () => {
+    let ms = 1000;
+    const records = await loadRecords(cluster, namespace, () => ms);
+    expect(records.sinceCountedMs(uid)).toBeUndefined();
+    await records.save(lease(), record({ meter: { servedMs: 0, countedUntil: '2026-01-01T00:00:00.000Z' } }));
+    ms += 500;
+    // What else is stored is no count.
+    await records.save(lease(), { ...records.get(uid)!, attempt: 2 });
+    ms += 500;
+    expect(records.sinceCountedMs(uid)).toBe(1000);
+    expect((await loadRecords(cluster, namespace, () => ms)).sinceCountedMs(uid)).toBeUndefined();
   });
 });

@@ -70,6 +70,17 @@ describe('the meter', () => {
     expect(servedSeconds(now)).toBeLessThanOrEqual(40 + 30);
   });
 
+  test('believes no clock that is put forward, where this process knows how long ago it counted', () => {
+    const block = (seconds: number) => 1_800_000_000 + seconds;
+    let now = count({ servedMs: 0, countedUntil: instant(10) }, node(10), at(40), block(40), 30_000);
+    now = count(now, node(10), at(342), block(42), 2_000);
+    expect(servedSeconds(now)).toBeLessThanOrEqual(32 + 1);
+    now = count(now, node(10), at(44), block(44), 2_000);
+    now = count(now, node(10), at(50), block(50), 6_000);
+    expect(servedSeconds(now)).toBeLessThanOrEqual(40 + 1);
+    expect(servedSeconds(now)).toBeGreaterThanOrEqual(36);
+  });
+
   test('counts nothing twice when a clock is put back by five minutes, and right again', () => {
     const block = (seconds: number) => 1_800_000_000 + seconds;
     let now = count({ servedMs: 0, countedUntil: instant(10) }, node(10), at(40), block(40));

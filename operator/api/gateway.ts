@@ -19,6 +19,8 @@
  *   kube/{pods,configmaps,secrets}/NAME                 GET, PUT (whole object, admitted anew), DELETE; the PUT of a pod
  *                                                       changes its images, deadline, our annotations, cpu and memory, and
  *                                                       adds ephemeral containers
+ *   kube/persistentvolumeclaims                         GET, POST; refused where the allocation has no `storage`
+ *   kube/persistentvolumeclaims/NAME                    GET, DELETE
  *   kube/pods/NAME/{log,exec,attach,portforward}        GET, or an upgrade carried through unread
  *   kube/events                                         GET (list, watch=true)
  *   kube/node                                           GET: the real node's status, reduced to this lease
@@ -244,6 +246,8 @@ export const allocationInfo = z.object({
   nodeMessage: z.string().max(1024).optional(),
   /** Absent: baseline. */
   tenantProfile: z.enum(tenantProfiles).optional(),
+  /** Bytes, a Kubernetes quantity: as much may the tenant's PersistentVolumeClaims ask for in all. Absent: it may have none. */
+  storage: z.string().max(32).optional(),
   /** Highest voucher stored here. */
   vouchedSeconds: z.int32().min(0),
   graceSeconds: z.int32().min(0),

@@ -2,6 +2,9 @@
 import { readFileSync } from 'node:fs';
 import type { RailConfig } from '../adapters/gateway/escrow-chains.ts';
 import type { Address } from '../api/messages.ts';
+import { isObjectName } from '../core/allocation/kube-path.ts';
+import { bytesOf } from '../core/allocation/room.ts';
+import { QuantityError } from '../core/quantity.ts';
 import { choice, integer, type Option, pairs, parseOptions, portRange, text, UsageError } from './options.ts';
 
 const usage = `
@@ -77,6 +80,19 @@ export const gatewayOptions = {
   retention: integer('How long records of settled leases are kept.', 'SECONDS', 60, 31_536_000, 604_800),
   gpuRuntimeClass: text('Runtime class for pods with GPUs, where the nodes need one.', 'NAME'),
   denyEgress: list('Network that tenants cannot reach, beside all private ones: public addresses of your own.', 'CIDR'),
+  storageClass: text(
+    'StorageClass of this cluster on which tenants may have PersistentVolumeClaims. Its volumes must be reachable from the offered nodes. What is stored goes with the lease, as far as the class deletes it. Default: tenants may have none. Holds for leases made from then on.',
+    'NAME',
+  ),
+  maxStorage: {
+    description: 'How much the claims of one lease may ask for in all; given together with --storage-class.',
+    value: 'SIZE',
+    parse: (t: string) => {
+      const bytes = sizeOf(t);
+      if (bytes === undefined) throw new Error('must be a size such as 100Gi');
+      return bytes;
+    },
+  } as Option<number>,
   trustedConsumer: {
     description:
       'Account of a consumer that gets the tenant profile "trusted" instead of "baseline": its pods may use hostNetwork and hostPath, so whoever creates pods there can read and change everything on your nodes, other tenants included. Only for clusters that are your own as well. Holds for leases made from then on; taken back at once.',
@@ -143,6 +159,12 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
   if (options.kubeletCertificateAuthority !== undefined && options.kubeletInsecureTls) {
     throw new UsageError('--kubelet-certificate-authority and --kubelet-insecure-tls contradict each other: give one');
   }
+  if ((options.storageClass === undefined) !== (options.maxStorage === undefined)) {
+    throw new UsageError('--storage-class and --max-storage are given together, or neither');
+  }
+  if (options.storageClass !== undefined && !isObjectName(options.storageClass)) {
+    throw new UsageError(`--storage-class must be the name of a StorageClass; given: ${options.storageClass}`);
+  }
   const rails = [...options.addresses.flatMap(railsOfAddresses), ...options.rails.flatMap(railsOfFile)];
   if (rails.length === 0) {
     throw new UsageError('--addresses or --rails is missing: the contracts and tokens by which you are paid');
@@ -157,7 +179,29 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
       throw new UsageError(`--chain ${rail.chainId}=URL is missing: a rail is on that chain`);
     }
   }
-  return { ...options, keyFile: options.keyFile, rails: merged(rails), rpcUrls, ...hostAndPort(options.listen) };
+  const storage =
+    options.storageClass === undefined
+      ? undefined
+      : { className: options.storageClass, bytes: options.maxStorage ?? 0 };
+  return {
+    ...options,
+    keyFile: options.keyFile,
+    rails: merged(rails),
+    rpcUrls,
+    storage,
+    ...hostAndPort(options.listen),
+  };
+}
+
+/** Whole bytes, more than none; undefined for what is no size. */
+function sizeOf(quantity: string): number | undefined {
+  try {
+    const bytes = bytesOf(quantity);
+    return Number.isSafeInteger(bytes) && bytes > 0 ? bytes : undefined;
+  } catch (error) {
+    if (error instanceof QuantityError) return undefined;
+    throw error;
+  }
 }
 
 export type GatewaySettings = NonNullable<ReturnType<typeof parseGatewayOptions>>;

@@ -92,6 +92,7 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
       },
     },
     trustedConsumers: options.trustedConsumer,
+    storage: options.storage,
     ...(reverse ? { services: { family: familyOf(reverse.address) } } : {}),
     held: () => options.held === true,
     settings: {

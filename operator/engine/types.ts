@@ -215,6 +215,13 @@ export const resources = {
     kind: 'EndpointSlice',
     namespaced: true,
   },
+  persistentVolumeClaims: {
+    version: 'v1',
+    plural: 'persistentvolumeclaims',
+    kind: 'PersistentVolumeClaim',
+    namespaced: true,
+  },
+  persistentVolumes: { version: 'v1', plural: 'persistentvolumes', kind: 'PersistentVolume', namespaced: false },
   resourceQuotas: { version: 'v1', plural: 'resourcequotas', kind: 'ResourceQuota', namespaced: true },
   limitRanges: { version: 'v1', plural: 'limitranges', kind: 'LimitRange', namespaced: true },
   events: { version: 'v1', plural: 'events', kind: 'Event', namespaced: true },

@@ -13,6 +13,7 @@ import { createProvider, type Provider } from '../../operator/controllers/provid
 import { type Chains, type EscrowChain, noCounters } from '../../operator/controllers/provider/world.ts';
 import { type ProviderRail, quoteOfJson, zeroHash } from '../../operator/core/allocation/quote.ts';
 import { Refusal } from '../../operator/core/allocation/refusal.ts';
+import type { TenantStorage } from '../../operator/core/allocation/tenant.ts';
 import { callEscrow, type EscrowCall, type EscrowModel, newEscrowModel } from '../../operator/core/money/model.ts';
 import { silentLog } from '../../operator/engine/log.ts';
 import { type KubeObject, type Log, resources } from '../../operator/engine/types.ts';
@@ -181,6 +182,7 @@ export async function startProviderSide(
     readonly settings?: Partial<Parameters<typeof createProvider>[0]['settings']>;
     readonly maxUnpaid?: string;
     readonly trustedConsumers?: readonly string[];
+    readonly storage?: TenantStorage;
     readonly log?: Log;
     readonly cluster?: FakeCluster;
     readonly chain?: FakeChain;
@@ -233,6 +235,7 @@ export async function startProviderSide(
     chains,
     terms: { provider: notary.address, maxUnpaid: options.maxUnpaid ?? '0.25', quoteSeconds: 120 },
     trustedConsumers: options.trustedConsumers,
+    storage: options.storage,
     tenant: { deniedCidrs: [], gateway: { namespace: 'gpulease-system' } },
     ...(options.reverse ? { services: { family: 'IPv4' } } : {}),
     held: () => side.held,

@@ -41,7 +41,8 @@ import {
   vouchedSeconds,
 } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
-import { resourcesOf } from '../../core/allocation/room.ts';
+import { bytesText, resourcesOf } from '../../core/allocation/room.ts';
+import type { TenantStorage } from '../../core/allocation/tenant.ts';
 import type { TenantService, TunnelPlace } from '../../core/allocation/tenant-services.ts';
 import { paidSeconds } from '../../core/money/escrow.ts';
 import type { Log } from '../../engine/types.ts';
@@ -69,6 +70,8 @@ export interface LeaseServiceOptions {
   readonly terms: QuoteTerms;
   /** Consumers whose pods may use the hosts of this provider. */
   readonly trusted: (consumer: string) => boolean;
+  /** What each lease that begins may store. Absent: nothing. */
+  readonly storage?: TenantStorage;
   /** While true no new quotes and no new leases; what runs goes on. */
   readonly held: () => boolean;
   readonly now: () => Date;
@@ -176,6 +179,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       endsAt: escrow.endsAt,
       room,
       ...(options.trusted(quote.consumer) ? { tenantProfile: 'trusted' as const } : {}),
+      ...(options.storage === undefined ? {} : { storage: options.storage }),
       // Where something is set aside for it already, its pods may be running: the record was lost, and is made anew.
       nodeName: stock.holderOf(leaseId) ?? (offer && candidates(offer, room)[0]?.node.name) ?? '',
       state: 'Provisioning',
@@ -234,6 +238,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       nodeInfo: node?.nodeInfo ?? {},
       ...health,
       tenantProfile: profileNow(record),
+      ...(record.storage === undefined ? {} : { storage: bytesText(record.storage.bytes) }),
       vouchedSeconds: vouchedSeconds(record),
       graceSeconds: record.quote.graceSeconds,
       ...(record.servingSince === undefined ? {} : { servingSince: record.servingSince }),

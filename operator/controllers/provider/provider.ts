@@ -6,7 +6,7 @@ import type { Hex32 } from '../../api/messages.ts';
 import { freeOn } from '../../core/allocation/inventory.ts';
 import type { QuoteTerms } from '../../core/allocation/quote.ts';
 import type { LeaseRecord } from '../../core/allocation/record.ts';
-import type { TenantOptions } from '../../core/allocation/tenant.ts';
+import type { TenantOptions, TenantStorage } from '../../core/allocation/tenant.ts';
 import { parseAmount } from '../../core/money/amount.ts';
 import type { Family } from '../../core/node/service.ts';
 import { type Clock, sleep, systemClock } from '../../engine/clock.ts';
@@ -40,6 +40,8 @@ export interface ProviderOptions {
   readonly tenant: TenantOptions;
   /** Accounts of consumers that are given the profile `trusted`. None by default. */
   readonly trustedConsumers?: readonly string[];
+  /** What each lease that begins from now on may store in PersistentVolumeClaims. Nothing by default. */
+  readonly storage?: TenantStorage;
   /** Whether pods of tenants may reach Services of their consumers, through tunnels at an address of this family. */
   readonly services?: { readonly family: Family };
   readonly held: () => boolean;
@@ -104,6 +106,7 @@ export function createProvider(options: ProviderOptions): Provider {
     terms: options.terms,
     held: options.held,
     trusted: (consumer) => trusted.has(consumer.toLowerCase()),
+    storage: options.storage,
     chains,
     stock,
     records,

@@ -2,7 +2,7 @@
  * Which pods a tenant may run, field by field. The provider trusts no pod: this is its own decision, whatever the
  * consumer's side checked; quota, pod security and network policy of the tenant's namespace stand behind it.
  *
- *   kept      what makes the program: containers, volumes of ConfigMaps, Secrets and scratch space, probes, hooks, dns
+ *   kept      what makes the program: containers, volumes of ConfigMaps, Secrets, claims and scratch space, probes, hooks, dns
  *   replaced  where it runs (the reserved node alone), as whom (an account without a token), its labels
  *   left out  the consumer's scheduling: affinity, tolerations, priority, service account, node
  *   refused   host access (but to a trusted tenant: the host's network and files), devices past the count, other
@@ -428,8 +428,9 @@ const volumeKinds: Readonly<Record<string, Rule>> = {
     reference: text(1024),
     pullPolicy: oneOf(['Always', 'IfNotPresent', 'Never'], 'must be Always, IfNotPresent or Never'),
   }),
-  persistentVolumeClaim: never('persistent volumes are not supported on leased nodes yet: use emptyDir'),
-  ephemeral: never('ephemeral volume claims are not supported on leased nodes yet: use emptyDir'),
+  // A claim of the tenant's own namespace, made through here or not at all.
+  persistentVolumeClaim: fields({ claimName: objectName, readOnly: flag }),
+  ephemeral: never('claims are made by themselves: make one, and name it in persistentVolumeClaim'),
   csi: never('CSI volumes are not supported on leased nodes'),
 };
 
@@ -440,7 +441,7 @@ const volume: Rule = (value, path, admission) => {
       return refuse(
         admission,
         `${path}.${unknown.slice(0, 80)}`,
-        'is not a kind of volume for leased nodes; there are emptyDir, configMap, secret, downwardAPI, projected and image',
+        'is not a kind of volume for leased nodes; there are emptyDir, configMap, secret, downwardAPI, projected, image and persistentVolumeClaim',
       );
     }
   }

@@ -7,7 +7,7 @@
 
 import { isNodePage, type NodePage } from './node-pages.ts';
 
-export type KubeKind = 'pods' | 'configmaps' | 'secrets' | 'events' | 'node';
+export type KubeKind = 'pods' | 'configmaps' | 'secrets' | 'persistentvolumeclaims' | 'events' | 'node';
 export type PodStream = 'log' | 'exec' | 'attach' | 'portforward';
 
 export interface KubeTarget {
@@ -22,7 +22,7 @@ export interface KubeTarget {
 const dnsName = /^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/;
 export const isObjectName = (name: string): boolean => dnsName.test(name) && !name.includes('..');
 
-const objects: readonly string[] = ['pods', 'configmaps', 'secrets'];
+const objects: readonly string[] = ['pods', 'configmaps', 'secrets', 'persistentvolumeclaims'];
 const streams: readonly string[] = ['log', 'exec', 'attach', 'portforward'];
 
 /** `rest`: the path after `kube/`, without query. Undefined: there is no such path. */
@@ -37,7 +37,11 @@ export function kubeTarget(rest: string): KubeTarget | undefined {
   if (!objects.includes(kind)) return undefined;
   if (name === undefined) return { kind: kind as KubeKind, methods: ['GET', 'POST'] };
   if (!isObjectName(name)) return undefined;
-  if (sub === undefined) return { kind: kind as KubeKind, name, methods: ['GET', 'PUT', 'DELETE'] };
+  if (sub === undefined) {
+    // A claim is never changed: what of it may be is how large it is, and that is quota that others count on.
+    const methods = kind === 'persistentvolumeclaims' ? ['GET', 'DELETE'] : ['GET', 'PUT', 'DELETE'];
+    return { kind: kind as KubeKind, name, methods };
+  }
   if (kind !== 'pods' || !streams.includes(sub)) return undefined;
   return { kind: 'pods', name, stream: sub as PodStream, methods: sub === 'log' ? ['GET'] : ['GET', 'POST'] };
 }

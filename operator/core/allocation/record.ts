@@ -5,6 +5,7 @@
 import type { PromisedNode, QuoteJson, TenantProfile } from '../../api/gateway.ts';
 import type { Address, Hex, Hex32 } from '../../api/messages.ts';
 import type { Room } from './room.ts';
+import type { TenantStorage } from './tenant.ts';
 
 /** As `allocationInfo.state`, with the two ways of ending told apart from what is over. */
 export type RecordState = 'Provisioning' | 'Serving' | 'Ending' | 'Suspended' | 'Ended';
@@ -50,6 +51,8 @@ export interface LeaseRecord {
   readonly room: Room;
   /** What the consumer was trusted with when the lease began. Absent: baseline. */
   readonly tenantProfile?: TenantProfile;
+  /** What the provider let leases store when this one began. Absent: nothing. */
+  readonly storage?: TenantStorage;
   /** Node of the provider's cluster whose ledger holds the reservation. */
   readonly nodeName: string;
   readonly state: RecordState;

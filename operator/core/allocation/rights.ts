@@ -37,6 +37,7 @@ export const tenantRole = clusterRole(tenantRoleName, [
     resources: ['pods', 'configmaps', 'secrets'],
     verbs: ['get', 'list', 'watch', 'create', 'update', 'delete'],
   },
+  { apiGroups: [''], resources: ['persistentvolumeclaims'], verbs: ['get', 'list', 'create', 'delete'] },
   { apiGroups: [''], resources: ['pods/resize', 'pods/ephemeralcontainers'], verbs: ['update'] },
   { apiGroups: [''], resources: ['pods/log'], verbs: ['get'] },
   { apiGroups: [''], resources: ['pods/exec', 'pods/attach', 'pods/portforward'], verbs: ['get', 'create'] },

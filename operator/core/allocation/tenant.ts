@@ -43,6 +43,17 @@ export interface GatewayPlace {
   readonly cidrs?: readonly string[];
 }
 
+/** What a tenant may store beyond the life of its pods. */
+export interface TenantStorage {
+  /** The provider's StorageClass. */
+  readonly className: string;
+  /** All claims together. */
+  readonly bytes: number;
+}
+
+/** A claim of a byte is a volume, too, and volumes are what storage systems count. */
+export const maxClaims = 100;
+
 /** What of a tenant depends on the consumer's Services that its lease names. */
 export interface TenantReach {
   /** Services that the namespace may have. */
@@ -84,6 +95,8 @@ export interface TenantLease {
   readonly room: Room;
   /** Absent: baseline. */
   readonly tenantProfile?: TenantProfile;
+  /** Absent: none. */
+  readonly storage?: TenantStorage;
 }
 
 /** Where a tenant's money is, from the annotation of its namespace; undefined when it does not tell. */
@@ -175,7 +188,8 @@ export function tenantObjects(
             services: String(reach.services),
             'services.loadbalancers': '0',
             'services.nodeports': '0',
-            persistentvolumeclaims: '0',
+            persistentvolumeclaims: String(lease.storage === undefined ? 0 : maxClaims),
+            'requests.storage': bytesText(lease.storage?.bytes ?? 0),
             'count/configmaps': '1000',
             'count/secrets': '1000',
           },

@@ -1,6 +1,6 @@
 /**
- * The narrow proxy. Paths and queries are checked and built anew (core/allocation/kube-path.ts), pods, ConfigMaps and
- * Secrets are admitted field by field, and the provider's API server is asked with the token of the tenant's own account:
+ * The narrow proxy. Paths and queries are checked and built anew (core/allocation/kube-path.ts), pods, ConfigMaps, Secrets
+ * and claims to storage are admitted field by field, and the provider's API server is asked with the token of the tenant's own account:
  * what slips through here meets that account's role. Lists, watches and logs are streamed, so that one of any size takes no
  * memory; a single object is read to its end and sent at once, over connections that are kept.
  */
@@ -8,6 +8,7 @@ import type { IncomingMessage } from 'node:http';
 import { pipeline } from 'node:stream';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { Hex32 } from '../../api/messages.ts';
+import { admitClaim } from '../../core/allocation/admit-claim.ts';
 import { admitConfig, ownerOf } from '../../core/allocation/admit-config.ts';
 import { type AdmittedPod, admitPod } from '../../core/allocation/admit-pod.ts';
 import { checkQuery, type KubeTarget, kubeTarget, upstreamPath } from '../../core/allocation/kube-path.ts';
@@ -41,7 +42,7 @@ export function targetOf(rest: string): KubeTarget {
   if (target === undefined) {
     throw new Refusal(
       404,
-      'leases have kube/pods, kube/configmaps, kube/secrets, kube/events, kube/node, kube/node/stats and kube/node/metrics/…',
+      'leases have kube/pods, kube/configmaps, kube/secrets, kube/persistentvolumeclaims, kube/events, kube/node, kube/node/stats and kube/node/metrics/…',
     );
   }
   return target;
@@ -254,6 +255,22 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     return object;
   }
 
+  async function admittedNew(record: LeaseRecord, target: KubeTarget, body: unknown, signal: AbortSignal) {
+    switch (target.kind) {
+      case 'pods':
+        return admitOne(record, body, false);
+      case 'persistentvolumeclaims':
+        mustServe(record);
+        return admitClaim(body, {
+          namespace: tenantNamespace(record.leaseId),
+          leaseId: leaseIdLabel(record.leaseId),
+          storage: record.storage,
+        });
+      default:
+        return admitted(record, target, body, signal);
+    }
+  }
+
   /** Whether the tenant has that very pod. */
   async function isThere(record: LeaseRecord, owner: { name: string; uid: string }, signal: AbortSignal) {
     const pod: KubeTarget = { kind: 'pods', name: owner.name, methods: [] };
@@ -276,10 +293,7 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     request: FastifyRequest,
     signal: AbortSignal,
   ): Promise<Wanted> {
-    const object =
-      target.kind === 'pods'
-        ? admitOne(record, request.body, false)
-        : await admitted(record, target, request.body, signal);
+    const object = await admittedNew(record, target, request.body, signal);
     return { method: 'POST', path: pathOf(record, target), body: JSON.stringify(object) };
   }
 

@@ -123,10 +123,16 @@ describe('refused, by field', () => {
       /not given/,
     ],
     [
-      'a claim',
-      pod({ volumes: [{ name: 'd', persistentVolumeClaim: { claimName: 'd' } }] }),
-      'spec.volumes[0].persistentVolumeClaim',
-      /emptyDir/,
+      'a claim with a path for a name',
+      pod({ volumes: [{ name: 'd', persistentVolumeClaim: { claimName: '../d' } }] }),
+      'spec.volumes[0].persistentVolumeClaim.claimName',
+      /not a name/,
+    ],
+    [
+      'a claim that the provider’s cluster would make',
+      pod({ volumes: [{ name: 'd', ephemeral: { volumeClaimTemplate: { spec: {} } } }] }),
+      'spec.volumes[0].ephemeral',
+      /make one/,
     ],
     ['CSI', pod({ volumes: [{ name: 'd', csi: { driver: 'x' } }] }), 'spec.volumes[0].csi', /CSI/],
     [

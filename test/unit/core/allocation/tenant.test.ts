@@ -50,9 +50,16 @@ describe('a tenant', () => {
           pods: '20',
           services: '0',
           persistentvolumeclaims: '0',
+          'requests.storage': '0',
         },
       },
     });
+  });
+
+  test('stores as much as its provider let it when the lease began', () => {
+    const storage = { className: 'fast', bytes: 50 * 1024 ** 3 };
+    const quota = tenantObjects({ ...lease, storage }, options).find(({ object }) => object.kind === 'ResourceQuota');
+    expect(quota?.object.spec).toMatchObject({ hard: { persistentvolumeclaims: '100', 'requests.storage': '50Gi' } });
   });
 
   test('may read and write its own objects, and nothing that leads further', () => {
@@ -61,6 +68,7 @@ describe('a tenant', () => {
     expect(all.sort()).toEqual([
       'configmaps',
       'events',
+      'persistentvolumeclaims',
       'pods',
       'pods/attach',
       'pods/ephemeralcontainers',
@@ -121,6 +129,8 @@ describe('paths of the proxy', () => {
     ['pods/a/exec', ['GET', 'POST']],
     ['configmaps/kube-root-ca.crt', ['GET', 'PUT', 'DELETE']],
     ['events', ['GET']],
+    ['persistentvolumeclaims', ['GET', 'POST']],
+    ['persistentvolumeclaims/a', ['GET', 'DELETE']],
     ['node', ['GET']],
   ])('%s', (path, methods) => {
     expect(kubeTarget(path)?.methods).toEqual(methods);
@@ -138,6 +148,9 @@ describe('paths of the proxy', () => {
     'pods/a..b',
     'configmaps/a/log',
     'events/x',
+    'persistentvolumeclaims/a/status',
+    'persistentvolumes',
+    'persistentvolumes/a',
     'node/status',
     'nodes',
     'serviceaccounts',

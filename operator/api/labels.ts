@@ -57,6 +57,14 @@ export const annotations = {
   podPorts: `${group}/pod-ports`,
   /** On a Service of a tenant: namespace/name of the consumer's Service that it stands for. */
   service: `${group}/service`,
+  /** On a PersistentVolumeClaim of the consumer: `lease id/node` at which its data is, or may be. Kept by the virtual node. */
+  storedAt: `${group}/stored-at`,
+  /** On a claim of a tenant: namespace/name of the consumer's claim that it stands for. */
+  claim: `${group}/claim`,
+  /** Kubernetes' own, on a claim: the node that its first pod is to run on; taken away, the scheduler chooses again. */
+  selectedNode: 'volume.kubernetes.io/selected-node',
+  /** Kubernetes' own, on a PersistentVolume: who made it, and takes it away. */
+  provisionedBy: 'pv.kubernetes.io/provisioned-by',
   /** On an EndpointSlice of a tenant: the tunnel behind it. */
   tunnel: `${group}/tunnel`,
 } as const;
@@ -66,6 +74,8 @@ export const finalizers = {
   lease: `${group}/release`,
   /** On a virtual Node: its lease has not ended. */
   node: `${group}/node`,
+  /** On a PersistentVolumeClaim: a provider may hold data for it. */
+  claim: `${group}/claim`,
   /** On a GpuProvider: leases of it have not ended. */
   provider: `${group}/provider`,
 } as const;
@@ -79,6 +89,9 @@ export const taints = {
 } as const;
 
 export const gpuResource = 'nvidia.com/gpu';
+
+/** Claims of this class are for storage at the provider of a leased node. */
+export const storageClassName = 'gpulease';
 
 /** Names the devices of leased nodes, and the DeviceClass that is shipped for them. */
 export const deviceDriver = group;

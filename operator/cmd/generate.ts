@@ -1,6 +1,6 @@
 /**
- * Writes what is generated from sources of truth: `crds/` from the Zod schemas, with the admission policies and the
- * DeviceClass in folders of their own, contract ABIs from Solidity, the reference from the registries. `--verify` writes
+ * Writes what is generated from sources of truth: `crds/` from the Zod schemas, with the admission policies, the
+ * DeviceClass and the StorageClass in folders of their own, contract ABIs from Solidity, the reference from the registries. `--verify` writes
  * nothing, and fails when a committed file differs from its source.
  */
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
@@ -13,6 +13,7 @@ import { deviceClass } from '../api/device-class.ts';
 import { kinds } from '../api/kinds.ts';
 import { group } from '../api/labels.ts';
 import { policies } from '../api/policies.ts';
+import { csiDriver, storageClass } from '../api/storage-class.ts';
 import { generateContracts } from '../contracts/generate.ts';
 import { reference } from './reference.ts';
 
@@ -29,6 +30,14 @@ async function everything(): Promise<Map<string, string>> {
   files.set(
     `crds/devices/${deviceClass.metadata.name}_deviceclass.yaml`,
     header + dump(deviceClass, { lineWidth: 120, noRefs: true }),
+  );
+  files.set(
+    `crds/storage/${storageClass.metadata.name}_storageclass.yaml`,
+    header + dump(storageClass, { lineWidth: 120, noRefs: true }),
+  );
+  files.set(
+    `crds/storage/${csiDriver.metadata.name}_csidriver.yaml`,
+    header + dump(csiDriver, { lineWidth: 120, noRefs: true }),
   );
   for (const { name, manifests } of policies) {
     const documents = manifests.map((manifest) => dump(manifest, { lineWidth: 120, noRefs: true }));

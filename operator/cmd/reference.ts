@@ -6,6 +6,7 @@ import { kinds } from '../api/kinds.ts';
 import { accessLabelPrefix, apiVersion, labels, taints } from '../api/labels.ts';
 import { gpuModels } from '../api/models.ts';
 import { policies } from '../api/policies.ts';
+import { claimReasons, storageClass } from '../api/storage-class.ts';
 import { tablesWithin } from '../core/node/field-table.ts';
 import { podSpecTable } from '../core/node/pod-fields.ts';
 
@@ -97,6 +98,21 @@ function podFields(out: string[]): void {
   );
 }
 
+function storage(out: string[]): void {
+  out.push(
+    '',
+    '## Storage',
+    '',
+    `In \`crds/storage/\`: StorageClass \`${storageClass.metadata.name}\` and its CSIDriver. A claim of that class is stored by the provider of the leased node that its first pod is scheduled to, if that provider offers storage (\`--storage-class\`, \`--max-storage\` of the gateway). \`ReadWriteOnce\` and \`ReadWriteOncePod\`, file systems, no snapshots, clones or resizing. Generic ephemeral volumes work, too.`,
+    '',
+    'What is stored belongs to the lease. It outlives pods, and ends with the lease at the latest; nothing of it is copied. The lease says which claims lose what they store, before it ends and when it does, and each claim is told. Afterwards the claim has the condition `DataLost`, its PersistentVolume stays, and its pods are not scheduled: no empty volume takes the place of a lost one before somebody deletes the claim. A PersistentVolume with the policy Retain leaves its data at the provider until the lease ends.',
+    '',
+    '| event on a claim | meaning |',
+    '|---|---|',
+  );
+  for (const [reason, meaning] of Object.entries(claimReasons)) out.push(`| \`${reason}\` | ${cell(meaning)} |`);
+}
+
 /** Markdown of the whole reference. */
 export function reference(): string {
   const out = [
@@ -152,6 +168,7 @@ export function reference(): string {
       `| \`${name}\` | ${cell(effect)} | ${failure === 'Fail' ? 'the request is refused' : 'the request passes'} |`,
     );
   podFields(out);
+  storage(out);
   out.push('', '## Labels and taints', '');
   for (const value of new Set([...Object.values(labels), `${accessLabelPrefix}NAMESPACE`, ...Object.values(taints)]))
     out.push(`- \`${value}\``);

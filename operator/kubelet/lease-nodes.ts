@@ -224,9 +224,12 @@ export function createLeaseNodes({
       for (const { pod, message } of blocked) log.info({ node: nodeName, pod, message }, 'eviction is held up');
     },
 
-    warn(nodeName: string, reason: string, message: string): void {
+    warn(nodeName: string, reason: string, message: string, toClaims: string): void {
       nodes.tellPods(nodeName, 'Warning', reason, message);
+      nodes.tellClaims(nodeName, 'Warning', reason, toClaims);
     },
+
+    claims: (nodeName: string): readonly string[] => nodes.claims(nodeName),
 
     async stop(lease: GpuLease, signal?: AbortSignal): Promise<void> {
       // Repeated by the plan until the Node is gone.

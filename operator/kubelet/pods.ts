@@ -22,6 +22,7 @@ import { type HostAlias, withHostAliases } from '../core/node/named-services.ts'
 import { remotePodName } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod, type PodStatus } from '../core/node/pod.ts';
 import { sameStatus, statusPatch } from '../core/node/same-status.ts';
+import { type ClaimAnswer, type ClaimView, claimsOfPod, type StoredAt } from '../core/node/storage.ts';
 import { showsTokens, tokenSecretName } from '../core/node/token-wish.ts';
 import { tolerationPatch } from '../core/node/tolerations.ts';
 import { carriedHash, type Reference, type Translated, translatePod } from '../core/node/translate-pod.ts';
@@ -70,6 +71,8 @@ export interface PodCarrierOptions {
   readonly holdersOf: (key: ObjectKey) => readonly PodHost[];
   /** Kubernetes does not evict pods of our nodes, whatever they tolerate; or nobody knows yet. */
   readonly spared: () => boolean;
+  /** What is known of claims to storage, for a pod of this node. */
+  readonly claimOf: (node: StoredAt, ...of: Parameters<ClaimView>) => ClaimAnswer;
   /** Domain of the cluster's Services. */
   readonly clusterDomain?: string;
   readonly events: EventRecorder;
@@ -119,6 +122,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     hostAccess: host.spec.served.tenantProfile === 'trusted',
     clusterDomain: options.clusterDomain,
     serviceAccountTokens: host.spec.serviceAccountTokens,
+    claimOf: (...of: Parameters<ClaimView>) => options.claimOf({ leaseId: host.spec.leaseId, node: host.name }, ...of),
   });
   /** Told once each: reasons that would otherwise repeat with every look. */
   const told = boundedMap<string, string>(10_000);
@@ -183,11 +187,13 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
 
   async function carry(pod: Pod, host: PodHost, signal: AbortSignal): Promise<Result> {
     const claimed = await claim(pod, host, signal);
-    if ('waits' in claimed) {
+    const storage = 'waits' in claimed ? undefined : waitsForStorage(pod, host);
+    if ('waits' in claimed || storage !== undefined) {
       // What runs is reported on, whatever became of its claims.
       const runs = remoteOf(pod, host);
       if (runs) await report(pod, runs, host, signal);
-      else tell(pod, 'Warning', 'ClaimNotAllocated', claimed.waits);
+      else if ('waits' in claimed) tell(pod, 'Warning', 'ClaimNotAllocated', claimed.waits);
+      else tell(pod, 'Warning', 'FailedMount', `The pod waits for its storage: ${storage}`);
       return { requeueAfterSeconds: lookAgainSeconds };
     }
     const cached = remoteOf(pod, host);
@@ -299,6 +305,16 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       if (found) claims.set(own, found);
     }
     return countClaims(pod, claims, host.name);
+  }
+
+  /** Why a volume of the pod cannot be used yet, or never again; undefined: all can, or the pod is refused for one. */
+  function waitsForStorage(pod: Pod, host: PodHost): string | undefined {
+    for (const { name, ephemeral } of claimsOfPod(pod)) {
+      const answer = viewOf(host).claimOf(pod, name, ephemeral);
+      if ('refused' in answer) return undefined;
+      if ('waits' in answer) return answer.waits;
+    }
+    return undefined;
   }
 
   /** Makes the pod at the provider, or finds it made. */
@@ -497,7 +513,9 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       const wanted = new Set<string>();
       for (const pod of pods.byIndex('node', host.name)) {
         if (isTerminal(pod)) continue;
-        const translation = translatePod(withoutClaims(pod), viewOf(host), true);
+        // Whatever became of its storage, what else it uses is wanted.
+        const view = { ...viewOf(host), claimOf: () => ({ remoteName: 'any' }) };
+        const translation = translatePod(withoutClaims(pod), view, true);
         if (translation.refused !== undefined) continue;
         for (const ref of [...refsOf(pod, translation), translation.services]) wanted.add(heldName(ref));
         if (translation.tokens.length > 0) wanted.add(`Secret/${tokenSecretName(remoteNameOf(pod))}`);

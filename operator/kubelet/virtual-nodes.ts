@@ -11,6 +11,7 @@ import { remotePodName, virtualNodePrefix } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod } from '../core/node/pod.ts';
 import { familyOf, type Service } from '../core/node/service.ts';
 import { concerns, type ServiceLinks, serviceVariables } from '../core/node/service-links.ts';
+import { claimsOfPod } from '../core/node/storage.ts';
 import { type Node, nodeNameOf } from '../core/node/virtual-node.ts';
 import { type Clock, systemClock } from '../engine/clock.ts';
 import { createController, watches } from '../engine/controller.ts';
@@ -45,6 +46,7 @@ import { mirrorEvents } from './remote-events.ts';
 import { createEndpoints } from './services/endpoints.ts';
 import { createExposing } from './services/exposing.ts';
 import type { NodeSpec, ServingCertificates } from './types.ts';
+import { createVolumes } from './volumes.ts';
 
 export type { RemoteLease } from './remote.ts';
 export type { NodeSpec, ServingCertificate, ServingCertificates } from './types.ts';
@@ -112,6 +114,10 @@ export interface VirtualNodes {
   drain(name: string, deadline: Date, why: LeaseEnd, signal?: AbortSignal): Promise<DrainProgress>;
   /** An event on each of its pods that has not ended. */
   tellPods(name: string, type: 'Normal' | 'Warning', reason: string, message: string): void;
+  /** Claims whose data are stored with its lease, as `namespace/name`. */
+  claims(name: string): readonly string[];
+  /** An event on each of them. */
+  tellClaims(name: string, type: 'Normal' | 'Warning', reason: string, message: string): void;
   /** Serves it no longer here. The Node object stays, for whoever serves it next. */
   stop(name: string): Promise<void>;
   /** Ports that stand for pods, and connections: to pods of the nodes, and from them to Services of the consumer's cluster. */
@@ -145,6 +151,8 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       node: (pod) => (pod.spec.nodeName ? [pod.spec.nodeName] : []),
       remote: (pod) => (isOnVirtualNode(pod) ? [remotePodName(pod.metadata.name, pod.metadata.uid ?? '')] : []),
       leased: (pod) => (isOnVirtualNode(pod) ? [pod.metadata.namespace ?? ''] : []),
+      claim: (pod) =>
+        isOnVirtualNode(pod) ? claimsOfPod(pod).map(({ name }) => `${pod.metadata.namespace}/${name}`) : [],
     },
     log,
     clock,
@@ -206,12 +214,24 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     return variables;
   }
 
+  const volumes = createVolumes({
+    cluster,
+    hostOf: (name) => hosts.get(name),
+    onClaim: (key) => {
+      for (const pod of pods.byIndex('claim', keyText(key))) podQueue.enqueue(keyOf(pod));
+    },
+    events,
+    clock,
+    log,
+    metrics: options.metrics,
+  });
   const carrier = createPodCarrier({
     consumer: cluster,
     pods,
     hostOf: (name) => hosts.get(name),
     holdersOf: (key) => [...(holders.get(keyText(key))?.keys() ?? [])],
     spared: () => options.evictionGuard !== undefined && options.evictionGuard.holds !== false,
+    claimOf: volumes.answer,
     clusterDomain: options.clusterDomain,
     events,
     clock,
@@ -432,6 +452,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     hosts.delete(name);
     states.delete(name);
     exposing.nodeStopped(name);
+    volumes.nodeChanged(name);
     for (const [key, counts] of holders) {
       if (host && counts.delete(host) && counts.size === 0) holders.delete(key);
     }
@@ -459,6 +480,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
           nodes.run(signal),
           services.run(signal),
           exposing.run(signal),
+          volumes.run(signal),
           podQueue.run(signal),
           nodeQueue.run(signal),
         ]);
@@ -483,6 +505,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       if (known) void stop(name);
       hosts.set(name, open(name, spec, lease));
       enqueueAll(name);
+      volumes.nodeChanged(name);
       return handle(name);
     },
 
@@ -502,6 +525,16 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       for (const pod of here.slice(0, mostTold)) events.event(pod, type, reason, message);
     },
 
+    claims: (name) =>
+      volumes
+        .claimsOn(name)
+        .map(({ metadata }) => `${metadata.namespace}/${metadata.name}`)
+        .sort(),
+
+    tellClaims(name, type, reason, message) {
+      for (const claim of volumes.claimsOn(name).slice(0, mostTold)) events.event(claim, type, reason, message);
+    },
+
     stop,
 
     traffic: () => ({
@@ -516,6 +549,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       if (gone) {
         slices.forget(name);
         draining.delete(name);
+        volumes.nodeChanged(name);
         await access.forget(name, signal);
       }
       return gone;

@@ -18,6 +18,7 @@ import { kinds } from '../api/kinds.ts';
 import { apiVersion } from '../api/labels.ts';
 import type { Address } from '../api/messages.ts';
 import { policies } from '../api/policies.ts';
+import { csiDriver, storageClass } from '../api/storage-class.ts';
 import { gpuToken } from '../contracts/generated/gpu-token.ts';
 import { mockUsdc } from '../contracts/generated/mock-usdc.ts';
 import { connectCluster } from '../engine/cluster.ts';
@@ -190,7 +191,7 @@ async function build(
     deploy(chain, claimWindowSeconds, signal),
     applyManifests(
       consumerCluster,
-      [...crds(), ...policies.flatMap((policy) => policy.manifests), deviceClass, ...base()],
+      [...crds(), ...policies.flatMap((policy) => policy.manifests), deviceClass, storageClass, csiDriver, ...base()],
       { fieldManager: 'sandbox' },
       signal,
     ),

@@ -79,6 +79,8 @@ export interface Fakes {
   node: NodeFact | undefined;
   /** UID of the lease for which the node stands. */
   nodeOf: string;
+  /** Claims whose data are stored with it. */
+  claims: readonly string[];
   crashAt?: { step: number; when: 'before' | 'after' };
   reconcile(): Promise<Result>;
   /** Reconciles until it holds, a second at a time; a process that dies is started again. */
@@ -160,7 +162,11 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
       step('node.drain', () => {
         if (fakes.node) fakes.node = { ...fakes.node, pods: 0 };
       }),
-    warn: (_nodeName, reason, message) => void events.push({ type: 'Warning', reason, message }),
+    warn: (_nodeName, reason, message, toClaims) => {
+      events.push({ type: 'Warning', reason, message });
+      for (const _claim of fakes.claims) events.push({ type: 'Warning', reason, message: toClaims });
+    },
+    claims: () => fakes.claims,
     stop: () =>
       step('node.stop', () => {
         fakes.node = undefined;
@@ -215,6 +221,7 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
     seconds: 0,
     node: undefined,
     nodeOf: lease!.metadata.uid!,
+    claims: [],
     reconcile: () => reconcileLease(fakes.world)(key, new AbortController().signal),
     async until(holds, what) {
       for (let round = 0; round < 120; round++) {

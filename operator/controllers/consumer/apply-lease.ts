@@ -8,7 +8,7 @@ import { gpusInWords } from '../../core/lease/amounts.ts';
 import { meterNow, servedSeconds } from '../../core/lease/meter.ts';
 import { intents, type LeaseRecord, type Observed, type QuoteRecord, type Refused } from '../../core/lease/observed.ts';
 import { planLease } from '../../core/lease/plan.ts';
-import { farewell } from '../../core/lease/warn.ts';
+import { farewell, farewellToData, lossInWords, soonLost } from '../../core/lease/warn.ts';
 import { formatAmount } from '../../core/money/amount.ts';
 import { paidSeconds } from '../../core/money/escrow.ts';
 import type { Candidate } from '../../core/offer/match.ts';
@@ -22,6 +22,9 @@ import { endOfLease } from './report-lease.ts';
 import type { Hints, LeaseWorld } from './world.ts';
 
 type ActionOf<Wish extends Action['do']> = Extract<Action, { do: Wish }>;
+
+const lossOf = (world: LeaseWorld, { node }: Observed): string =>
+  lossInWords(node === undefined ? [] : world.nodes.claims(node.name));
 
 /** Last promise of a queue, by what is guarded. */
 const turns = new WeakMap<object, Promise<unknown>>();
@@ -137,17 +140,20 @@ export async function applyAction(
     case 'warn':
       // Stored before it is said: once, whatever happens in between.
       await save({ warnedAt: action.at.toISOString() });
-      world.events.event(lease, 'Normal', 'EndsSoon', action.message);
-      if (seen.node) world.nodes.warn(seen.node.name, 'LeaseEndsSoon', action.message);
+      world.events.event(lease, 'Normal', 'EndsSoon', `${action.message}${lossOf(world, seen)}`);
+      if (seen.node) world.nodes.warn(seen.node.name, 'LeaseEndsSoon', action.message, soonLost(action.message));
       return;
     case 'beginEnd':
       await save({ end: action.why });
-      if (seen.node) world.nodes.warn(seen.node.name, 'LeaseEnding', farewell(seen, action.why));
+      if (seen.node) {
+        const toClaims = farewellToData(seen, action.why);
+        world.nodes.warn(seen.node.name, 'LeaseEnding', farewell(seen, action.why), toClaims);
+      }
       world.events.event(
         lease,
         action.why.reason === 'Released' || action.why.reason === 'Expired' ? 'Normal' : 'Warning',
         action.why.reason,
-        `The lease ends: ${action.why.message}`,
+        `The lease ends: ${action.why.message}${lossOf(world, seen)}`,
       );
       return;
     case 'drainNode':

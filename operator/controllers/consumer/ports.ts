@@ -100,8 +100,10 @@ export interface LeaseNodes {
     options: { readonly force: boolean; readonly graceSeconds: number; readonly why: LeaseEnd },
     signal?: AbortSignal,
   ): Promise<void>;
-  /** An event on each pod of the node that has not ended. */
-  warn(nodeName: string, reason: string, message: string): void;
+  /** An event on each pod of the node that has not ended, and another on each claim whose data are stored with it. */
+  warn(nodeName: string, reason: string, message: string, toClaims: string): void;
+  /** Those claims, as `namespace/name`. */
+  claims(nodeName: string): readonly string[];
   /** Deletes the Node of this lease, and stops serving it. */
   stop(lease: GpuLease, signal?: AbortSignal): Promise<void>;
   /** All Nodes of ours, by the UID of the lease that each stands for. */

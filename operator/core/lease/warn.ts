@@ -1,6 +1,8 @@
 /**
  * Telling people that a node goes, before it goes: once when the end is near, and once when its drain begins. Only an end
  * that is certain is announced beforehand: the term's, or that of a spend limit. A deposit that runs low is topped up.
+ *
+ * Claims to the provider's storage are told as well, since what they store goes with the lease; the lease names them.
  */
 import { paidSeconds } from '../money/escrow.ts';
 import type { Action } from './actions.ts';
@@ -51,6 +53,27 @@ export function farewell(seen: Observed, why: Ending): string {
   const { lease, now } = seen;
   const deadline = new Date(now.getTime() + staySeconds(seen) * 1000);
   return `Lease ${lease.metadata.namespace}/${lease.metadata.name} ends (${why.reason}): ${why.message} The pod is asked to end now, as far as PodDisruptionBudgets allow; at ${clockTime(deadline)} it is deleted, and its node goes.`;
+}
+
+/** For claims whose data are stored with a lease that is about to end; `message` is what its pods are told. */
+export const soonLost = (message: string): string =>
+  `${message} What this claim stores is lost then: copy it away before.`;
+
+/** For claims whose data are stored with a lease that ends now. */
+export function farewellToData(seen: Observed, why: Ending): string {
+  const { lease, now } = seen;
+  const deadline = new Date(now.getTime() + staySeconds(seen) * 1000);
+  return `Lease ${lease.metadata.namespace}/${lease.metadata.name} ends (${why.reason}): ${why.message} What this claim stores is lost when its node goes, at ${clockTime(deadline)} at the latest.`;
+}
+
+const mostNamed = 8;
+
+/** For the lease itself: which claims lose what they store. Empty when none does. */
+export function lossInWords(claims: readonly string[]): string {
+  if (claims.length === 0) return '';
+  const named = claims.slice(0, mostNamed).join(', ');
+  const more = claims.length > mostNamed ? ` and ${claims.length - mostNamed} more` : '';
+  return ` What ${claims.length === 1 ? 'this claim stores' : 'these claims store'} is lost with it: ${named}${more}.`;
 }
 
 /** What the lease allows for a drain, and never beyond what the deposit pays. */

@@ -5,6 +5,7 @@
  */
 import { parseQuantity, QuantityError } from '../quantity.ts';
 import type { Container, Pod, ResourceFieldRef, Resources } from './pod.ts';
+import type { ClaimView } from './storage.ts';
 
 export interface SelfView {
   readonly nodeName: string;
@@ -18,6 +19,8 @@ export interface SelfView {
   readonly clusterDomain?: string;
   /** Whether tokens of service accounts go along. None by default. */
   readonly serviceAccountTokens?: 'None' | 'Bound';
+  /** What is known of claims to storage. Absent: nothing is, and pods that use one are refused. */
+  readonly claimOf?: ClaimView;
 }
 
 /** Native: only the provider knows the answer, and it is the right one. */

@@ -28,6 +28,14 @@ export function remoteObjectName(kind: 'ConfigMap' | 'Secret', namespace: string
   return `${readable(name, 30)}-${sha256Hex(`${kind}/${namespace}/${name}`).slice(0, 32)}`;
 }
 
+/** At the provider: the claim that stands for a claim of the consumer, which is another one when it is made anew. */
+export function remoteClaimName(name: string, uid: string): string {
+  return `${readable(name, 40)}-${sha256Hex(`claim/${uid}`).slice(0, 20)}`;
+}
+
+/** In the consumer's cluster: the PersistentVolume of a claim, named as Kubernetes' provisioners do. */
+export const volumeName = (claimUid: string): string => `pvc-${claimUid}`;
+
 /** In the consumer's cluster: the EndpointSlice of one pod and one Service. */
 export function endpointSliceName(service: string, serviceUid: string, podUid: string, family: string): string {
   return `${readable(service, 40)}-${sha256Hex(`slice/${serviceUid}/${podUid}/${family}`).slice(0, 20)}`;

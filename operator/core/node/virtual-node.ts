@@ -75,7 +75,7 @@ export interface LeaseNode {
 /** What the provider set aside, and says of the real node. */
 export type ServedNode = Pick<
   AllocationInfo,
-  'gpus' | 'resources' | 'pods' | 'nodeLabels' | 'nodeInfo' | 'tenantProfile'
+  'gpus' | 'resources' | 'pods' | 'nodeLabels' | 'nodeInfo' | 'tenantProfile' | 'storage'
 >;
 
 export interface NodePlace {

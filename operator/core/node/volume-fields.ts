@@ -1,4 +1,5 @@
-/** Volumes: data of this cluster is sent along, scratch space is the provider's, everything of the host is refused. */
+/** Volumes: data of this cluster is sent along, scratch space and storage are the provider's, everything of the host is refused. */
+import { storageClassName } from '../../api/labels.ts';
 import {
   carried,
   downwardAnnotation,
@@ -16,6 +17,7 @@ import { answerField, answerResource } from './downward.ts';
 import { carryObject, type ObjectTable, type Place, Refused } from './field-table.ts';
 import { remotePodName } from './names.ts';
 import type { FieldRef, ResourceFieldRef, Volume } from './pod.ts';
+import { ephemeralClaimName } from './storage.ts';
 import { tokenSecretName, tokenWish } from './token-wish.ts';
 
 const keyToPath: ObjectTable<Work> = {
@@ -155,6 +157,26 @@ const projected: ObjectTable<Work> = {
   fields: { sources: each(() => projection), defaultMode: carried() },
 };
 
+// --- storage -----------------------------------------------------------------------------------------------------------
+
+/** The name at the provider of the claim that a volume is. What waits was waited for before the pod was translated. */
+function remoteClaimOf(claim: string, ephemeral: boolean, { path, work }: Place<Work>): string {
+  const answer = work.view.claimOf?.(work.pod, claim, ephemeral) ?? { refused: `claim ${claim} is not known here` };
+  if ('remoteName' in answer) return answer.remoteName;
+  throw new Refused('VolumeNotSupported', `${path}: ${'refused' in answer ? answer.refused : answer.waits}`);
+}
+
+const claimVolume: ObjectTable<Work> = {
+  type: 'PersistentVolumeClaimVolumeSource',
+  fields: {
+    claimName: rewritten(
+      `a claim of class \`${storageClassName}\`, whose data are with the lease; the name at the provider`,
+      (value, place) => remoteClaimOf(value as string, false, place),
+    ),
+    readOnly: carried(),
+  },
+};
+
 // --- the volume ------------------------------------------------------------------------------------------------------
 
 const emptyDir: ObjectTable<Work> = {
@@ -169,7 +191,8 @@ const image: ObjectTable<Work> = {
   fields: { reference: carried(), pullPolicy: carried() },
 };
 
-const kinds = 'leased nodes have emptyDir, configMap, secret, downwardAPI, projected and image volumes only';
+const kinds =
+  'leased nodes have emptyDir, configMap, secret, downwardAPI, projected, image, persistentVolumeClaim and ephemeral volumes only';
 const other = refused('VolumeNotSupported', kinds);
 
 export const volumeTable: ObjectTable<Work> = {
@@ -183,8 +206,17 @@ export const volumeTable: ObjectTable<Work> = {
     projected: object(() => projected),
     image: object(() => image, 'pulled by the provider'),
     hostPath: hostOnly('leased nodes give no access to the host’s files'),
-    persistentVolumeClaim: other,
-    ephemeral: other,
+    persistentVolumeClaim: object(
+      () => claimVolume,
+      `claims of class \`${storageClassName}\`, on the storage of the lease’s provider; others are refused`,
+    ),
+    ephemeral: rewritten(
+      `the claim that Kubernetes makes of its template, which must be of class \`${storageClassName}\``,
+      (_, place) => {
+        const { name } = place.of as unknown as Volume;
+        return { claimName: remoteClaimOf(ephemeralClaimName(place.work.pod, name), true, place) };
+      },
+    ),
     csi: other,
     awsElasticBlockStore: other,
     azureDisk: other,
@@ -208,6 +240,7 @@ export const volumeTable: ObjectTable<Work> = {
     vsphereVolume: other,
   },
   unknown: (_, path) => new Refused('VolumeNotSupported', `${path}: ${kinds}`),
+  also: ({ ephemeral, ...volume }) => (ephemeral ? { ...volume, persistentVolumeClaim: ephemeral } : volume),
 };
 
 export function carryVolumes(value: unknown, { path, work }: Place<Work>): object[] | undefined {

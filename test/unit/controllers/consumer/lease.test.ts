@@ -50,6 +50,19 @@ describe('a lease', () => {
     );
   });
 
+  it('says at its end which claims lose what they store, and tells them until when', async () => {
+    const fakes = await consumerFakes();
+    fakes.claims = ['ml/data-0'];
+    await wholeLife(fakes);
+    const messages = (reason: string) => fakes.events.filter((e) => e.reason === reason).map((e) => e.message);
+    expect(messages('Released')).toEqual([
+      expect.stringContaining('What this claim stores is lost with it: ml/data-0.'),
+    ]);
+    expect(messages('LeaseEnding')).toContainEqual(
+      expect.stringMatching(/What this claim stores is lost when its node goes, at \d{4}-/),
+    );
+  });
+
   it('writes nothing while nothing changes', async () => {
     const fakes = await consumerFakes();
     await untilReady(fakes);

@@ -1,6 +1,6 @@
 /** What people read before, and when, a node goes. */
 import { describe, expect, it } from 'vitest';
-import { farewell, warnWhenDue } from '../../../../operator/core/lease/warn.ts';
+import { farewell, farewellToData, lossInWords, soonLost, warnWhenDue } from '../../../../operator/core/lease/warn.ts';
 import { at, chain, escrow, instant, lease, node, observed, quoteRecord, record } from '../../../support/builders.ts';
 
 const serving = (seconds: number, change: Parameters<typeof observed>[0] = {}) =>
@@ -46,6 +46,24 @@ describe('when the drain begins', () => {
   it('says until when a pod may stay: as long as the lease allows', () => {
     const seen = serving(1000, { lease: lease({ drainTimeoutSeconds: 120 }) });
     expect(farewell(seen, why)).toContain(`at ${instant(1120).replace('.000', '')} it is deleted`);
+  });
+  it('says to claims until when what they store can be copied away', () => {
+    const seen = serving(1000, { lease: lease({ drainTimeoutSeconds: 120 }) });
+    expect(farewellToData(seen, why)).toContain(`is lost when its node goes, at ${instant(1120).replace('.000', '')}`);
+    expect(soonLost('Lease ml/train is about to end.')).toMatch(
+      /^Lease ml\/train is about to end\. What this claim stores is lost/,
+    );
+  });
+  it.each([
+    ['names no claim where there is none', [], ''],
+    ['names the one claim that loses its data', ['ml/a'], ' What this claim stores is lost with it: ml/a.'],
+    [
+      'names some of many',
+      Array.from({ length: 10 }, (_, i) => `ml/${i}`),
+      ' What these claims store is lost with it: ml/0, ml/1, ml/2, ml/3, ml/4, ml/5, ml/6, ml/7 and 2 more.',
+    ],
+  ])('%s', (_, claims, said) => {
+    expect(lossInWords(claims)).toBe(said);
   });
   it('and never beyond what is paid', () => {
     const seen = serving(3510, { lease: lease({ drainTimeoutSeconds: 300 }) });

@@ -9,9 +9,11 @@ import { admitPod } from '../../../../operator/core/allocation/admit-pod.ts';
 import { Refusal } from '../../../../operator/core/allocation/refusal.ts';
 import type { Container, Pod, PodSpec } from '../../../../operator/core/node/pod.ts';
 import { translatePod } from '../../../../operator/core/node/translate-pod.ts';
-import { pod, serviceAccountVolume, view } from './builders.ts';
+import { view as bareView, pod, serviceAccountVolume } from './builders.ts';
 
 const gib = 1024 ** 3;
+/** Every claim is one that the provider stores. */
+const view = { ...bareView, claimOf: () => ({ remoteName: 'data-0123' }) };
 /** As much as `view` says that the node has. */
 const context = {
   namespace: 'gl-0',
@@ -263,6 +265,8 @@ const goodVolume = fc.oneof(
     secret: object({ secretName: some('keys'), items, defaultMode: some(420), optional: flag }, ['secretName']),
   }),
   fc.record({ downwardAPI: object({ items: downward, defaultMode: some(420) }) }),
+  fc.record({ persistentVolumeClaim: object({ claimName: some('c'), readOnly: flag }, ['claimName']) }),
+  fc.record({ ephemeral: fc.constant({ volumeClaimTemplate: { spec: { accessModes: ['ReadWriteOnce'] } } }) }),
   fc.record({ image: object({ reference: some('busybox'), pullPolicy: some('Always') }) }),
   fc.record({
     projected: object({
@@ -284,7 +288,6 @@ const volumeSource = fc.oneof(
   {
     arbitrary: some<object>(
       { hostPath: { path: '/' } },
-      { persistentVolumeClaim: { claimName: 'c' } },
       { csi: { driver: 'x' } },
       { projected: { sources: [token] } },
       { projected: { sources: [{ clusterTrustBundle: { path: 'x' } }] } },

@@ -467,7 +467,9 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     },
     refresh: () => {
       nodeQueue.enqueue({ name });
-      if (hosts.get(name)?.linkChanged()) exposing.nodeChanged(name);
+      if (!hosts.get(name)?.linkChanged()) return;
+      exposing.nodeChanged(name);
+      volumes.nodeChanged(name);
     },
   });
 

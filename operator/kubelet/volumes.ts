@@ -70,7 +70,7 @@ export interface Volumes {
 
 /** Where a claim waits for somebody who does not tell us that it need not any more. */
 const lookAgainSeconds = 15;
-const goingSeconds = 3;
+const goingSeconds = 1;
 /** Kubernetes' own finalizer: pods use the claim. */
 const inUse = 'kubernetes.io/pvc-protection';
 
@@ -191,6 +191,11 @@ export function createVolumes(options: VolumesOptions): Volumes {
     const here = { leaseId: leaseOf(host), node: host.name };
     // The write brings us back here, by the watch.
     if (!at) return note(claim, here, signal);
+    // Whether it answers again is found out by others, and wakes us: all that wait for it would keep our workers busy.
+    if (!isLinked(host)) {
+      tell(claim, 'Warning', 'ProviderUnreachable', unreachable);
+      return { requeueAfterSeconds: lookAgainSeconds };
+    }
     const refused = await makeRemote(claim, host, signal);
     if (refused === 'going') return { requeueAfterSeconds: goingSeconds };
     if (refused !== undefined) return chooseAgain(claim, refused, signal);
@@ -225,17 +230,11 @@ export function createVolumes(options: VolumesOptions): Volumes {
     } catch (error) {
       if (isAlreadyExists(error)) {
         const found = await host.remote.get<KubeObject>(resources.persistentVolumeClaims, keyOf(wanted), signal);
-        return found && !found.metadata.deletionTimestamp ? undefined : 'going';
+        return found && !found.metadata?.deletionTimestamp ? undefined : 'going';
       }
       if (error instanceof ApiError && error.code < 500 && error.code !== 429 && error.code !== 401)
         return `Provider ${host.spec.providerName} refused the claim: ${error.message.slice(0, 800)}`;
-      if (!signal.aborted)
-        tell(
-          claim,
-          'Warning',
-          'ProviderUnreachable',
-          'The provider has not answered yet; it is asked again and again.',
-        );
+      if (!signal.aborted) tell(claim, 'Warning', 'ProviderUnreachable', unreachable);
       throw error;
     }
   }
@@ -395,6 +394,7 @@ export function createVolumes(options: VolumesOptions): Volumes {
     };
     if (!host) return (await nodeIsGone(place.node, signal)) ? ended : { are: 'unknown' };
     if (leaseOf(host) !== place.leaseId) return ended;
+    if (!isLinked(host)) return { are: 'unknown' };
     try {
       const key = { name: place.remoteName };
       const found = await host.remote.get<Claim & KubeObject>(resources.persistentVolumeClaims, key, signal);
@@ -419,6 +419,7 @@ export function createVolumes(options: VolumesOptions): Volumes {
     if (!host) return (await nodeIsGone(place.node, signal)) ? 'gone' : 'unknown';
     // With the lease everything of its tenant went.
     if (leaseOf(host) !== place.leaseId) return 'gone';
+    if (!isLinked(host)) return 'unknown';
     const key = { name: place.remoteName };
     try {
       await host.remote.delete(resources.persistentVolumeClaims, key, {}, signal);
@@ -461,6 +462,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
   };
 }
 
+const unreachable = 'The provider has not answered yet; it is asked again and again.';
+const isLinked = (host: Pick<PodHost, 'spec'>): boolean => host.spec.linked?.() !== false;
 const uidOf = (claim: Claim): string => claim.metadata.uid ?? '';
 const leaseOf = (host: Pick<PodHost, 'spec'>): string => host.spec.leaseId.toLowerCase();
 /** Whether its data go with its claim: whoever set Retain keeps them, until the lease ends. */

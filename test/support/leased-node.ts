@@ -22,7 +22,8 @@ import { createTenants } from '../../operator/controllers/provider/tenants.ts';
 import { viewNode } from '../../operator/core/allocation/node-view.ts';
 import { type LeaseRecord, tenantNamespace } from '../../operator/core/allocation/record.ts';
 import { gatewayRole, gatewayRoleName, tenantRole } from '../../operator/core/allocation/rights.ts';
-import { type Room, resourcesOf } from '../../operator/core/allocation/room.ts';
+import { bytesText, type Room, resourcesOf } from '../../operator/core/allocation/room.ts';
+import type { TenantStorage } from '../../operator/core/allocation/tenant.ts';
 import { remotePodName } from '../../operator/core/node/names.ts';
 import type { Pod } from '../../operator/core/node/pod.ts';
 import { type Clock, systemClock } from '../../operator/engine/clock.ts';
@@ -77,6 +78,8 @@ export interface LeaseLab {
       readonly wired?: boolean;
       /** Node of the provider, where not the lab's real one. */
       readonly providerNode?: string;
+      /** What the provider lets it store. */
+      readonly storage?: TenantStorage;
     },
   ): Promise<LeasedNode>;
   kubectl(args: readonly string[], options?: KubectlOptions): Promise<Ended>;
@@ -226,10 +229,10 @@ async function build(
     await running;
   });
 
-  const lease: LeaseLab['lease'] = async (leaseName, changes = {}, { wired = true, providerNode } = {}) => {
+  const lease: LeaseLab['lease'] = async (leaseName, changes = {}, { wired = true, providerNode, storage } = {}) => {
     const leaseId = `0x${randomBytes(32).toString('hex')}` as const;
     const tenant = tenantNamespace(leaseId);
-    await tenants.make({ leaseId, chainId: 31337, escrow: `0x${'e'.repeat(40)}`, room: leased });
+    await tenants.make({ leaseId, chainId: 31337, escrow: `0x${'e'.repeat(40)}`, room: leased, storage });
     stops.push(() => provider.delete(resources.namespaces, { name: tenant }));
     const object = await provider.get<KubeObject>(resources.nodes, { name: started.name });
     const info: AllocationInfo = {
@@ -243,9 +246,11 @@ async function build(
       nodeReady: true,
       vouchedSeconds: 0,
       graceSeconds: 600,
+      ...(storage && { storage: bytesText(storage.bytes) }),
       ...changes,
     };
-    const record = { leaseId, nodeName: providerNode ?? started.name, room: leased, state: 'Serving' } as LeaseRecord;
+    const nodeOfIt = providerNode ?? started.name;
+    const record = { leaseId, nodeName: nodeOfIt, room: leased, storage, state: 'Serving' } as LeaseRecord;
     records.set(leaseId, { record, info });
     const connection = (wired ? client : straight).lease({
       leaseId,

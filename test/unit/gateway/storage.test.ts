@@ -1,4 +1,7 @@
 /** A tenant's claims to the provider's storage, through the gateway. */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
 import { parseGatewayOptions } from '../../../operator/cmd/gateway-options.ts';
 import { UsageError } from '../../../operator/cmd/options.ts';
@@ -92,6 +95,24 @@ test('what a lease may store is what was offered when it began, whatever the gat
   side = await startProviderSide({ cluster, chain });
   expect(await side.get(`/v1/leases/${lease.leaseId}`, lease.token)).toMatchObject({ body: { storage: '10Gi' } });
   expect(await ask(lease, 'POST', 'persistentvolumeclaims', claim())).toMatchObject({ status: 201 });
+});
+
+test('what leases may store is said in two flags', () => {
+  const dir = mkdtempSync(join(tmpdir(), 'gpulease-storage-'));
+  try {
+    const rails = join(dir, 'rails.json');
+    const address = `0x${'a'.repeat(40)}`;
+    writeFileSync(rails, JSON.stringify([{ chainId: 1, escrow: address, token: address }]));
+    const chain = ['--chain', '1=http://127.0.0.1:1', '--rails', rails];
+    const storage = ['--storage-class', 'fast', '--max-storage', '500Gi'];
+    expect(parseGatewayOptions(args(...chain, ...storage), {})?.storage).toEqual({
+      className: 'fast',
+      bytes: 500 * 1024 ** 3,
+    });
+    expect(parseGatewayOptions(args(...chain), {})?.storage).toBeUndefined();
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
 });
 
 const args = (...more: string[]) => ['--key-file', 'k', '--public-url', 'https://gpu.example.com', ...more];

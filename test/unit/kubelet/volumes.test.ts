@@ -158,6 +158,19 @@ describe('a claim whose first pod is to run on the node', () => {
     await bind();
   });
 
+  test('does not even ask a provider that is known not to answer, and asks as soon as it does', async () => {
+    await w.stop();
+    let linked = false;
+    await w.start({ ...withStorage, linked: () => linked });
+    w.nodes.get(nodeName)!.refresh();
+    seed();
+    await eventually(() => expect(said('ProviderUnreachable')).toHaveLength(1));
+    expect(w.lease.requests.filter(({ path }) => path.includes(claims.plural))).toEqual([]);
+    linked = true;
+    w.nodes.get(nodeName)!.refresh();
+    await bind();
+  });
+
   test('waits for an earlier one of its name that has not gone yet', async () => {
     w.lease.cut = true;
     const { metadata } = seed();

@@ -272,6 +272,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
 
   /** Takes back what was asked for and never used. */
   async function giveUp(claim: Claim, at: StoredAt, chooseNext: boolean, signal: AbortSignal): Promise<Result> {
+    // Caches lag, and a pod may have written to it by now: then it is the claim's volume, whatever was chosen since.
+    if (await readVolume(volumeName(uidOf(claim)), signal)) return {};
     const place = { ...at, remoteName: remoteClaimName(claim.metadata.name, uidOf(claim)) };
     const now = await removeRemote(place, signal);
     if (now !== 'gone') return { requeueAfterSeconds: now === 'going' ? goingSeconds : lookAgainSeconds };
@@ -293,7 +295,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
   async function letGo(claim: Claim, signal: AbortSignal): Promise<Result> {
     const present = claim.metadata.finalizers ?? [];
     if (!present.includes(finalizers.claim) || present.includes(inUse)) return {};
-    const volume = claim.spec.volumeName ? volumeOf(claim.spec.volumeName) : volumeOf(volumeName(uidOf(claim)));
+    // Of the API server itself: whoever has just set Retain means it.
+    const volume = await readVolume(claim.spec.volumeName ?? volumeName(uidOf(claim)), signal);
     const kept = volume !== undefined && !isDeleted(volume);
     const at = storedAt(claim);
     const noted = at && { ...at, remoteName: remoteClaimName(claim.metadata.name, uidOf(claim)) };
@@ -349,7 +352,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
         ? cached
         : await cluster.get<Claim & KubeObject>(resources.persistentVolumeClaims, key, signal);
     if (claim?.metadata.uid === claimRef.uid) return watchOver(claim, place, signal);
-    if (!isDeleted(volume)) return {};
+    const live = await readVolume(name, signal);
+    if (!live || live.metadata.uid !== volume.metadata.uid || !isDeleted(live)) return {};
     const now = await removeRemote(place, signal);
     if (now !== 'gone') return { requeueAfterSeconds: now === 'going' ? goingSeconds : lookAgainSeconds };
     try {
@@ -359,6 +363,9 @@ export function createVolumes(options: VolumesOptions): Volumes {
     }
     return {};
   }
+
+  const readVolume = (name: string, signal: AbortSignal): Promise<PersistentVolume | undefined> =>
+    cluster.get<PersistentVolume & KubeObject>(resources.persistentVolumes, { name }, signal);
 
   /** Says of a claim that its data are gone, or are there after all. */
   async function watchOver(claim: Claim & KubeObject, place: Place, signal: AbortSignal): Promise<Result> {

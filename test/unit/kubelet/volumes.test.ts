@@ -276,6 +276,34 @@ describe('the scheduler chooses again, and the claim says why,', () => {
   });
 });
 
+test('a claim that was asked for in an earlier attempt of the lease is asked for anew', async () => {
+  seed((one) => {
+    one.metadata.annotations = { [selected]: nodeName, [noted]: `0x${'2'.repeat(64)}/${nodeName}` };
+    one.metadata.finalizers = [inUse, finalizer];
+  });
+  expect((await bind()).spec.csi?.volumeHandle).toMatch(leaseId);
+  expect(claim()?.metadata.annotations?.[noted]).toBe(`${leaseId}/${nodeName}`);
+});
+
+test('what a volume shows is never taken back, though no watch has told of that volume', async () => {
+  await w.stop();
+  const { metadata } = seed((one) => {
+    one.metadata.annotations = { [noted]: `${leaseId}/${nodeName}`, [selected]: 'gpu-other-1' };
+    one.metadata.finalizers = [inUse, finalizer];
+  });
+  const remote = { namespace: 'tenant', name: remoteClaimName('data', metadata.uid!) };
+  w.provider.seed<StoredClaim>(claims, { metadata: remote, spec: {} });
+  w.consumer.seed<StoredVolume>(resources.persistentVolumes, { metadata: { name: `pvc-${metadata.uid}` }, spec: {} });
+  await w.start(withStorage);
+  await aWhile();
+  expect(remotes()).toHaveLength(1);
+  w.consumer.erase(resources.persistentVolumes, { name: `pvc-${metadata.uid}` });
+  w.consumer.change<StoredClaim>(claims, key, (one) => {
+    one.metadata.labels = { touched: 'true' };
+  });
+  await eventually(() => expect(remotes()).toEqual([]));
+});
+
 test('a claim that leased nodes cannot serve says so, and is asked for nowhere', async () => {
   seed((one) => Object.assign(one.spec, { accessModes: ['ReadWriteMany'] }));
   await eventually(() => expect(said('ProvisioningFailed')).toMatchObject([expect.stringContaining('ReadWriteMany')]));
@@ -373,9 +401,9 @@ describe('a claim that is deleted', () => {
   test('leaves its data where its volume is to be retained', async () => {
     seed();
     await bind();
-    touch((one) => Object.assign(one.spec, { persistentVolumeReclaimPolicy: 'Retain' }));
-    await aWhile(50);
     await deleteClaim();
+    // In the last moment, before any watch can tell of it.
+    touch((one) => Object.assign(one.spec, { persistentVolumeReclaimPolicy: 'Retain' }));
     unused();
     await eventually(() => expect(claim()).toBeUndefined());
     await aWhile();

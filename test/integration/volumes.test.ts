@@ -3,7 +3,7 @@
  * quota, the volume controllers and a kubelet that mounts on the provider's. The provider's disks are folders, in
  * PersistentVolumes that this test makes, as an administrator would; its class waits for the first pod.
  */
-import { mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { applyManifests } from '../../operator/adapters/kube/apply-manifests.ts';
@@ -13,7 +13,10 @@ import { remoteClaimName } from '../../operator/core/node/names.ts';
 import type { Pod } from '../../operator/core/node/pod.ts';
 import type { Claim, PersistentVolume } from '../../operator/core/node/storage.ts';
 import { type KubeObject, type Resource, resources } from '../../operator/engine/types.ts';
-import { eventually } from '../support/clusters.ts';
+import { TOOLS_IMAGE } from '../../operator/sandbox/clusters/images.ts';
+import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
+import { kubectl, lease, leaseManifest, namespaceReady, offersReady } from '../../operator/sandbox/scenario.ts';
+import { eventually, quiet, scratch } from '../support/clusters.ts';
 import { type LeasedNode, type LeaseLab, podOn, startLeaseLab } from '../support/leased-node.ts';
 
 const hollow = process.env.GPULEASE_NODES === 'hollow';
@@ -92,37 +95,19 @@ async function makeStatefulSet(): Promise<void> {
 const deleteStatefulSet = () =>
   lab.consumer.delete(statefulSets, { namespace: lab.namespace, name: 'db' }, { propagationPolicy: 'Background' });
 
-describe.skipIf(hollow)('storage of a leased node', { timeout: 400_000 }, () => {
-  beforeAll(async () => {
-    lab = await startLeaseLab('volumes');
-    if (!lab.real) throw new Error('these tests need a real node: GPULEASE_NODES=hollow leaves them out');
-    await applyManifests(lab.consumer, [storageClass, csiDriver] as never[], { fieldManager: 'test' });
-    await applyManifests(
-      lab.provider,
-      [
-        {
-          apiVersion: 'storage.k8s.io/v1',
-          kind: 'StorageClass',
-          metadata: { name: className },
-          provisioner: 'kubernetes.io/no-provisioner',
-          volumeBindingMode: 'WaitForFirstConsumer',
-        },
-        ...disks.map((name) => disk(name)),
-      ] as never[],
-      { fieldManager: 'test' },
-    );
-    const storage = { className, bytes: 200 * 1024 ** 2 };
-    on = await lab.lease('stores', {}, { storage });
-  });
-  afterAll(async () => {
-    if (!lab) return;
-    for (const name of disks) await lab.provider.delete(resources.persistentVolumes, { name });
-    await lab.stop();
-  });
-
-  function disk(name: string) {
-    const path = join(lab.dir, name);
+/** What an administrator of the provider's makes: a class without a provisioner, and folders of one of its nodes. */
+const providerStorage = (dir: string, nodeName: string, folders: readonly string[]) => [
+  {
+    apiVersion: 'storage.k8s.io/v1',
+    kind: 'StorageClass',
+    metadata: { name: className },
+    provisioner: 'kubernetes.io/no-provisioner',
+    volumeBindingMode: 'WaitForFirstConsumer',
+  },
+  ...folders.map((name) => {
+    const path = join(dir, name);
     mkdirSync(path, { recursive: true, mode: 0o777 });
+    const here = { key: 'kubernetes.io/hostname', operator: 'In', values: [nodeName] };
     return {
       apiVersion: 'v1',
       kind: 'PersistentVolume',
@@ -133,16 +118,27 @@ describe.skipIf(hollow)('storage of a leased node', { timeout: 400_000 }, () => 
         storageClassName: className,
         persistentVolumeReclaimPolicy: 'Retain',
         local: { path },
-        nodeAffinity: {
-          required: {
-            nodeSelectorTerms: [
-              { matchExpressions: [{ key: 'kubernetes.io/hostname', operator: 'In', values: [lab.real!.name] }] },
-            ],
-          },
-        },
+        nodeAffinity: { required: { nodeSelectorTerms: [{ matchExpressions: [here] }] } },
       },
     };
-  }
+  }),
+];
+
+describe.skipIf(hollow)('storage of a leased node', { timeout: 400_000 }, () => {
+  beforeAll(async () => {
+    lab = await startLeaseLab('volumes');
+    if (!lab.real) throw new Error('these tests need a real node: GPULEASE_NODES=hollow leaves them out');
+    await applyManifests(lab.consumer, [storageClass, csiDriver] as never[], { fieldManager: 'test' });
+    const manifests = providerStorage(lab.dir, lab.real.name, disks) as never[];
+    await applyManifests(lab.provider, manifests, { fieldManager: 'test' });
+    const storage = { className, bytes: 200 * 1024 ** 2 };
+    on = await lab.lease('stores', {}, { storage });
+  });
+  afterAll(async () => {
+    if (!lab) return;
+    for (const name of disks) await lab.provider.delete(resources.persistentVolumes, { name });
+    await lab.stop();
+  });
 
   test('a StatefulSet finds its data when it comes back, and they go with its claim alone', async () => {
     await makeStatefulSet();
@@ -295,5 +291,96 @@ describe.skipIf(hollow)('storage of a leased node', { timeout: 400_000 }, () => 
       await gone(`claim ${name}`, () => claimNamed(name));
     }
     await gone('its volume', () => volumeOf(claim));
+  });
+});
+
+/** With escrow, operator and gateway as they are shipped: the flags of the gateway, and what people read at a lease's end. */
+describe.skipIf(hollow)('storage of a whole lease', { timeout: 400_000 }, () => {
+  const dir = scratch('volumes-lease');
+  let sandbox: Sandbox;
+  beforeAll(async () => {
+    sandbox = await startSandbox({
+      dir,
+      report: quiet,
+      voucherPeriodSeconds: 2,
+      gatewayArgs: ['--storage-class', className, '--max-storage', '1Gi'],
+    });
+    if (sandbox.simulated) throw new Error('these tests need a real node: GPULEASE_NODES=hollow leaves them out');
+    await namespaceReady(sandbox);
+    await offersReady(sandbox);
+  });
+  afterAll(async () => {
+    await sandbox?.stop();
+    rmSync(dir, { recursive: true, force: true });
+  });
+
+  test('a pod that names its lease by a label gets it; at the end the lease says what is lost', async () => {
+    const { consumerCluster, providerCluster } = sandbox;
+    const running = await lease(sandbox, [leaseManifest('train', 'RTX4090', '0.60')], quiet);
+    const { namespace } = running.key;
+    const { items: offered } = await providerCluster.list<KubeObject>(resources.nodes);
+    const folders = offered.map(({ metadata }) => metadata.name);
+    for (const name of folders)
+      await applyManifests(providerCluster, providerStorage(dir, name, [`disk-of-${name}`]) as never[], {
+        fieldManager: 'test',
+      });
+    const claimKey = { namespace, name: 'data' };
+    const claim = () => consumerCluster.get<StoredClaim>(claims, claimKey);
+    await consumerCluster.create(claims, { metadata: claimKey, spec: claimSpec('50Mi') } as KubeObject);
+    await consumerCluster.create<Pod>(resources.pods, {
+      metadata: { name: 'writer', namespace, labels: { 'gpulease.dev/lease': 'train' } },
+      spec: {
+        terminationGracePeriodSeconds: 1,
+        containers: [
+          {
+            name: 'main',
+            image: TOOLS_IMAGE,
+            command: ['sh', '-c', script],
+            volumeMounts: [{ name: 'data', mountPath: '/data' }],
+          },
+        ],
+        volumes: [{ name: 'data', persistentVolumeClaim: { claimName: 'data' } }],
+      },
+    });
+    const writer = { namespace, name: 'writer' };
+    await eventually(
+      async () => (await consumerCluster.get<Pod>(resources.pods, writer))?.status?.phase === 'Running',
+      'the pod to run',
+      patience,
+    );
+    expect((await claim())?.status?.phase).toBe('Bound');
+
+    await consumerCluster.delete(resources.gpuLeases, running.key);
+    const events = () => kubectl(sandbox, '-n', namespace, 'get', 'events', '-o', 'wide');
+    await eventually(
+      async () => (await events()).includes(`What this claim stores is lost with it: ${namespace}/data.`),
+      'the lease to name the claim that loses its data',
+      patience,
+    );
+    await eventually(
+      async () => /LeaseEnding +persistentvolumeclaim\/data .*What this claim stores is lost/.test(await events()),
+      'the claim to be told',
+      patience,
+    );
+    await eventually(
+      async () =>
+        (await claim())?.status?.conditions?.some(({ type, status }) => type === 'DataLost' && status === 'True') ===
+        true,
+      'the claim to say that its data are lost',
+      patience,
+    );
+    await consumerCluster.delete(claims, claimKey);
+    await eventually(async () => (await claim()) === undefined, 'the claim to go', patience);
+    await eventually(
+      async () => (await consumerCluster.get(resources.gpuLeases, running.key)) === undefined,
+      'the lease to go',
+      patience,
+    );
+    await eventually(
+      async () => (await providerCluster.list(claims)).items.length === 0,
+      'the claim at the provider to go with its tenant',
+      patience,
+    );
+    running.witness.stop();
   });
 });

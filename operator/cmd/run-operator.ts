@@ -31,7 +31,7 @@ import { createEventRecorder } from '../engine/events.ts';
 import { fenced } from '../engine/fence.ts';
 import { createInformer } from '../engine/informer.ts';
 import { runAsLeader } from '../engine/leader.ts';
-import { type Cluster, resources } from '../engine/types.ts';
+import { type Cluster, type Log, resources } from '../engine/types.ts';
 import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
@@ -178,7 +178,7 @@ export async function runOperator(
     for (const [id, urls] of options.chain)
       chains.set(
         chainId(id),
-        chainAccess(chainId(id), urls.split(','), cluster, namespace, wallet, now, faults.outbox),
+        chainAccess(chainId(id), urls.split(','), cluster, namespace, wallet, now, log, faults.outbox),
       );
 
     const money = createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs: clock.monotonicMs });
@@ -402,12 +402,18 @@ function chainAccess(
   namespace: string,
   key: Awaited<ReturnType<typeof loadKey>>,
   now: () => Date,
+  log: Log,
   faults: OutboxFaults | undefined,
 ) {
   let rpc: Promise<Rpc> | undefined;
   let outbox: Outbox | undefined;
   const connect = (signal?: AbortSignal) => {
-    rpc ??= connectRpc({ urls, chainId: id }, signal).catch((error) => {
+    const onDoubt = (host: string, doubt: string | undefined) =>
+      log.warn(
+        { chainId: id, host, doubt },
+        doubt ? 'an RPC endpoint is not believed' : 'an RPC endpoint is believed again',
+      );
+    rpc ??= connectRpc({ urls, chainId: id, onDoubt }, signal).catch((error) => {
       rpc = undefined; // Ask again next time: an RPC that is down now may answer later.
       throw error;
     });

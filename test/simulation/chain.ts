@@ -289,6 +289,7 @@ export function simChain(
         chainId,
         call: async <T>(method: string, params: readonly unknown[], signal?: AbortSignal) =>
           (await network.call(party, place, method.replace('eth_', ''), () => answer(method, params), signal)) as T,
+        codeOf: async () => '0x00',
         contractCall: ({ data }, _block, signal) =>
           network.call(
             party,

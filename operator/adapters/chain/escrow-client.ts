@@ -13,7 +13,10 @@ import { closeReasonNumber, type Totals } from '../../core/money/model.ts';
 import { decodeRefusal, type Refusal } from './refusal.ts';
 import { connectRpc, NoContract, type Rpc, type RpcOptions } from './rpc.ts';
 
-/** `latest` for starting work, `safe` for accounting. */
+/**
+ * `latest` for starting work, `safe` for accounting. A block itself, where its time and what is read must belong together: with
+ * several nodes behind an address, `safe` may be another block at each call.
+ */
 export type ReadAt = 'latest' | 'safe' | 'finalized';
 
 export interface Call {
@@ -88,7 +91,7 @@ export interface EscrowClient {
   readonly claimWindowSeconds: number;
   readonly calls: EscrowCalls;
   block(at?: ReadAt, signal?: AbortSignal): Promise<Block>;
-  lease(leaseId: Hex32, at?: ReadAt, signal?: AbortSignal): Promise<Escrow | undefined>;
+  lease(leaseId: Hex32, at?: ReadAt | Block, signal?: AbortSignal): Promise<Escrow | undefined>;
   /** In the order asked, one request a hundred. */
   leases(leaseIds: readonly Hex32[], at?: ReadAt, signal?: AbortSignal): Promise<readonly (Escrow | undefined)[]>;
   token(token: Address, signal?: AbortSignal): Promise<TokenInfo>;
@@ -129,8 +132,7 @@ export async function connectEscrow(options: EscrowOptions, signal?: AbortSignal
           signal,
         );
   const address = options.escrow;
-  const code = await rpc.call<Hex>('eth_getCode', [address, 'latest'], signal);
-  if (code === '0x') {
+  if ((await rpc.codeOf(address, signal)) === '0x') {
     throw new NoContract(
       `there is no contract at ${address} on chain ${rpc.chainId}: correct the escrow's address or the chain, or deploy it`,
     );
@@ -150,13 +152,14 @@ export async function connectEscrow(options: EscrowOptions, signal?: AbortSignal
   async function readSince(
     method: string,
     args: readonly unknown[],
-    at: ReadAt = 'latest',
+    at: ReadAt | Block = 'latest',
     outer?: AbortSignal,
   ): Promise<Result | undefined> {
     const data = escrowAbi.encodeFunctionData(method, args) as Hex;
-    const answer = await rpc.contractCall({ to: address, data }, at, outer);
+    const block = typeof at === 'string' ? at : { blockHash: at.hash };
+    const answer = await rpc.contractCall({ to: address, data }, block, outer);
     if (answer === '0x' && at !== 'latest') {
-      const codeThen = await rpc.call<Hex>('eth_getCode', [address, at], outer);
+      const codeThen = await rpc.call<Hex>('eth_getCode', [address, block], outer);
       if (codeThen === '0x') return undefined;
     }
     return decode(escrowAbi, method, answer, address);

@@ -156,11 +156,12 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
       const signal = outer ? AbortSignal.any([outer, timeout]) : timeout;
       try {
         const client = await clientOf(chainId, escrow, signal);
-        // Time first, then the escrow: one that is absent from the later block was absent from the earlier one too.
+        // Time first, then the escrow: one that is absent from the later block was absent from the earlier one too. The node that
+        // is asked next may be behind the one that named the head, so the safe block is read as the one it was.
         const [head, safeHead] = await Promise.all([client.block('latest', signal), client.block('safe', signal)]);
         const [latest, safe, balance, gas, allowance, known] = await Promise.all([
           client.lease(quote.leaseId, 'latest', signal),
-          client.lease(quote.leaseId, 'safe', signal),
+          client.lease(quote.leaseId, safeHead, signal),
           client.balance(token, wallet.address, signal),
           client.gasBalance(wallet.address, signal),
           client.allowance(token, wallet.address, signal),

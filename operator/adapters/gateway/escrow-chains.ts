@@ -79,7 +79,12 @@ export function createEscrowChains(options: EscrowChainsOptions): EscrowChains {
     const known = accounts.get(chainId);
     if (known !== undefined) return known;
     const opening = (async () => {
-      const rpc = await connectRpc({ urls: options.rpcUrls.get(chainId) ?? [], chainId }, signal);
+      const onDoubt = (host: string, doubt: string | undefined) =>
+        log.warn(
+          { chainId, host, doubt },
+          doubt ? 'an RPC endpoint is not believed' : 'an RPC endpoint is believed again',
+        );
+      const rpc = await connectRpc({ urls: options.rpcUrls.get(chainId) ?? [], chainId, onDoubt }, signal);
       return { rpc, outbox: createOutbox({ rpc, key, store: options.store(chainId), now }) };
     })();
     accounts.set(chainId, opening);

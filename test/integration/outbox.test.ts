@@ -228,10 +228,91 @@ describe('a transaction', () => {
       clock += 31;
       await capped.tick();
     }
-    expect((await capped.state('capped'))!.lastError).toMatch(/highest fee allowed/);
+    expect(await capped.state('capped')).toMatchObject({
+      lastError: expect.stringMatching(/highest fee allowed/),
+      problem: 'FeeCapReached',
+    });
+    // At the cap, too, what falls out of the pool is put back.
+    await chain.anvil.rpc('anvil_dropTransaction', (await capped.state('capped'))!.hash);
+    await capped.tick();
+    expect(await chain.rpc.call('eth_getTransactionByHash', [(await capped.state('capped'))!.hash])).not.toBeNull();
     await mine(1);
     await capped.tick();
     expect((await capped.state('capped'))!.state).toBe('mined');
+  });
+
+  it('is cancelled by an empty one in its place, and its key may be asked for again', async () => {
+    const outbox = outboxOf();
+    await chain.anvil.rpc('evm_setAutomine', false);
+    const { intent, leaseId } = await openIntent();
+    await outbox.submit(intent);
+    const cancelled = (await outbox.cancel(intent.key))!;
+    expect(cancelled).toMatchObject({
+      state: 'broadcast',
+      cancelling: true,
+      hashes: [expect.anything(), cancelled.hash],
+    });
+    expect(await outbox.cancel(intent.key)).toEqual(cancelled);
+    await outbox.submit(approve('behind'));
+    await mine(1);
+    await outbox.tick();
+    expect((await outbox.state(intent.key))!.state).toBe('broadcast');
+    expect((await outbox.state('behind'))!.state).toBe('mined');
+    // A reorganisation may bring the other one of the two: until then nothing is said for certain.
+    await mine(8);
+    await outbox.tick();
+    expect((await outbox.state(intent.key))!.state).toBe('lost');
+    expect(await chain.client.lease(leaseId)).toBeUndefined();
+    await chain.anvil.rpc('evm_setAutomine', true);
+    expect((await outbox.submit(intent)).outcome).toBe('accepted');
+    await tickUntilMined(outbox, intent.key);
+    expect(await chain.client.lease(leaseId)).toBeDefined();
+    expect(await outbox.cancel(intent.key)).toMatchObject({ state: 'mined' });
+    expect(await outbox.cancel('never')).toBeUndefined();
+  });
+
+  it('that its contract would refuse for good by now is cancelled rather than paid more for', async () => {
+    const outbox = outboxOf();
+    await chain.anvil.rpc('evm_setAutomine', false);
+    const quote = await chain.quote();
+    const signed = await signQuote(chain.keys.provider, chain.client.domain, quote);
+    const key = `open/${quote.leaseRef}`;
+    await outbox.submit({ key, ...chain.client.calls.open(signed, chain.keys.session.address, 100_000n) });
+    const { entry } = (await outbox.submit(approve('next'))) as { entry: { hash: Hex32 } };
+    await chain.anvil.rpc('anvil_dropTransaction', (await outbox.state(key))!.hash);
+    await chain.anvil.rpc('anvil_dropTransaction', entry.hash);
+    // The quote runs out while neither is in the pool.
+    await chain.anvil.rpc('evm_increaseTime', 3700);
+    await mine(1);
+    clock += 91;
+    await outbox.tick();
+    expect(await outbox.state(key)).toMatchObject({ cancelling: true });
+    await mine(1);
+    await mine(8);
+    await outbox.tick();
+    expect((await outbox.state(key))!.state).toBe('lost');
+    expect((await outbox.state('next'))!.state).toBe('mined');
+    expect(
+      await outbox.submit({ key, ...chain.client.calls.open(signed, chain.keys.session.address, 100_000n) }),
+    ).toMatchObject({ outcome: 'refused', refusal: { name: 'QuoteExpired' } });
+  });
+
+  it('that cannot be paid for any more waits, says so, and goes out when there is gas', async () => {
+    const key = chain.keys.stranger;
+    const balance = await chain.rpc.call<Hex>('eth_getBalance', [key.address, 'latest']);
+    await chain.anvil.rpc('evm_setAutomine', false);
+    const outbox = outboxOf({ key });
+    const { entry } = (await outbox.submit(approve('poor'))) as { entry: { hash: Hex32 } };
+    await chain.anvil.rpc('anvil_dropTransaction', entry.hash);
+    await chain.anvil.rpc('anvil_setBalance', key.address, '0x10');
+    await outbox.tick();
+    expect(await outbox.state('poor')).toMatchObject({ problem: 'PayerOutOfGas', hashes: [entry.hash] });
+    await chain.anvil.rpc('anvil_setBalance', key.address, balance);
+    await outbox.tick();
+    expect((await outbox.state('poor'))!.problem).toBeUndefined();
+    await mine(1);
+    await outbox.tick();
+    expect((await outbox.state('poor'))!.state).toBe('mined');
   });
 
   it('that a reorganisation took back is broadcast again and mined again', async () => {
@@ -267,6 +348,10 @@ describe('a transaction', () => {
     await other.tick();
     expect((await other.state('other'))!.state).toBe('broadcast');
     await mine(8);
+    await other.tick();
+    // One node does not know it. Another may: it is not sent anew on one word.
+    expect((await other.state('other'))!.state).toBe('broadcast');
+    clock += 61;
     await other.tick();
     expect((await other.state('other'))!.state).toBe('lost');
     await chain.anvil.rpc('evm_setAutomine', true);

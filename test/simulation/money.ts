@@ -78,7 +78,8 @@ export function leaseMoney(parts: MoneyParts, clusterUid: string, told: Told): O
       ...(record.deposit === undefined ? [] : [intents.topUp(quote.leaseId, BigInt(record.deposit))]),
     ]) {
       const entry = await outbox.state(key, signal);
-      if (entry && entry.state !== 'lost') facts[key] = { state: entry.state, hash: entry.hash };
+      if (entry && entry.state !== 'lost')
+        facts[key] = { state: entry.state, hash: entry.hash, ...(entry.problem && { problem: entry.problem }) };
     }
     return facts;
   }

@@ -140,7 +140,8 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
     for (const key of keys) {
       const entry = await outbox.state(key, signal);
       // Lost: another transaction took the nonce, so this one never happens and may be wished for again.
-      if (entry && entry.state !== 'lost') facts[key] = { state: entry.state, hash: entry.hash };
+      if (entry && entry.state !== 'lost')
+        facts[key] = { state: entry.state, hash: entry.hash, ...(entry.problem && { problem: entry.problem }) };
     }
     return facts;
   }

@@ -2,7 +2,7 @@
  * The only writer of one account's transactions.
  *
  *   submit:  seen before? → would the chain refuse? → nonce → sign → STORE → broadcast
- *   tick:    what is mined, safe, dropped, stuck, missing → rebroadcast the same bytes, replace by fee, fill a gap
+ *   tick:    what is mined, safe, dropped, stuck, missing → rebroadcast the same bytes, replace by fee, cancel, fill a gap
  *
  * Invariant: no transaction is broadcast that is not stored. A crash at any point leaves either nothing, or bytes that the
  * next tick broadcasts again; the chain takes a nonce once, so the effect happens once.
@@ -20,8 +20,9 @@ import type { Store } from './store.ts';
 
 /**
  * stored: signed and kept, perhaps never sent. broadcast: a node took it. mined, reverted: in a block at the head; final
- * once `receipt.safe`. lost: another transaction used the nonce, so this one can never be mined. A key that is lost, or
- * reverted and safe, had no effect and may be submitted again; it is simulated first, as any other.
+ * once `receipt.safe`. lost: another transaction used the nonce, one that cancels it for example, so this one can never be
+ * mined. A key that is lost, or reverted and safe, had no effect and may be submitted again; it is simulated first, as any
+ * other.
  */
 export type OutboxState = 'stored' | 'broadcast' | 'mined' | 'reverted' | 'lost';
 
@@ -36,6 +37,9 @@ export interface Receipt {
   readonly safe: boolean;
 }
 
+/** What a person has to mend before a transaction that is signed can be mined. */
+export type OutboxProblem = 'PayerOutOfGas' | 'FeeCapReached';
+
 export interface OutboxEntry {
   readonly key: string;
   readonly state: OutboxState;
@@ -48,8 +52,11 @@ export interface OutboxEntry {
   readonly submittedAt: number;
   readonly sentAt?: number;
   readonly receipt?: Receipt;
+  /** An empty transfer is to take its nonce. It may be mined all the same. */
+  readonly cancelling?: true;
   /** What the node said to the last broadcast, when it was no. */
   readonly lastError?: string;
+  readonly problem?: OutboxProblem;
 }
 
 export interface Intent {
@@ -69,6 +76,12 @@ export interface Outbox {
   submit(intent: Intent, signal?: AbortSignal): Promise<Submitted>;
   /** Looks after all that is not final. Call it every few seconds; it asks the chain nothing when all is. */
   tick(signal?: AbortSignal): Promise<void>;
+  /**
+   * Takes a transaction back that is not mined: an empty transfer of ours gets its nonce, for more fee. Which of the two is mined
+   * is the chain's choice; the entry ends lost, or as if it had not been cancelled. Gives what stands there now. Does nothing
+   * where nothing can be taken back, and at the highest fee allowed.
+   */
+  cancel(key: string, signal?: AbortSignal): Promise<OutboxEntry | undefined>;
   state(key: string, signal?: AbortSignal): Promise<OutboxEntry | undefined>;
   entries(signal?: AbortSignal): Promise<readonly OutboxEntry[]>;
   /** Drops a final entry. Throws for any other: its transaction may still be mined. */
@@ -83,6 +96,11 @@ export interface OutboxPolicy {
   readonly maxReplacements: number;
   /** Fill a missing nonce before ours when nobody did for so long. */
   readonly gapAfterSeconds: number;
+  /**
+   * A transaction whose nonce is used and that no node knows is given up after so long. Nodes behind one address see different
+   * heads: what one of them does not know yet is not lost, and sending it anew would make it happen twice.
+   */
+  readonly lostAfterSeconds: number;
   readonly maxUnfinished: number;
   /** Of signed bytes in hexadecimal, all together: the store is a Secret, which holds a mebibyte. */
   readonly maxStoredCharacters: number;
@@ -94,6 +112,7 @@ export const defaultOutboxPolicy: OutboxPolicy = {
   bumpAfterSeconds: 30,
   maxReplacements: 10,
   gapAfterSeconds: 30,
+  lostAfterSeconds: 60,
   maxUnfinished: 64,
   maxStoredCharacters: 600_000,
   keepFinal: 100,
@@ -127,10 +146,14 @@ export interface StoredEntry {
   readonly nonce: number;
   readonly to: Address;
   readonly hashes: readonly Hex32[];
+  /** Those of `hashes` that are empty transfers in its place. */
+  readonly cancels?: readonly Hex32[];
   /** The newest signed bytes; gone once final. */
   readonly raw?: Hex;
   readonly submittedAt: number;
   readonly sentAt?: number;
+  /** Since when its nonce is used at the safe head, and nobody knows a receipt of it. */
+  readonly missingSince?: number;
   readonly receipt?: Omit<Receipt, 'gasUsed' | 'effectiveGasPrice'> & { gasUsed: string; effectiveGasPrice: string };
   readonly lastError?: string;
 }
@@ -166,6 +189,7 @@ const bumpNumerator = 1125n;
 const bumpDenominator = 1000n;
 const gasOfTransfer = 21_000n;
 const gasReserve = 40_000n;
+const atTheCap = 'not mined at the highest fee allowed';
 
 export function createOutbox(options: OutboxOptions): Outbox {
   const { rpc, key, store, faults } = options;
@@ -333,15 +357,20 @@ export function createOutbox(options: OutboxOptions): Outbox {
     safe: SafeHead,
     signal?: AbortSignal,
   ): Promise<StoredEntry> {
-    if (entry.nonce >= latest && !entry.receipt) return entry;
+    if (entry.nonce >= latest && !entry.receipt) return found(entry);
     for (const hash of entry.hashes.toReversed()) {
       const receipt = await rpc.call<RawReceipt | null>('eth_getTransactionReceipt', [hash], signal);
-      if (receipt) return mined(entry, receipt, safe.number);
+      if (!receipt) continue;
+      if (!entry.cancels?.includes(hash)) return mined(found(entry), receipt, safe.number);
+      const { receipt: _, ...cancelled } = found(entry);
+      return Number(receipt.blockNumber) <= safe.number ? gone(cancelled) : { ...cancelled, state: 'broadcast' };
     }
     const { receipt: _, ...unmined } = entry;
-    // Not ours, and no reorganisation brings ours back: the nonce is gone. Short of that, nothing is known yet.
-    if (safe.nonce > entry.nonce) return { ...unmined, state: 'lost', raw: undefined };
-    return entry.receipt ? { ...unmined, state: 'broadcast' } : entry;
+    const waiting: StoredEntry = entry.receipt ? { ...unmined, state: 'broadcast' } : entry;
+    if (safe.nonce <= entry.nonce) return found(waiting);
+    // Not ours, and no reorganisation brings ours back: the nonce is gone, once that is what every look has said for a while.
+    if (entry.missingSince === undefined) return { ...waiting, missingSince: nowSeconds() };
+    return nowSeconds() - entry.missingSince >= policy.lostAfterSeconds ? gone(unmined) : waiting;
   }
 
   /** Brings a transaction that is not mined on its way: the same bytes if no node has them, more fee if it waits too long. */
@@ -360,6 +389,12 @@ export function createOutbox(options: OutboxOptions): Outbox {
       return inPool ? entry : broadcast(entry, signal);
     }
 
+    const next = await replace(entry, isCancelled(entry) || (await isDoomed(entry, signal)), signal);
+    return next.raw === entry.raw && !inPool ? broadcast(entry, signal) : next;
+  }
+
+  /** The same nonce again, for more fee: the same call, or an empty transfer that takes its place. */
+  async function replace(entry: StoredEntry, withNothing: boolean, signal?: AbortSignal): Promise<StoredEntry> {
     const old = Transaction.from(entry.raw!);
     const current = await currentFees(signal);
     const fees = capped({
@@ -368,14 +403,41 @@ export function createOutbox(options: OutboxOptions): Outbox {
     });
     const enough =
       fees.maxFeePerGas >= bumped(old.maxFeePerGas!) && fees.maxPriorityFeePerGas >= bumped(old.maxPriorityFeePerGas!);
-    if (!enough)
-      return { ...entry, lastError: `not mined at the highest fee allowed, ${policy.maxFeePerGasCap} wei a gas` };
+    if (!enough) return { ...entry, lastError: `${atTheCap}, ${policy.maxFeePerGasCap} wei a gas` };
 
-    const call = { to: old.to as Address, data: old.data as Hex };
-    const { raw, hash } = await sign(call, entry.nonce, old.gasLimit, fees);
-    const replaced: StoredEntry = { ...entry, state: 'stored', hashes: [...entry.hashes, hash], raw };
+    const call = withNothing ? { to: from, data: '0x' as const } : { to: old.to as Address, data: old.data as Hex };
+    const { raw, hash } = await sign(call, entry.nonce, withNothing ? gasOfTransfer : old.gasLimit, fees);
+    const replaced: StoredEntry = {
+      ...entry,
+      state: 'stored',
+      hashes: [...entry.hashes, hash],
+      ...(withNothing && { cancels: [...(entry.cancels ?? []), hash] }),
+      raw,
+    };
     await put(replaced, signal);
     return broadcast(replaced, signal);
+  }
+
+  /** The contract would refuse it for good, if it were mined now: more fee would only buy a revert. */
+  async function isDoomed(entry: StoredEntry, signal?: AbortSignal): Promise<boolean> {
+    const { to, data } = Transaction.from(entry.raw!);
+    try {
+      await rpc.contractCall({ to: to as Address, data: data as Hex, from }, 'latest', signal);
+      return false;
+    } catch (error) {
+      if (!(error instanceof RpcError)) throw error;
+      return decodeRefusal(error)?.terminal === true;
+    }
+  }
+
+  async function cancel(name: string, signal?: AbortSignal): Promise<OutboxEntry | undefined> {
+    const entry = (await load(signal)).entries.find((one) => one.key === name);
+    if (!entry) return undefined;
+    const latest = await count('latest', signal);
+    if (isFinal(entry) || entry.receipt || isCancelled(entry) || entry.nonce < latest) return shown(entry);
+    const next = await replace(entry, true, signal);
+    if (JSON.stringify(next) !== JSON.stringify(entry)) await put(next, signal);
+    return shown(next);
   }
 
   async function isInPool(entry: StoredEntry, signal?: AbortSignal): Promise<boolean> {
@@ -420,6 +482,7 @@ export function createOutbox(options: OutboxOptions): Outbox {
     address: from,
     submit: (intent, signal) => exclusive(() => submit(intent, signal)),
     tick: (signal) => exclusive(() => tick(signal)),
+    cancel: (name, signal) => exclusive(() => cancel(name, signal)),
     state: (name, signal) =>
       exclusive(async () => {
         const entry = (await load(signal)).entries.find((one) => one.key === name);
@@ -449,6 +512,19 @@ interface SafeHead {
 /** For certain: its nonce went to another, or it reverted where no reorganisation reaches. */
 const hadNoEffect = (entry: StoredEntry): boolean =>
   entry.state === 'lost' || (entry.state === 'reverted' && entry.receipt?.safe === true);
+
+/** The newest bytes are an empty transfer. */
+const isCancelled = (entry: StoredEntry): boolean => entry.cancels?.includes(entry.hashes.at(-1)!) === true;
+
+function found(entry: StoredEntry): StoredEntry {
+  const { missingSince: _, ...rest } = entry;
+  return entry.missingSince === undefined ? entry : rest;
+}
+
+function gone(entry: StoredEntry): StoredEntry {
+  const { raw: _, missingSince: __, lastError: ___, ...rest } = entry;
+  return { ...rest, state: 'lost' };
+}
 
 const isFinal = (entry: StoredEntry): boolean => entry.state === 'lost' || entry.receipt?.safe === true;
 
@@ -490,10 +566,13 @@ function sentNow(entry: StoredEntry, now: number): StoredEntry {
 }
 
 function shown(entry: StoredEntry): OutboxEntry {
-  const { raw: _, receipt, ...rest } = entry;
+  const { raw: _, cancels: __, missingSince: ___, receipt, ...rest } = entry;
+  const problem = problemOf(entry);
   return {
     ...rest,
     hash: entry.hashes.at(-1)!,
+    ...(isCancelled(entry) && { cancelling: true as const }),
+    ...(problem && { problem }),
     ...(receipt && {
       receipt: { ...receipt, gasUsed: BigInt(receipt.gasUsed), effectiveGasPrice: BigInt(receipt.effectiveGasPrice) },
     }),
@@ -505,15 +584,22 @@ function isKnownAlready(error: RpcError): boolean {
   return /already known|known transaction|already imported|already exists|nonce too low/i.test(error.message);
 }
 
+/** In the node's words: of our own error there is only one. */
+function problemOf(entry: StoredEntry): OutboxProblem | undefined {
+  if (isFinal(entry) || entry.lastError === undefined) return undefined;
+  if (entry.lastError.startsWith(atTheCap)) return 'FeeCapReached';
+  return isOutOfGas(entry.lastError) ? 'PayerOutOfGas' : undefined;
+}
+
 function wantsMoreFee(entry: StoredEntry): boolean {
   return /underpriced|fee too low|less than block base fee/i.test(entry.lastError ?? '');
 }
 
 function outOfGas(error: unknown, account: Address): Refusal | undefined {
-  if (!(error instanceof RpcError) || !/insufficient funds|gas required exceeds allowance/i.test(error.message))
-    return undefined;
-  return payerOutOfGas(account);
+  return error instanceof RpcError && isOutOfGas(error.message) ? payerOutOfGas(account) : undefined;
 }
+
+const isOutOfGas = (words: string): boolean => /insufficient funds|gas required exceeds allowance/i.test(words);
 
 function payerOutOfGas(account: Address, balance?: bigint, needed?: bigint): Refusal {
   const figures = balance === undefined ? '' : ` (has ${balance} wei, needs up to ${needed})`;

@@ -4,6 +4,7 @@ import { sizeDeposit } from '../money/deposit.ts';
 import { mayStartAnotherAttempt } from '../money/escrow.ts';
 import { priceOf } from '../money/price.ts';
 import { heldBack, limitReached, type ProviderFact } from '../offer/match.ts';
+import type { Action } from './actions.ts';
 import { intents, type Observed, type QuoteRecord } from './observed.ts';
 import { soonSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
@@ -87,7 +88,15 @@ function decide(seen: Observed): Decision {
       requeueAfterSeconds: 0,
     };
   }
+  if (open?.problem === 'PayerOutOfGas') return outOfGas(chain.wallet.address, quote);
   if (open && open.state !== 'refused') {
+    if (open.problem === 'FeeCapReached')
+      return {
+        status: 'Unknown',
+        reason: 'EscrowPending',
+        message: `Transaction ${open.hash} is not mined at the highest fee that the operator pays; it is cancelled when its quote has expired.`,
+        requeueAfterSeconds: 15,
+      };
     const message =
       open.state === 'reverted'
         ? `Transaction ${open.hash} was reverted; a new quote is asked for when this one has expired.`
@@ -216,16 +225,13 @@ function decide(seen: Observed): Decision {
       stalled: true,
       requeueAfterSeconds: 15,
     };
-  if (wallet.gas === 0n)
-    return {
-      status: 'False',
-      reason: 'InsufficientFunds',
-      message: `PayerOutOfGas: the wallet ${wallet.address} has nothing to pay for gas on chain ${quote.signed.chainId}.`,
-      stalled: true,
-      requeueAfterSeconds: 15,
-    };
   const approval = chain.txs[intents.approve(quote.signed.chainId, terms.token)];
-  if (wallet.allowance < deposit)
+  if (wallet.gas === 0n) return outOfGas(wallet.address, quote);
+  if (wallet.allowance < deposit) {
+    // What was refused is wished for again now and then, or nobody would see that there is gas.
+    if (approval?.problem === 'PayerOutOfGas') return outOfGas(wallet.address, quote);
+    if (approval?.refused?.name === 'PayerOutOfGas')
+      return outOfGas(wallet.address, quote, [{ do: 'approveToken', quote }]);
     return {
       status: 'Unknown',
       reason: approval?.state === 'refused' ? 'TransactionFailed' : 'EscrowPending',
@@ -236,8 +242,10 @@ function decide(seen: Observed): Decision {
       actions: [{ do: 'approveToken', quote }],
       requeueAfterSeconds: approval?.state === 'refused' ? 15 : 1,
     };
+  }
   if (open?.state === 'refused') {
     const { terminal, message, name } = open.refused!;
+    if (name === 'PayerOutOfGas') return outOfGas(wallet.address, quote, [{ do: 'openEscrow', quote, deposit }]);
     return {
       status: terminal ? 'False' : 'Unknown',
       reason: 'TransactionFailed',
@@ -255,3 +263,12 @@ function decide(seen: Observed): Decision {
     requeueAfterSeconds: soonSeconds(seen),
   };
 }
+
+const outOfGas = (wallet: string, quote: QuoteRecord, actions: readonly Action[] = []): Decision => ({
+  status: 'False',
+  reason: 'InsufficientFunds',
+  message: `PayerOutOfGas: the wallet ${wallet} cannot pay for gas on chain ${quote.signed.chainId}. Send it some of the chain's own currency.`,
+  stalled: true,
+  requeueAfterSeconds: 15,
+  actions,
+});

@@ -72,6 +72,8 @@ export interface TxFact {
   readonly state: 'stored' | 'broadcast' | 'mined' | 'reverted' | 'refused';
   readonly hash?: string;
   readonly refused?: Refused;
+  /** It is signed and cannot be mined before a person mends this. */
+  readonly problem?: 'PayerOutOfGas' | 'FeeCapReached';
 }
 
 export type ChainFact =

@@ -248,10 +248,39 @@ describe('money', () => {
       quoted({
         chain: chain(0, {
           wallet: { allowance: 0n },
+          txs: { [intents.approve(31337, token)]: tx('refused', { ...retryable, name: 'OpensArePaused' }) },
+        }),
+      }),
+      { ready: 'Unknown TransactionFailed', says: 'OpensArePaused' },
+    ],
+    [
+      'waits for gas when there is too little for the allowance, and tries again now and then',
+      quoted({
+        chain: chain(0, {
+          wallet: { allowance: 0n },
           txs: { [intents.approve(31337, token)]: tx('refused', { ...retryable, name: 'PayerOutOfGas' }) },
         }),
       }),
-      { ready: 'Unknown TransactionFailed', says: 'PayerOutOfGas' },
+      { ready: 'False InsufficientFunds', kstatus: 'Stalled', says: 'PayerOutOfGas', wishes: ['approveToken'] },
+    ],
+    [
+      'waits for gas when there is too little to open, and tries again now and then',
+      quoted({ chain: chain(0, { txs: openTx('refused', { ...retryable, name: 'PayerOutOfGas' }) }) }),
+      { ready: 'False InsufficientFunds', kstatus: 'Stalled', says: 'PayerOutOfGas', wishes: ['openEscrow 360000'] },
+    ],
+    [
+      'waits for gas when what is signed cannot be paid for any more, and wishes for nothing twice',
+      quoted({
+        chain: chain(0, { txs: { [intents.open(leaseId)]: { ...tx('stored'), problem: 'PayerOutOfGas' } } }),
+      }),
+      { ready: 'False InsufficientFunds', kstatus: 'Stalled', says: 'PayerOutOfGas', wishes: [] },
+    ],
+    [
+      'says that a transaction is stuck at the highest fee, and waits',
+      quoted({
+        chain: chain(0, { txs: { [intents.open(leaseId)]: { ...tx('broadcast'), problem: 'FeeCapReached' } } }),
+      }),
+      { ready: 'Unknown EscrowPending', says: 'highest fee', wishes: [] },
     ],
     [
       'waits for a person to approve the quote, and says what it costs',

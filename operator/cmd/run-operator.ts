@@ -77,7 +77,13 @@ const declared = {
   ),
   voucherPeriodSeconds: integer('How often served seconds are vouched for.', 'SECONDS', 1, 600, 60),
   depositSeconds: integer('A deposit covers at most so long ahead.', 'SECONDS', 60, 86_400, 7200),
-  lowWaterSeconds: integer('A deposit is topped up when it covers less than this.', 'SECONDS', 30, 86_400, 1800),
+  lowWaterSeconds: integer(
+    'A deposit is topped up when it covers less than this: so long may no chain answer, the drain counted in, before a lease ends for it.',
+    'SECONDS',
+    30,
+    86_400,
+    3600,
+  ),
   nodeLostSeconds: integer('A node that was not Ready for so long is given up.', 'SECONDS', 60, 86_400, 1800),
   releaseTimeoutSeconds: integer(
     'How long a provider may take to let go before the contract is asked.',

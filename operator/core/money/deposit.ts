@@ -7,8 +7,8 @@ import { priceOf, secondsFor } from './price.ts';
 
 /** Longest time that one deposit covers ahead. */
 export const defaultDepositSeconds = 7200;
-/** A top-up is due when less than this is covered ahead. */
-export const defaultLowWaterSeconds = 1800;
+/** A top-up is due when less than this is covered ahead: twice the longest outage of all RPC endpoints that no lease may end for. */
+export const defaultLowWaterSeconds = 3600;
 
 /** The terms that decide a deposit; a Quote has them. */
 export interface Terms {

@@ -88,10 +88,10 @@ describe('the first deposit', () => {
 
 describe('a top-up', () => {
   it('is not due while enough is covered', () => {
-    expect(sizeTopUp(escrow(), {}, 5400)).toBe(0n);
+    expect(sizeTopUp(escrow(), {}, 3600)).toBe(0n);
   });
-  it('covers two hours ahead once less than half an hour is left', () => {
-    expect(sizeTopUp(escrow(), {}, 5401)).toBe(priceOf(5401 + 7200, 2, 360_000n) - 1_440_000n);
+  it('covers two hours ahead once less than one is left', () => {
+    expect(sizeTopUp(escrow(), {}, 3601)).toBe(priceOf(3601 + 7200, 2, 360_000n) - 1_440_000n);
   });
   it('ends with the term and the limit', () => {
     expect(sizeTopUp(escrow({ maxSeconds: 8000 }), {}, 7000)).toBe(160_000n);

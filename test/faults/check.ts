@@ -198,7 +198,7 @@ export async function createChecker(lab: Lab): Promise<Checker> {
 }
 
 /** By the contract's own arithmetic, to the base unit. */
-function wrongBill(escrow: Escrow): string[] {
+export function wrongBill(escrow: Escrow): string[] {
   const price = priceOf(escrow.servedSeconds, escrow.gpus, escrow.pricePerGpuHour);
   const due = price < escrow.deposit ? price : escrow.deposit;
   const found: string[] = [];

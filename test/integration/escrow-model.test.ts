@@ -8,14 +8,7 @@ import { Interface, ZeroAddress } from 'ethers';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import type { Call } from '../../operator/adapters/chain/escrow-client.ts';
 import type { ChainKey } from '../../operator/adapters/chain/key.ts';
-import {
-  authorizationNonce,
-  hashQuote,
-  leaseIdOf,
-  signQuote,
-  signRelease,
-  signVoucher,
-} from '../../operator/adapters/chain/messages.ts';
+import { hashQuote, leaseIdOf, signQuote, signRelease, signVoucher } from '../../operator/adapters/chain/messages.ts';
 import type { Address, Hex, Hex32 } from '../../operator/api/messages.ts';
 import { leaseEscrow } from '../../operator/contracts/generated/lease-escrow.ts';
 import type { ProviderCloseReason } from '../../operator/core/money/escrow.ts';
@@ -27,6 +20,7 @@ import {
   refundableOf,
   totalsOf,
 } from '../../operator/core/money/model.ts';
+import { authorizedOpen } from '../support/authorization.ts';
 import { type EscrowChain, type Role, startEscrowChain } from '../support/escrow-chain.ts';
 import { type Actor, neverMet, type Stage, trace } from '../support/escrow-traces.ts';
 
@@ -117,32 +111,8 @@ async function onChain(call: EscrowCall): Promise<Call> {
 }
 
 async function openWithAuthorization({ quote, signedBy, signer, deposit }: Opening): Promise<Call> {
-  const { calls, domain, address, chainId } = chain.client;
-  const types = {
-    ReceiveWithAuthorization: [
-      { name: 'from', type: 'address' },
-      { name: 'to', type: 'address' },
-      { name: 'value', type: 'uint256' },
-      { name: 'validAfter', type: 'uint256' },
-      { name: 'validBefore', type: 'uint256' },
-      { name: 'nonce', type: 'bytes32' },
-    ],
-  };
-  const validBefore = 10_000_000_000;
-  const signature = await keyOf(quote.consumer).signTypedData(
-    { name: 'Mock USD Coin', version: '1', chainId, verifyingContract: chain.usdc },
-    types,
-    {
-      from: quote.consumer,
-      to: address,
-      value: deposit,
-      validAfter: 0,
-      validBefore,
-      nonce: authorizationNonce(hashQuote(domain, quote), signer),
-    },
-  );
-  const signed = await signQuote(keyOf(signedBy), domain, quote);
-  return calls.openWithAuthorization(signed, signer, deposit, { validAfter: 0, validBefore, signature });
+  const signed = await signQuote(keyOf(signedBy), chain.client.domain, quote);
+  return authorizedOpen(chain, keyOf(quote.consumer), signed, signer, deposit);
 }
 
 async function play(seed: string, outcomes: Map<string, number>): Promise<number> {

@@ -17,6 +17,7 @@ import { memoryStore, StoreConflict } from '../../operator/adapters/chain/store.
 import type { Hex, Hex32 } from '../../operator/api/messages.ts';
 import { type EscrowChain, startEscrowChain } from '../support/escrow-chain.ts';
 import { fileStore } from '../support/file-store.ts';
+import type { Instructions } from '../support/outbox-process.ts';
 
 let chain: EscrowChain;
 let dir: string;
@@ -141,14 +142,14 @@ describe('an intent', () => {
 });
 
 describe('a process that is killed', () => {
-  it.each(['beforeBroadcast', 'afterBroadcast'] as const)('%s leaves one escrow', async (killAt) => {
-    const file = join(dir, `${killAt}.json`);
+  it.each(['broadcast:before', 'broadcast:after'] as const)('%s leaves one escrow', async (killAt) => {
+    const file = join(dir, `${killAt.replace(':', '-')}.json`);
     const { intent, leaseId } = await openIntent();
     const before = await nonceOf();
     const run = (at?: string) =>
       new Promise<{ signal: string | null; out: string }>((resolve) => {
-        const instructions = {
-          url: chain.anvil.rpcUrl,
+        const instructions: Instructions = {
+          urls: [chain.anvil.rpcUrl],
           chainId: 31337,
           privateKey: chain.anvil.accounts[1]!.privateKey,
           file,
@@ -162,7 +163,7 @@ describe('a process that is killed', () => {
         );
       });
     expect((await run(killAt)).signal).toBe('SIGKILL');
-    if (killAt === 'beforeBroadcast') expect(await chain.client.lease(leaseId)).toBeUndefined();
+    if (killAt === 'broadcast:before') expect(await chain.client.lease(leaseId)).toBeUndefined();
 
     const outbox = outboxOf({ store: fileStore<OutboxRecord>(file) });
     const stored = (await outbox.state(intent.key))!;

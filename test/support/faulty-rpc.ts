@@ -5,6 +5,8 @@
  *   error         HTTP 500 and a page              slow       the answer comes seconds late
  *   truncate      half an answer, then the end     wrongChain eth_chainId names another chain
  *   dropAnswers   the call is done, the answer lost: for methods that match
+ *   lags          so many blocks behind: it tells of what was, and does not know what came after. With `methods`, those alone:
+ *                 several nodes behind one address, at different heads
  *
  * Beside any of them, `refuseSmallBumps` keeps to the rule of real nodes that a replacement pays ten percent more, which
  * anvil does not.
@@ -18,7 +20,8 @@ export type RpcHabit =
   | { readonly is: 'down' | 'hang' | 'error' | 'truncate' }
   | { readonly is: 'slow'; readonly seconds: number }
   | { readonly is: 'wrongChain'; readonly chainId: number }
-  | { readonly is: 'dropAnswers'; readonly methods: RegExp; readonly times?: number };
+  | { readonly is: 'dropAnswers'; readonly methods: RegExp; readonly times?: number }
+  | { readonly is: 'lags'; readonly blocks: number; readonly methods?: RegExp };
 
 export interface FaultyRpc {
   readonly url: string;
@@ -32,6 +35,8 @@ export interface FaultyRpc {
   readonly bumpsRefused: number;
   misbehave(habit: RpcHabit): void;
   refuseSmallBumps(on: boolean): void;
+  /** From now on it is in front of another node. */
+  aim(target: string): void;
   behave(): void;
   close(): Promise<void>;
 }
@@ -44,7 +49,8 @@ interface Call {
 
 const mostBytes = 16 << 20;
 
-export async function startFaultyRpc(target: string): Promise<FaultyRpc> {
+export async function startFaultyRpc(firstTarget: string): Promise<FaultyRpc> {
+  let target = firstTarget;
   const calls = new Map<string, number>();
   const sockets = new Set<Socket>();
   /** Highest fee seen for each sender and nonce. */
@@ -76,15 +82,9 @@ export async function startFaultyRpc(target: string): Promise<FaultyRpc> {
     if (now?.is === 'wrongChain' && call.method === 'eth_chainId')
       text = JSON.stringify({ jsonrpc: '2.0', id: call.id, result: `0x${now.chainId.toString(16)}` });
     else if (refused) text = JSON.stringify({ jsonrpc: '2.0', id: call.id, error: refused });
-    else {
-      const upstream = await fetch(target, {
-        method: 'POST',
-        headers: { 'content-type': 'application/json' },
-        body,
-        signal: AbortSignal.timeout(20_000),
-      });
-      text = await upstream.text();
-    }
+    else if (now?.is === 'lags' && (now.methods?.test(call.method) ?? true))
+      text = await answerOfThen(call, now.blocks);
+    else text = await forward(body);
     if (drops) {
       dropped += 1;
       response.socket?.resetAndDestroy();
@@ -96,6 +96,46 @@ export async function startFaultyRpc(target: string): Promise<FaultyRpc> {
       return;
     }
     response.writeHead(200, { 'content-type': 'application/json' }).end(text);
+  }
+
+  async function forward(body: string): Promise<string> {
+    const upstream = await fetch(target, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body,
+      signal: AbortSignal.timeout(20_000),
+    });
+    return upstream.text();
+  }
+
+  const askNode = async <T>(method: string, ...params: unknown[]): Promise<T> =>
+    JSON.parse(await forward(JSON.stringify({ jsonrpc: '2.0', id: 1, method, params }))).result as T;
+
+  /** As a node would answer that has not heard of the newest blocks. */
+  async function answerOfThen(call: Call, blocks: number): Promise<string> {
+    const head = Math.max(0, Number(await askNode<string>('eth_blockNumber')) - blocks);
+    const reply = (answer: object) => JSON.stringify({ jsonrpc: '2.0', id: call.id, ...answer });
+    if (call.method === 'eth_blockNumber') return reply({ result: `0x${head.toString(16)}` });
+    const params: unknown[] = [];
+    for (const param of call.params ?? []) {
+      const blockHash = (param as { blockHash?: string } | null)?.blockHash;
+      if (param === 'latest' || param === 'pending') params.push(`0x${head.toString(16)}`);
+      else if (param === 'safe' || param === 'finalized') {
+        const block = await askNode<{ number: string }>('eth_getBlockByNumber', param, false);
+        params.push(`0x${Math.min(head, Number(block.number)).toString(16)}`);
+      } else if (blockHash !== undefined) {
+        const block = await askNode<{ number: string } | null>('eth_getBlockByHash', blockHash, false);
+        if (!block || Number(block.number) > head)
+          return reply({ error: { code: -32000, message: 'header not found' } });
+        params.push(param);
+      } else params.push(param);
+    }
+    if (call.method === 'eth_getBlockByNumber' && Number(params[0]) > head) return reply({ result: null });
+    const result = await askNode<{ blockNumber?: string | null } | null>(call.method, ...params);
+    const isOfTransaction = call.method === 'eth_getTransactionReceipt' || call.method === 'eth_getTransactionByHash';
+    if (isOfTransaction && Number(result?.blockNumber ?? head + 1) > head) return reply({ result: null });
+    // Errors, reverts above all, come with their data: the node says them itself.
+    return result === undefined ? forward(JSON.stringify({ ...call, params })) : reply({ result });
   }
 
   function tooCheap(call: Call): { code: number; message: string } | undefined {
@@ -156,6 +196,10 @@ export async function startFaultyRpc(target: string): Promise<FaultyRpc> {
     },
     refuseSmallBumps(on) {
       strict = on;
+      fees.clear();
+    },
+    aim(url) {
+      target = url;
     },
     behave() {
       const hung = habit?.is === 'hang';

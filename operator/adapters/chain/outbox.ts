@@ -390,7 +390,10 @@ export function createOutbox(options: OutboxOptions): Outbox {
     }
 
     const next = await replace(entry, isCancelled(entry) || (await isDoomed(entry, signal)), signal);
-    return next.raw === entry.raw && !inPool ? broadcast(entry, signal) : next;
+    if (next.raw !== entry.raw || inPool) return next;
+    const sent = await broadcast(entry, signal);
+    // That no more is paid is the reason, whatever words the node has for it.
+    return sent.lastError === undefined ? sent : next;
   }
 
   /** The same nonce again, for more fee: the same call, or an empty transfer that takes its place. */
@@ -592,7 +595,8 @@ function problemOf(entry: StoredEntry): OutboxProblem | undefined {
 }
 
 function wantsMoreFee(entry: StoredEntry): boolean {
-  return /underpriced|fee too low|less than block base fee/i.test(entry.lastError ?? '');
+  const said = entry.lastError ?? '';
+  return said.startsWith(atTheCap) || /underpriced|fee too low|less than block base fee/i.test(said);
 }
 
 function outOfGas(error: unknown, account: Address): Refusal | undefined {

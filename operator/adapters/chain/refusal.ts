@@ -76,6 +76,7 @@ export const knownRefusals: Readonly<Record<string, Known>> = {
   ),
   BadReceiver: terminal(({ to }) => `money sent to ${to} would be lost: name another receiver`),
   FeeTooHigh: terminal(({ feeBps, max }) => `a fee of ${feeBps} is above the cap of ${max} (in 1/10000)`),
+  OwnableInvalidOwner: terminal(({ owner }) => `${owner} cannot own the contract: name another account`),
   OwnableUnauthorizedAccount: terminal(({ account }) => `${account} is not the owner of the contract`),
   ReentrancyGuardReentrantCall: terminal(() => 'the token called back into the contract: it cannot be used'),
   SafeERC20FailedOperation: retryable(

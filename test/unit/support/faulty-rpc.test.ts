@@ -1,7 +1,7 @@
 /** The endpoint with bad habits, held to what it says they are. */
 import { createServer } from 'node:http';
 import { Wallet } from 'ethers';
-import { afterAll, afterEach, beforeAll, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { type FaultyRpc, startFaultyRpc } from '../../support/faulty-rpc.ts';
 
 const taken: string[] = [];
@@ -84,4 +84,61 @@ it('refuses a replacement that pays less than ten percent more', async () => {
   expect(await ask('eth_sendRawTransaction', await sign(1000n))).toMatchObject({ result: '0x1' });
   expect((await ask('eth_sendRawTransaction', await sign(1090n))).error?.message).toMatch(/underpriced/);
   expect(await ask('eth_sendRawTransaction', await sign(1100n))).toMatchObject({ result: '0x1' });
+});
+
+describe('one that lags', () => {
+  /** A node at block 100, with 92 safe; it answers with the block that it was asked about. */
+  const receipts: Record<string, number> = { '0xold': 70, '0xnew': 99 };
+  const hashes: Record<string, number> = { '0xb70': 70, '0xb99': 99 };
+  const chain = createServer((request, response) => {
+    let body = '';
+    request.on('data', (chunk) => {
+      body += chunk;
+    });
+    request.on('end', () => {
+      const { id, method, params } = JSON.parse(body);
+      const block = (number: number) => ({ number: `0x${number.toString(16)}` });
+      const answers: Record<string, () => unknown> = {
+        eth_blockNumber: () => '0x64',
+        eth_getBlockByNumber: () => block(params[0] === 'safe' ? 92 : Number(params[0])),
+        eth_getBlockByHash: () => block(hashes[params[0]]!),
+        eth_getTransactionReceipt: () => ({ blockNumber: block(receipts[params[0]]!).number }),
+      };
+      response.end(JSON.stringify({ jsonrpc: '2.0', id, result: answers[method]?.() ?? params.at(-1) }));
+    });
+  });
+  let behind: FaultyRpc;
+  const look = async (method: string, ...params: unknown[]) => {
+    const answer = await fetch(behind.url, { method: 'POST', body: JSON.stringify({ id: 7, method, params }) });
+    return (await answer.json()) as { result?: unknown; error?: { message: string } };
+  };
+
+  beforeAll(async () => {
+    await new Promise<void>((resolve) => chain.listen(0, '127.0.0.1', resolve));
+    behind = await startFaultyRpc(`http://127.0.0.1:${(chain.address() as { port: number }).port}`);
+  });
+  afterAll(async () => {
+    await behind.close();
+    chain.close();
+  });
+
+  it('tells of what was, and does not know what came after', async () => {
+    behind.misbehave({ is: 'lags', blocks: 20 });
+    expect((await look('eth_blockNumber')).result).toBe('0x50');
+    expect((await look('eth_call', {}, 'latest')).result).toBe('0x50');
+    expect((await look('eth_getTransactionCount', '0xa', 'pending')).result).toBe('0x50');
+    // Its safe block cannot be above its own head.
+    expect((await look('eth_getBlockByNumber', 'safe', false)).result).toEqual({ number: '0x50' });
+    expect((await look('eth_getBlockByNumber', '0x51', false)).result).toBeNull();
+    expect((await look('eth_getTransactionReceipt', '0xold')).result).toEqual({ blockNumber: '0x46' });
+    expect((await look('eth_getTransactionReceipt', '0xnew')).result).toBeNull();
+    expect((await look('eth_call', {}, { blockHash: '0xb70' })).result).toEqual({ blockHash: '0xb70' });
+    expect((await look('eth_call', {}, { blockHash: '0xb99' })).error).toMatchObject({ message: 'header not found' });
+  });
+
+  it('for some calls alone, is right in all others', async () => {
+    behind.misbehave({ is: 'lags', blocks: 20, methods: /Receipt/ });
+    expect((await look('eth_blockNumber')).result).toBe('0x64');
+    expect((await look('eth_getTransactionReceipt', '0xnew')).result).toBeNull();
+  });
 });

@@ -1,0 +1,20 @@
+import type { ChainScenario } from '../scenario.ts';
+import { crashes } from './crashes.ts';
+import { gas } from './gas.ts';
+import { lies } from './lies.ts';
+import { load } from './load.ts';
+import { nonces } from './nonces.ts';
+import { outages } from './outages.ts';
+import { parties } from './parties.ts';
+import { reorgs } from './reorgs.ts';
+
+export const chainScenarios: readonly ChainScenario[] = [
+  ...crashes,
+  ...outages,
+  ...lies,
+  ...reorgs,
+  ...nonces,
+  ...gas,
+  ...parties,
+  ...load,
+];

@@ -211,6 +211,7 @@ export const lies: ChainScenario[] = [
     async run(lab) {
       const rpc = await lab.connect({ urls: [lab.endpoints[0].url] });
       const operator = startOperator(lab, { rpc, outbox: await lab.outbox({ rpc }) });
+      await lab.mine(80);
       const lease = await lab.open({ expiresAt: (await lab.chain.now()) + 300 });
       const quote = await operator.remember(lease);
       await lab.chain.pass(400);

@@ -422,15 +422,48 @@ describe('when the network fails', () => {
   });
 
   it('says when too much is under way', async () => {
-    const outbox = outboxOf({ policy: { maxUnfinished: 2 } });
+    const outbox = outboxOf({ policy: { maxUnmined: 2 } });
     await chain.anvil.rpc('evm_setAutomine', false);
     await outbox.submit(approve('1'));
     await outbox.submit(approve('2'));
     await expect(outbox.submit(approve('3'))).rejects.toMatchObject({ name: 'OutboxFull', terminal: false });
-    await mine(9);
+    await mine(1);
     await outbox.tick();
     await outbox.submit(approve('3'));
     await mine(1);
+    await outbox.tick();
+
+    const small = outboxOf({ policy: { maxStoredCharacters: 300 } });
+    await small.submit(approve('4'));
+    await mine(1);
+    await small.tick();
+    // Its bytes are kept until it is safe: a reorganisation may take it back.
+    await expect(small.submit(approve('5'))).rejects.toMatchObject({ name: 'OutboxFull', terminal: false });
+    await mine(9);
+    await small.tick();
+    await small.submit(approve('5'));
+    await mine(1);
+  });
+
+  it('asks for no receipt of what is mined before its block is to be safe', async () => {
+    let receipts = 0;
+    const counted: Rpc = {
+      ...chain.rpc,
+      call: (method, params, signal) => {
+        if (method === 'eth_getTransactionReceipt') receipts += 1;
+        return chain.rpc.call(method, params, signal);
+      },
+    };
+    const outbox = outboxOf({ rpc: counted });
+    await outbox.submit(approve('quiet'));
+    await tickUntilMined(outbox, 'quiet');
+    const before = receipts;
+    for (let turn = 0; turn < 5; turn++) await outbox.tick();
+    expect(receipts).toBe(before);
+    await mine(9);
+    await outbox.tick();
+    expect((await outbox.state('quiet'))!.receipt).toMatchObject({ safe: true });
+    expect(receipts).toBe(before + 1);
   });
 });
 

@@ -101,7 +101,8 @@ export interface OutboxPolicy {
    * heads: what one of them does not know yet is not lost, and sending it anew would make it happen twice.
    */
   readonly lostAfterSeconds: number;
-  readonly maxUnfinished: number;
+  /** So many may wait for a block. Those that wait to be safe, minutes on some chains, are bounded by their bytes alone. */
+  readonly maxUnmined: number;
   /** Of signed bytes in hexadecimal, all together: the store is a Secret, which holds a mebibyte. */
   readonly maxStoredCharacters: number;
   readonly keepFinal: number;
@@ -113,7 +114,7 @@ export const defaultOutboxPolicy: OutboxPolicy = {
   maxReplacements: 10,
   gapAfterSeconds: 30,
   lostAfterSeconds: 60,
-  maxUnfinished: 64,
+  maxUnmined: 64,
   maxStoredCharacters: 600_000,
   keepFinal: 100,
 };
@@ -158,7 +159,7 @@ export interface StoredEntry {
   readonly lastError?: string;
 }
 
-/** Too much is under way. Try later. */
+/** Too much waits. Try later. */
 export class OutboxFull extends Error {
   override readonly name = 'OutboxFull';
   readonly terminal = false;
@@ -330,9 +331,11 @@ export function createOutbox(options: OutboxOptions): Outbox {
   function refuseWhenFull(entries: readonly StoredEntry[]): void {
     const unfinished = entries.filter((entry) => !isFinal(entry));
     const characters = unfinished.reduce((sum, entry) => sum + (entry.raw?.length ?? 0), 0);
-    if (unfinished.length >= policy.maxUnfinished || characters >= policy.maxStoredCharacters) {
+    const unmined = unfinished.filter((entry) => !entry.receipt).length;
+    if (unmined >= policy.maxUnmined)
+      throw new OutboxFull(`${unmined} transactions of ${from} are not mined yet: wait until some are`);
+    if (characters >= policy.maxStoredCharacters)
       throw new OutboxFull(`${unfinished.length} transactions of ${from} are not final yet: wait until some are`);
-    }
   }
 
   async function tick(signal?: AbortSignal): Promise<void> {
@@ -358,6 +361,8 @@ export function createOutbox(options: OutboxOptions): Outbox {
     signal?: AbortSignal,
   ): Promise<StoredEntry> {
     if (entry.nonce >= latest && !entry.receipt) return found(entry);
+    // A reorganisation that took it back would have given its nonce back too, or is found out when its block is to be safe.
+    if (entry.receipt && entry.nonce < latest && entry.receipt.blockNumber > safe.number) return entry;
     for (const hash of entry.hashes.toReversed()) {
       const receipt = await rpc.call<RawReceipt | null>('eth_getTransactionReceipt', [hash], signal);
       if (!receipt) continue;
@@ -458,7 +463,7 @@ export function createOutbox(options: OutboxOptions): Outbox {
     if (first === latest || (await count('pending', signal)) > latest) return;
 
     const fees = await currentFees(signal);
-    for (let nonce = latest; nonce < Math.min(first, latest + policy.maxUnfinished); nonce++) {
+    for (let nonce = latest; nonce < Math.min(first, latest + policy.maxUnmined); nonce++) {
       const { raw, hash } = await sign({ to: from, data: '0x' }, nonce, gasOfTransfer, fees);
       const entry: StoredEntry = {
         key: `gap/${nonce}`,

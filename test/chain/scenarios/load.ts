@@ -76,9 +76,9 @@ export const load: ChainScenario[] = [
         const signed = await signQuote(key, client.domain, quote);
         const leaseId = leaseIdOf(quote.consumer, quote.leaseRef);
         const intent = { key: `open:${leaseId}`, ...client.calls.open(signed, keys.session.address, 340_000n) };
-        // Bounded: so many may wait to be safe, and no more.
+        // So many may wait for a block, and so many bytes for a safe one.
         if (index % 50 === 49) {
-          await lab.makeSafe();
+          if (index % 150 === 149) await lab.makeSafe();
           await consumer.tick();
         }
         const submitted = await consumer.submit(intent);

@@ -6,6 +6,7 @@
  *   Voucher  by the consumer's session key: "lease L was served N seconds in all". Cumulative, so only the last one counts.
  *   Release  by the provider: "I ask for no more than N seconds". Lets the consumer close at once.
  *   Access   by the consumer's session key: opens one gateway for one lease, for minutes.
+ *   Receipt  by the consumer's session key: "this is what came of lease L". No contract reads it, so it moves nothing.
  *
  * Source: EIP-712, https://eips.ethereum.org/EIPS/eip-712. Amounts are base units of the token; times are Unix seconds.
  */
@@ -86,6 +87,13 @@ export interface Access {
   readonly expiresAt: number;
 }
 
+/** Seals a settled lease's receipt (api/receipt.ts). */
+export interface ReceiptSeal {
+  readonly leaseId: Hex32;
+  /** keccak256 of the receipt's canonical JSON without its seal. */
+  readonly contentHash: Hex32;
+}
+
 export interface Signed<T> {
   readonly message: T;
   readonly signature: Hex;
@@ -129,6 +137,10 @@ export const messageTypes = {
     { name: 'leaseId', type: 'bytes32' },
     { name: 'nonce', type: 'bytes32' },
     { name: 'expiresAt', type: 'uint64' },
+  ],
+  Receipt: [
+    { name: 'leaseId', type: 'bytes32' },
+    { name: 'contentHash', type: 'bytes32' },
   ],
 } as const;
 

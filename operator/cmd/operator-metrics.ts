@@ -5,7 +5,10 @@ import type { LeaseMetrics } from '../controllers/consumer/world.ts';
 import type { LeaseRecord } from '../core/lease/observed.ts';
 import { formatAmount } from '../core/money/amount.ts';
 
-export function leaseMetrics(registry: Registry, records: () => ReadonlyMap<string, LeaseRecord>): LeaseMetrics {
+export function leaseMetrics(
+  registry: Registry,
+  records: () => ReadonlyMap<string, LeaseRecord>,
+): Omit<LeaseMetrics, 'settled'> {
   const registers = [registry];
   const vouched = new Counter({
     name: 'gpulease_lease_vouched_seconds_total',

@@ -19,6 +19,7 @@ import { reconcileLease } from '../controllers/consumer/lease.ts';
 import { createSweep, reconcileOrphan } from '../controllers/consumer/orphans.ts';
 import { reconcileProvider } from '../controllers/consumer/provider.ts';
 import type { ProviderBook } from '../controllers/consumer/provider-book.ts';
+import { createReceipts } from '../controllers/consumer/receipts.ts';
 import { loadRecords } from '../controllers/consumer/records.ts';
 import { collectRefunds } from '../controllers/consumer/treasury.ts';
 import type { LeaseWorld } from '../controllers/consumer/world.ts';
@@ -35,6 +36,7 @@ import { type Cluster, type Log, resources } from '../engine/types.ts';
 import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
+import { costMetrics } from './cost-metrics.ts';
 import { leaseMetrics, serviceMetrics } from './operator-metrics.ts';
 import { choice, integer, pairs, parseOptions, portRange, text, UsageError } from './options.ts';
 import { ownAddress } from './own-address.ts';
@@ -101,6 +103,13 @@ const declared = {
   ),
   chainTickSeconds: integer('How often transactions under way are looked after.', 'SECONDS', 1, 60, 3),
   sweepSeconds: integer('How often is looked for what no lease stands behind.', 'SECONDS', 1, 86_400, 60),
+  receiptRetentionDays: integer(
+    'Receipts of settled leases are removed when their month ended so long ago; 0 keeps them for ever. Export them before.',
+    'DAYS',
+    0,
+    36_500,
+    800,
+  ),
   refundSeconds: integer('How often refunds are collected from the escrows.', 'SECONDS', 1, 86_400, 300),
   leaderElection: choice('Leader lock, so that several replicas can run.', ['on', 'off'], 'on'),
   operationsPort: integer('Port of /metrics, /livez and /readyz; 0 picks a free one.', 'PORT', 0, 65_535, 8080),
@@ -190,6 +199,7 @@ export async function runOperator(
     const money = createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs: clock.monotonicMs });
     const gateways = createGateways({ signAccess: money.signAccess, now, log });
     const records = await loadRecords(cluster, namespace, clock.monotonicMs, leadSignal);
+    const receipts = createReceipts(cluster, namespace);
     const events = createEventRecorder({ cluster, controller: 'gpulease.dev/operator', instance: identity, log });
     const informer = { cluster, log, metrics: metrics.engine };
     const leases = createInformer<GpuLease>({ ...informer, resource: resources.gpuLeases });
@@ -243,6 +253,7 @@ export async function runOperator(
       providers,
       providerBook,
       records,
+      receipts,
       gateways,
       money,
       nodes: leaseNodes,
@@ -262,7 +273,14 @@ export async function runOperator(
         },
       },
       hints: new Map(),
-      metrics: leaseMetrics(metrics.registry, () => records.all()),
+      metrics: {
+        ...leaseMetrics(metrics.registry, () => records.all()),
+        ...costMetrics(
+          metrics.registry,
+          () => records.all(),
+          (name) => offers.get({ name }),
+        ),
+      },
     };
     const waiting = () =>
       leases
@@ -350,6 +368,12 @@ export async function runOperator(
       orphans.run(leadSignal),
       every(options.chainTickSeconds, 'looking after transactions', tick),
       every(options.sweepSeconds, 'sweeping', () => sweep(leadSignal)),
+      every(86_400, 'removing old receipts', async () => {
+        if (options.receiptRetentionDays === 0) return;
+        const oldest = new Date(now().getTime() - options.receiptRetentionDays * 86_400_000);
+        const removed = await receipts.removeBefore(oldest, leadSignal);
+        if (removed > 0) log.info({ removed }, 'receipts were removed: their retention is over');
+      }),
       every(options.refundSeconds, 'collecting refunds', () =>
         collectRefunds(money, providers, least, log, leadSignal),
       ),

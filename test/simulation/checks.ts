@@ -5,6 +5,8 @@
 import { labels } from '../../operator/api/labels.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
 import type { Hex32 } from '../../operator/api/messages.ts';
+import type { Receipt } from '../../operator/api/receipt.ts';
+import { receiptField, receiptSecretType } from '../../operator/controllers/consumer/receipts.ts';
 import { type LedgerConfigMap, ledgerOfConfigMap } from '../../operator/controllers/provider/ledgers.ts';
 import { type RecordSecret, recordOfSecret } from '../../operator/controllers/provider/records.ts';
 import type { NodeLedger } from '../../operator/core/allocation/ledger.ts';
@@ -45,6 +47,7 @@ export const rules = {
   unknown: 'nothing is ended or deleted because of what is not known',
   converges: 'when faults stop, everything converges',
   nothingLeft: 'a deleted lease leaves nothing',
+  receipts: 'every escrow leaves one receipt, which says what the contract says',
   silent: 'an unchanged world is not written to',
   works: 'no error is left unhandled',
 } as const;
@@ -72,6 +75,8 @@ export interface Checks extends Told {
   readonly leaseIds: ReadonlyMap<Hex32, { readonly uid: string; readonly attempt: number }>;
   readonly providerRecords: ReadonlyMap<string, ProviderRecord>;
   readonly consumerRecords: ReadonlyMap<string, LeaseRecord>;
+  /** By escrow. */
+  readonly receipts: ReadonlyMap<string, Receipt>;
   readonly ledgers: ReadonlyMap<string, NodeLedger>;
   readonly gpuLeases: ReadonlyMap<string, GpuLease>;
   readonly nodes: ReadonlyMap<string, NodeObject>;
@@ -107,6 +112,7 @@ export function createChecks(options: {
   const providerRecords = new Map<string, ProviderRecord>();
   const everDenied = new Set<string>();
   const consumerRecords = new Map<string, LeaseRecord>();
+  const receipts = new Map<string, Receipt>();
   const ledgers = new Map<string, NodeLedger>();
   const gpuLeases = new Map<string, GpuLease>();
   const nodes = new Map<string, NodeObject>();
@@ -315,6 +321,12 @@ export function createChecks(options: {
   });
 
   follow(options.consumer, resources.secrets, (type, secret: RecordSecret & KubeObject) => {
+    if (secret.type === receiptSecretType) {
+      const receipt = JSON.parse(Buffer.from(secret.data![receiptField]!, 'base64').toString()) as Receipt;
+      if (type !== 'ADDED') violated('receipts', `a receipt was ${type.toLowerCase()}`);
+      receipts.set(receipt.leaseId, receipt);
+      return;
+    }
     const uid = secret.metadata.labels?.[labels.leaseUid];
     if (!uid || secret.data?.record === undefined) return;
     if (type === 'DELETED') {
@@ -382,6 +394,7 @@ export function createChecks(options: {
     leaseIds,
     providerRecords,
     consumerRecords,
+    receipts,
     ledgers,
     gpuLeases,
     nodes,

@@ -217,6 +217,17 @@ export function leaseMoney(parts: MoneyParts, clusterUid: string, told: Told): O
     finalize: (quote, signal) =>
       submit(intents.finalize(quote.leaseId), { do: 'finalize', from: wallet, leaseId: quote.leaseId }, signal),
 
+    trail: (_quote, _escrow, signal) =>
+      read(
+        'trail',
+        () => ({ feeRecipient: chain.head.state.escrow.feeRecipient, transactions: [], all: false }),
+        signal,
+      ),
+    sealReceipt: async (receipt) => ({
+      signer: session,
+      signature: sign(session, 'receipt', domain, { leaseId: receipt.leaseId, content: digest('receipt', receipt) }),
+    }),
+
     async strays(hasRecord, signal) {
       const opened = (await outbox.entries(signal)).flatMap(({ key }) => {
         const leaseId = intents.openedBy(key);

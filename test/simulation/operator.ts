@@ -9,6 +9,7 @@ import { createSweep, reconcileOrphan } from '../../operator/controllers/consume
 import type { Gateway, GatewayOutcome, Gateways, LeaseMoney } from '../../operator/controllers/consumer/ports.ts';
 import { reconcileProvider } from '../../operator/controllers/consumer/provider.ts';
 import type { ProviderBook } from '../../operator/controllers/consumer/provider-book.ts';
+import { createReceipts } from '../../operator/controllers/consumer/receipts.ts';
 import { loadRecords } from '../../operator/controllers/consumer/records.ts';
 import { collectRefunds } from '../../operator/controllers/consumer/treasury.ts';
 import type { LeaseWorld } from '../../operator/controllers/consumer/world.ts';
@@ -156,6 +157,7 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     providers,
     providerBook,
     records,
+    receipts: createReceipts(cluster, operatorNamespace),
     gateways,
     money,
     nodes: leaseNodes,

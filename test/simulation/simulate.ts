@@ -301,6 +301,15 @@ export async function simulate(seed: number, options: Options = {}): Promise<Out
       if (inPool > 0 || head !== [...chain.head.state.nonces.values()].join())
         checks.violated('silent', 'transactions are still sent');
     }
+    if (!broken()) {
+      count('receipts', checks.receipts.size);
+      for (const { leaseId, claimed, refunded } of chain.head.state.escrow.leases.values()) {
+        const { settlement } = checks.receipts.get(leaseId) ?? {};
+        const sums = `${settlement?.claimed} billed, ${settlement?.refunded} refunded`;
+        if (sums !== `${claimed} billed, ${refunded} refunded`)
+          checks.violated('receipts', `the receipt of ${short(leaseId)} says ${sums}: it was ${claimed}, ${refunded}`);
+      }
+    }
     count('escrows', chain.head.state.escrow.leases.size);
     count(
       'seconds billed',

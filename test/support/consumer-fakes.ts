@@ -11,6 +11,7 @@ import type { GpuOffer } from '../../operator/api/offer.ts';
 import type { GpuProvider } from '../../operator/api/provider.ts';
 import { reconcileLease } from '../../operator/controllers/consumer/lease.ts';
 import type { Gateway, GatewayOutcome, LeaseMoney, LeaseNodes } from '../../operator/controllers/consumer/ports.ts';
+import { createReceipts } from '../../operator/controllers/consumer/receipts.ts';
 import { type LeaseRecords, loadRecords } from '../../operator/controllers/consumer/records.ts';
 import type { LeaseWorld } from '../../operator/controllers/consumer/world.ts';
 import {
@@ -195,6 +196,7 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
       providers: informerOf<GpuProvider>([provider]),
       providerBook: new Map([[provider.metadata.name, { assessment: facts, rails: [], failures: 0 }]]),
       records: await loadRecords(stepping(cluster, step), operatorNamespace, () => now().getTime()),
+      receipts: createReceipts(stepping(cluster, step), operatorNamespace),
       gateways: { of: () => gateway, forget: () => undefined },
       money,
       nodes,
@@ -425,6 +427,9 @@ function fakeMoney(chain: FakeChain, now: () => Date, step: Step): LeaseMoney {
         from: wallet,
         leaseId: quote.leaseId,
       }),
+    trail: () => step('money.trail', () => ({ feeRecipient: chain.model.feeRecipient, transactions: [], all: false })),
+    sealReceipt: (receipt) =>
+      step('money.sealReceipt', () => ({ signer: sessionKey, signature: `0x${receipt.leaseId.slice(2, 10)}` })),
     strays: (hasRecord) =>
       step('money.strays', () =>
         chain.opened

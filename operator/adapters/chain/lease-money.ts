@@ -2,12 +2,13 @@
  * The consumer's side of the money: reads what the chain says of a lease, checks what providers sign, and makes each
  * payment once, through the outbox of its chain.
  *
- * Two keys: the wallet signs transactions; the session key, which is named when an escrow is opened, signs vouchers and
- * access to gateways and can move nothing else.
+ * Two keys: the wallet signs transactions; the session key, which is named when an escrow is opened, signs vouchers, access
+ * to gateways and receipts, and can move nothing else.
  */
 import type { SignedQuote } from '../../api/gateway.ts';
 import type { Access, Address, Hex, Hex32, MessageDomain } from '../../api/messages.ts';
 import type { Rail } from '../../api/provider.ts';
+import type { UnsealedReceipt } from '../../api/receipt.ts';
 import {
   type ChainFact,
   intents,
@@ -32,7 +33,9 @@ import {
   verifyRelease,
 } from './messages.ts';
 import type { Outbox } from './outbox.ts';
+import { sealReceipt } from './receipt-proofs.ts';
 import { NoContract, type Rpc, WrongChain } from './rpc.ts';
+import { settlementTrail } from './settlement-trail.ts';
 
 export interface ChainAccess {
   readonly chainId: number;
@@ -286,6 +289,13 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
       submit(quote, intents.requestClose(quote.leaseId), (c) => c.calls.requestClose(quote.leaseId), signal),
     finalize: (quote: QuoteRecord, signal?: AbortSignal) =>
       submit(quote, intents.finalize(quote.leaseId), (c) => c.calls.finalize(quote.leaseId), signal),
+
+    async trail(quote: QuoteRecord, escrow: Escrow, signal?: AbortSignal) {
+      const client = await clientOf(quote.signed.chainId, quote.signed.escrow, signal);
+      const trail = await settlementTrail(client.rpc, client.address, quote.leaseId, escrow.openedAt, signal);
+      return { ...trail, feeRecipient: client.feeRecipient };
+    },
+    sealReceipt: (receipt: UnsealedReceipt) => sealReceipt(session, receipt),
 
     async strays(hasRecord: (leaseId: string) => boolean, signal?: AbortSignal) {
       const found: { leaseId: Hex32; chainId: number; contract: Address }[] = [];

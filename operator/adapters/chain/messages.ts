@@ -16,6 +16,7 @@ import {
   type MessageDomain,
   messageTypes,
   type Quote,
+  type ReceiptSeal,
   type Release,
   type Signed,
   type Voucher,
@@ -62,6 +63,8 @@ export const signRelease = (key: ChainKey, domain: MessageDomain, message: Relea
   sign(key, domain, 'Release', message);
 export const signAccess = (key: ChainKey, domain: MessageDomain, message: Access) =>
   sign(key, domain, 'Access', message);
+export const signReceipt = (key: ChainKey, domain: MessageDomain, message: ReceiptSeal) =>
+  sign(key, domain, 'Receipt', message);
 
 /** Throws SignatureMismatch unless `message.provider` signed; what the chain cannot answer throws its own error. */
 export const verifyQuote = (domain: MessageDomain, signed: Signed<Quote>, chain?: ContractCaller): Promise<void> =>
@@ -84,6 +87,20 @@ export function verifyVoucher(domain: MessageDomain, signed: Signed<Voucher>, se
 export function verifyAccess(domain: MessageDomain, signed: Signed<Access>, sessionKey: Address): void {
   verifyKey('Access', digest(domain, 'Access', signed.message), signed.signature, sessionKey);
 }
+
+/** Who signed the message; undefined when the signature cannot be read. For papers: where it matters who, use `verify…`. */
+export function signerOf(domain: MessageDomain, kind: Kind, message: object, signature: Hex): Address | undefined {
+  return recovered(digest(domain, kind, message), signature);
+}
+
+/** Whether a provider that is a contract (ERC-1271) takes the signature for its own. What the chain cannot answer throws. */
+export const acceptedByContract = (
+  chain: ContractCaller,
+  account: Address,
+  domain: MessageDomain,
+  kind: Kind,
+  signed: Signed<object>,
+): Promise<boolean> => isValidForContract(chain, account, digest(domain, kind, signed.message), signed.signature);
 
 /** One escrow for one attempt of one lease of one cluster. */
 export function leaseRefOf(clusterUID: string, leaseUID: string, attempt: number): Hex32 {
@@ -155,14 +172,17 @@ async function verifyAccount(
 }
 
 function verifyKey(kind: Kind, hash: Hex32, signature: Hex, expected: Address): void {
-  let recovered: Address | undefined;
+  const signer = recovered(hash, signature);
+  if (signer?.toLowerCase() !== expected.toLowerCase()) throw new SignatureMismatch(kind, expected, signer);
+}
+
+function recovered(hash: Hex32, signature: Hex): Address | undefined {
   try {
     // 65 bytes only, as in the contract: compact signatures verify here otherwise, and revert there.
-    if (signature.length === 132) recovered = recoverAddress(hash, signature) as Address;
+    return signature.length === 132 ? (recoverAddress(hash, signature) as Address) : undefined;
   } catch {
-    recovered = undefined;
+    return undefined;
   }
-  if (recovered?.toLowerCase() !== expected.toLowerCase()) throw new SignatureMismatch(kind, expected, recovered);
 }
 
 const erc1271 = new Interface(['function isValidSignature(bytes32 hash, bytes signature) view returns (bytes4)']);

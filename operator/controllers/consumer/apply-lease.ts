@@ -13,6 +13,7 @@ import { formatAmount } from '../../core/money/amount.ts';
 import { paidSeconds } from '../../core/money/escrow.ts';
 import type { Candidate } from '../../core/offer/match.ts';
 import { parseQuantity } from '../../core/quantity.ts';
+import { buildReceipt } from '../../core/receipt/build.ts';
 import { addFinalizer, removeFinalizer } from '../../engine/status.ts';
 import { resources } from '../../engine/types.ts';
 import { allocationFact, hintsOf, seenAgain } from './observe-lease.ts';
@@ -250,6 +251,11 @@ export async function applyAction(
       world.events.event(lease, 'Warning', 'AttemptFailed', `Attempt ${attempt} failed: ${action.why.message}`);
       return;
     }
+    case 'writeReceipt':
+      await writeReceipt(world, seen, action, signal);
+      // After it was written: whoever dies in between writes it again, and finds it there.
+      await save({ receiptOf: action.quote.leaseId });
+      return;
     case 'finish':
       await save({ settled: true, end: action.why });
       await endOfLease(world, seen, action.why, signal);
@@ -266,6 +272,31 @@ export async function applyAction(
     default:
       action satisfies never;
   }
+}
+
+async function writeReceipt(
+  world: LeaseWorld,
+  { lease, record }: Observed,
+  { quote, escrow }: ActionOf<'writeReceipt'>,
+  signal: AbortSignal,
+): Promise<void> {
+  const uid = lease.metadata.uid!;
+  const known = world.records.get(uid) ?? record!;
+  const offer = world.offers.get({ name: quote.offerName });
+  const unsealed = buildReceipt({
+    clusterUid: world.clusterUid,
+    lease: { namespace: lease.metadata.namespace!, name: lease.metadata.name, uid },
+    record: known,
+    quote,
+    escrow,
+    trail: await world.money.trail(quote, escrow, signal),
+    // Signed again, for no more than was signed for before: the escrow is closed, and nobody can cash it.
+    voucherSignature: await world.money.signVoucher(quote, known.signedSeconds, true),
+    place: { region: offer?.status?.region, zone: offer?.status?.zone },
+  });
+  const receipt = { ...unsealed, seal: await world.money.sealReceipt(unsealed) };
+  await world.receipts.write(receipt, signal);
+  world.metrics?.settled(receipt);
 }
 
 /** Once an escrow and process: a restart may say it again, and Kubernetes then counts it as a repeat. */

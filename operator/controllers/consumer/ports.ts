@@ -12,10 +12,13 @@ import type {
 import type { GpuLease } from '../../api/lease.ts';
 import type { Address, Hex, Hex32 } from '../../api/messages.ts';
 import type { GpuProvider, Rail } from '../../api/provider.ts';
+import type { Receipt, UnsealedReceipt } from '../../api/receipt.ts';
 import type { Meter } from '../../core/lease/meter.ts';
 import type { ChainFact, LeaseRecord, NodeFact, QuoteRecord, Refused } from '../../core/lease/observed.ts';
+import type { Escrow } from '../../core/money/escrow.ts';
 import type { LeaseEnd } from '../../core/node/disruption.ts';
 import type { Answer, RailFact } from '../../core/provider/assess.ts';
+import type { SettlementTrail } from '../../core/receipt/build.ts';
 
 /** The gateway's refusal, or that nobody knows what it did. Adapters make these out of what really happened. */
 export type GatewayOutcome<T> =
@@ -63,6 +66,10 @@ export interface LeaseMoney {
   ): Promise<Refused | undefined>;
   requestClose(quote: QuoteRecord, signal?: AbortSignal): Promise<Refused | undefined>;
   finalize(quote: QuoteRecord, signal?: AbortSignal): Promise<Refused | undefined>;
+  /** What the chain's log tells of a closed escrow. Throws when nobody answers: later somebody may. */
+  trail(quote: QuoteRecord, escrow: Escrow, signal?: AbortSignal): Promise<SettlementTrail>;
+  /** The session key's signature over the whole receipt. */
+  sealReceipt(receipt: UnsealedReceipt): Promise<Receipt['seal']>;
   /**
    * Escrows that our own transactions have opened, that are not closed, and of which `hasRecord` says no. It is asked after
    * those transactions were read: a record is stored before its escrow is opened.

@@ -2,10 +2,12 @@
 import type { GpuLease } from '../../api/lease.ts';
 import type { GpuOffer } from '../../api/offer.ts';
 import type { GpuProvider } from '../../api/provider.ts';
+import type { Receipt } from '../../api/receipt.ts';
 import type { AllocationFact, Refused, Settings } from '../../core/lease/observed.ts';
 import type { Cluster, EventRecorder, Informer, Log } from '../../engine/types.ts';
 import type { Gateways, LeaseMoney, LeaseNodes } from './ports.ts';
 import type { ProviderBook } from './provider-book.ts';
+import type { Receipts } from './receipts.ts';
 import type { LeaseRecords } from './records.ts';
 
 export interface LeaseWorld {
@@ -16,6 +18,7 @@ export interface LeaseWorld {
   readonly providers: Informer<GpuProvider>;
   readonly providerBook: ProviderBook;
   readonly records: LeaseRecords;
+  readonly receipts: Receipts;
   readonly gateways: Gateways;
   readonly money: LeaseMoney;
   readonly nodes: LeaseNodes;
@@ -46,6 +49,8 @@ export interface LeaseMetrics {
   ready(lease: GpuLease, seconds: number): void;
   /** Reasons of leases that are not Ready. */
   pending(uid: string, reason: string | undefined): void;
+  /** Its escrow is settled, and this is what came of it. */
+  settled(receipt: Receipt): void;
   /** Something of ours was found that no lease stands behind. */
   orphan(kind: 'lease' | 'node' | 'escrow' | 'pod'): void;
 }

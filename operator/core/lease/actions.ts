@@ -2,6 +2,7 @@
  * What a plan may wish for, as data. Each may be applied twice, or die half-way: names derive from the lease's UID and
  * attempt, so the second run finds the first.
  */
+import type { Escrow } from '../money/escrow.ts';
 import type { Candidate, Match } from '../offer/match.ts';
 import type { Meter } from './meter.ts';
 import type { Ending, QuoteRecord } from './observed.ts';
@@ -45,6 +46,8 @@ export type Action =
   | { readonly do: 'closeWithRelease'; readonly quote: QuoteRecord }
   | { readonly do: 'requestClose'; readonly quote: QuoteRecord }
   | { readonly do: 'finalize'; readonly quote: QuoteRecord }
+  /** Writes down what came of an escrow that is closed for good, before anything forgets it. */
+  | { readonly do: 'writeReceipt'; readonly quote: QuoteRecord; readonly escrow: Escrow }
   /** The attempt failed before it served: forget the quote, remember the provider, count one up. */
   | {
       readonly do: 'nextAttempt';

@@ -33,6 +33,8 @@ export interface LeaseRecord {
   readonly end?: Ending;
   /** Signed by the provider when it let go. */
   readonly release?: { readonly servedSeconds: number; readonly signature: `0x${string}`; readonly at: string };
+  /** The escrow whose receipt was written. */
+  readonly receiptOf?: Hex32;
   /** The escrow is settled: nothing is locked for this lease any more. */
   readonly settled?: boolean;
   readonly avoid: readonly Avoided[];

@@ -9,6 +9,7 @@
  */
 import type { Verdict } from '../../api/conditions.ts';
 import { finalizers } from '../../api/labels.ts';
+import { receiptDue } from '../receipt/build.ts';
 import type { Action } from './actions.ts';
 import { drain } from './drain.ts';
 import { whyEnd } from './end.ts';
@@ -57,6 +58,9 @@ export function planLease(seen: Observed): Plan {
   }
   if (lease.status?.endedAt) {
     const remove: Action[] = lease.metadata.deletionTimestamp ? [{ do: 'forget' }] : [];
+    // It ended under an earlier version, which wrote none.
+    const due = receiptDue(seen);
+    if (due && record?.quote) remove.unshift({ do: 'writeReceipt', quote: record.quote, escrow: due });
     return {
       conditions: ended(lease.status.endReason ?? 'Released'),
       actions: remove,

@@ -5,6 +5,7 @@
  * none, we ask the contract to stop the clock and finalize after the claim window.
  */
 import { finalizableAt, wayToClose } from '../money/escrow.ts';
+import { receiptDue } from '../receipt/build.ts';
 import type { Action } from './actions.ts';
 import { intents, type Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
@@ -45,6 +46,15 @@ function decide(seen: Observed): Decision {
         reason: 'Settling',
         message: 'Closed; waiting for the block to be safe.',
         requeueAfterSeconds: 1,
+      };
+    const due = receiptDue(seen);
+    if (due)
+      return {
+        status: 'Unknown',
+        reason: 'Settling',
+        message: `Closed on chain (${escrow.closeReason}); writing the receipt.`,
+        actions: [{ do: 'writeReceipt', quote, escrow: due }],
+        requeueAfterSeconds: 0,
       };
     return finish(seen, 'Settled', `Closed on chain (${escrow.closeReason}).`);
   }

@@ -1,6 +1,12 @@
 /** The lease controller against small fakes: what is stored before what, what a crash costs, and which quotes are refused. */
 import { describe, expect, it } from 'vitest';
 import type { SignedQuote } from '../../../../operator/api/gateway.ts';
+import { type Receipt, receipt as receiptSchema } from '../../../../operator/api/receipt.ts';
+import {
+  type ReceiptSecret,
+  receiptField,
+  receiptSecretType,
+} from '../../../../operator/controllers/consumer/receipts.ts';
 import { resources } from '../../../../operator/engine/types.ts';
 import { allocationInfo, lease, provider, rail } from '../../../support/builders.ts';
 import {
@@ -17,7 +23,15 @@ const ready = (fakes: Fakes) => fakes.condition('Ready') === 'True Serving';
 const untilReady = (fakes: Fakes) => fakes.until(() => ready(fakes), 'Ready');
 const untilGone = (fakes: Fakes) => fakes.until(() => fakes.lease() === undefined, 'gone');
 const deleteLease = (fakes: Fakes) => fakes.cluster.delete(resources.gpuLeases, key);
-const secrets = (fakes: Fakes) => fakes.cluster.objects(resources.secrets).length;
+const isReceipt = ({ type }: ReceiptSecret) => type === receiptSecretType;
+/** Receipts are meant to stay. */
+const secrets = (fakes: Fakes) =>
+  fakes.cluster.objects<ReceiptSecret>(resources.secrets).filter((one) => !isReceipt(one)).length;
+const receipts = (fakes: Fakes): Receipt[] =>
+  fakes.cluster
+    .objects<ReceiptSecret>(resources.secrets)
+    .filter(isReceipt)
+    .map(({ data }) => JSON.parse(Buffer.from(data![receiptField]!, 'base64').toString()));
 /** Index of a step's first occurrence; fails when there is none. */
 function first(fakes: Fakes, name: string): number {
   const at = fakes.steps.findIndex((one) => one.startsWith(name));
@@ -61,6 +75,60 @@ describe('a lease', () => {
     expect(messages('LeaseEnding')).toContainEqual(
       expect.stringMatching(/What this claim stores is lost when its node goes, at \d{4}-/),
     );
+  });
+
+  it('leaves a receipt that says what the chain says, and outlives it', async () => {
+    const fakes = await consumerFakes();
+    await wholeLife(fakes);
+    const escrow = fakes.chain.model.leases.get(fakes.chain.opened[0]!)!;
+    const [receipt, ...others] = receipts(fakes);
+    expect(others).toEqual([]);
+    expect(receiptSchema.parse(receipt)).toEqual(receipt);
+    expect(receipt!.lease).toMatchObject({ clusterUid: 'cluster-uid', namespace: 'ml', name: 'train', attempt: 1 });
+    expect(receipt!.settlement).toMatchObject({
+      servedSeconds: escrow.servedSeconds,
+      claimed: String(escrow.claimed),
+      fee: String(escrow.feeTaken),
+      refunded: String(escrow.refunded),
+      closeReason: 'LastVoucher',
+    });
+    expect(receipt!.release?.servedSeconds).toBe(escrow.servedSeconds);
+    expect(receipt!.voucher).toMatchObject({ servedSeconds: escrow.servedSeconds, last: true });
+    const [secret] = fakes.cluster.objects<ReceiptSecret>(resources.secrets);
+    expect(secret!.immutable).toBe(true);
+    expect(secret!.metadata.labels).toMatchObject({
+      'gpulease.dev/receipt-month': '2026-01',
+      'gpulease.dev/lease-namespace': 'ml',
+    });
+  });
+
+  it('leaves a receipt without a release when the provider signs none, and says so', async () => {
+    const fakes = await consumerFakes({ settings: { releaseTimeoutSeconds: 5, closeTimeoutSeconds: 5 } });
+    await untilReady(fakes);
+    fakes.seconds += 60;
+    await fakes.until(() => (fakes.gateway.vouchers.at(-1)?.servedSeconds ?? 0) >= 55, 'a voucher');
+    fakes.gateway.closes = false;
+    fakes.gateway.outcome.release = { ok: false, kind: 'unknown', message: 'no answer' };
+    await deleteLease(fakes);
+    await untilGone(fakes);
+    const [receipt] = receipts(fakes);
+    expect(receipt!.release).toBeUndefined();
+    expect(receipt!.withoutRelease).toContain('ams gave no release; the consumer stopped the clock');
+    expect(receipt!.settlement.closeReason).toBe('ConsumerRequested');
+  });
+
+  it('that ended under a version that wrote no receipts gets one', async () => {
+    const fakes = await consumerFakes({
+      lease: lease({ term: { durationSeconds: 60 } }, { metadata: { finalizers: [] } }),
+    });
+    await fakes.until(() => fakes.lease()?.status?.endedAt !== undefined, 'ended');
+    const [{ metadata }] = fakes.cluster.objects<ReceiptSecret>(resources.secrets).filter(isReceipt) as [ReceiptSecret];
+    fakes.cluster.erase(resources.secrets, { namespace: metadata.namespace, name: metadata.name });
+    const { receiptOf, ...older } = fakes.record()!;
+    expect(receiptOf).toBe(fakes.chain.opened[0]);
+    await fakes.records.save(fakes.lease()!, older);
+    await fakes.reconcile();
+    expect(receipts(fakes)).toHaveLength(1);
   });
 
   it('writes nothing while nothing changes', async () => {

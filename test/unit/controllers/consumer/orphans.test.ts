@@ -26,7 +26,12 @@ function sweeper(fakes: Fakes) {
   const enqueued = new Set<string>();
   const world = {
     ...fakes.world,
-    metrics: { pending: () => undefined, vouched: () => undefined, orphan: (kind: string) => counted.push(kind) },
+    metrics: {
+      pending: () => undefined,
+      vouched: () => undefined,
+      settled: () => undefined,
+      orphan: (kind: string) => counted.push(kind),
+    },
   } as never;
   const sweep = createSweep(world, (uid) => enqueued.add(uid));
   return {

@@ -1070,8 +1070,18 @@ describe('drain, release, settle: in this order', () => {
       { wishes: [], says: 'waiting for the block to be safe' },
     ],
     [
-      'writes its last word when the close is safe',
+      'writes the receipt when the close is safe',
       ended(140, { ...gone, chain: chain(140, { escrow: closed }) }, drained),
+      { wishes: ['writeReceipt'], within: 0 },
+    ],
+    [
+      'writes no receipt for an escrow that was opened with another quote',
+      ended(140, { ...gone, chain: chain(140, { escrow: { ...closed, quoteHash: leaseId } }) }, drained),
+      { wishes: ['finish Released'] },
+    ],
+    [
+      'writes its last word when there is a receipt',
+      ended(140, { ...gone, chain: chain(140, { escrow: closed }) }, drained, { receiptOf: leaseId }),
       { wishes: ['finish Released'], within: 0 },
     ],
     [
@@ -1117,6 +1127,7 @@ describe('another try', () => {
     record: paidRecord({
       attempt,
       end: ending({ reason: 'ProviderFault', message: 'StartTimeout', retry: true, drainedAt: instant(901) }),
+      receiptOf: leaseId,
     }),
     chain: chain(950, { escrow: escrow({ closed: true, closeReason: 'Released', closingAt: t0 + 920 }) }),
     now: at(950),

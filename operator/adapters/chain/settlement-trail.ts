@@ -1,0 +1,119 @@
+/**
+ * The transactions that touched one escrow, from the chain's log. Who closed it, and in which transaction, only the log
+ * tells: it was the provider's as a rule, and not ours.
+ *
+ * Public nodes limit the range of blocks that they search at once. What they refuse is asked for in halves, within a budget;
+ * what is left unanswered then is left out, and the trail says that it is not whole. Nodes that do not answer at all throw:
+ * later they may.
+ */
+import { Interface } from 'ethers';
+import type { Address, Hex, Hex32 } from '../../api/messages.ts';
+import { maxReceiptTransactions, type ReceiptTransaction } from '../../api/receipt.ts';
+import { leaseEscrow } from '../../contracts/generated/lease-escrow.ts';
+import { type Rpc, RpcError } from './rpc.ts';
+
+export interface Trail {
+  readonly transactions: ReceiptTransaction[];
+  readonly all: boolean;
+}
+
+interface ChainLog {
+  readonly address: string;
+  readonly topics: string[];
+  readonly transactionHash: Hex32;
+  readonly blockNumber: Hex;
+  readonly logIndex: Hex;
+}
+
+const escrowAbi = new Interface(leaseEscrow.abi);
+const mostSearches = 48;
+
+/** `openedAt`, Unix seconds: nothing before it is looked at. Only what is safe from reorganisations is named. */
+export async function settlementTrail(
+  rpc: Rpc,
+  escrow: Address,
+  leaseId: Hex32,
+  openedAt: number,
+  signal?: AbortSignal,
+): Promise<Trail> {
+  const safe = await blockAt(rpc, 'safe', signal);
+  const first = await firstBlockSince(rpc, openedAt, safe, signal);
+  const logs: ChainLog[] = [];
+  let searches = 0;
+  let all = true;
+  // The newest part first: the close is what people look for.
+  const ranges: [number, number][] = [[first, safe.number]];
+  for (let range = ranges.pop(); range; range = ranges.pop()) {
+    const [from, to] = range;
+    if (searches >= mostSearches) {
+      all = false;
+      break;
+    }
+    searches += 1;
+    try {
+      const filter = { address: escrow, topics: [null, leaseId], fromBlock: toHex(from), toBlock: toHex(to) };
+      logs.push(...(await rpc.call<ChainLog[]>('eth_getLogs', [filter], signal)));
+    } catch (error) {
+      if (!(error instanceof RpcError)) throw error;
+      if (from === to) {
+        all = false;
+        break;
+      }
+      const middle = Math.floor((from + to) / 2);
+      ranges.push([from, middle], [middle + 1, to]);
+    }
+  }
+  const transactions = inOrder(logs.filter((log) => touchedBy(log, escrow, leaseId)));
+  if (transactions.length <= maxReceiptTransactions) return { transactions, all };
+  return { transactions: [transactions[0]!, ...transactions.slice(1 - maxReceiptTransactions)], all: false };
+}
+
+/** Whether a log entry is the contract's, and about this escrow. */
+export function touchedBy(log: { address: string; topics: string[] }, escrow: Address, leaseId: Hex32): boolean {
+  return log.address.toLowerCase() === escrow.toLowerCase() && log.topics[1]?.toLowerCase() === leaseId.toLowerCase();
+}
+
+function inOrder(logs: readonly ChainLog[]): ReceiptTransaction[] {
+  const sorted = [...logs].sort(
+    (a, b) => Number(a.blockNumber) - Number(b.blockNumber) || Number(a.logIndex) - Number(b.logIndex),
+  );
+  const byHash = new Map<string, ReceiptTransaction>();
+  for (const { transactionHash, blockNumber, topics } of sorted) {
+    const event = escrowAbi.getEvent(topics[0] ?? '')?.name ?? 'Unknown';
+    const known = byHash.get(transactionHash);
+    if (!known)
+      byHash.set(transactionHash, { hash: transactionHash, blockNumber: Number(blockNumber), events: [event] });
+    else if (known.events.length < 8) known.events.push(event);
+  }
+  return [...byHash.values()];
+}
+
+interface BlockTime {
+  readonly number: number;
+  readonly timestamp: number;
+}
+
+async function blockAt(rpc: Rpc, at: number | 'safe', signal?: AbortSignal): Promise<BlockTime> {
+  const tag = typeof at === 'number' ? toHex(at) : at;
+  const block = await rpc.call<{ number: Hex; timestamp: Hex } | null>('eth_getBlockByNumber', [tag, false], signal);
+  if (block === null) throw new Error(`chain ${rpc.chainId} has no block ${tag}`);
+  return { number: Number(block.number), timestamp: Number(block.timestamp) };
+}
+
+/** Times never go back from block to block, so that they can be searched by halves. */
+async function firstBlockSince(rpc: Rpc, seconds: number, safe: BlockTime, signal?: AbortSignal): Promise<number> {
+  let [low, high] = [0, safe.number];
+  try {
+    while (low < high) {
+      const middle = Math.floor((low + high) / 2);
+      if ((await blockAt(rpc, middle, signal)).timestamp < seconds) low = middle + 1;
+      else high = middle;
+    }
+  } catch (error) {
+    // A node that has forgotten old blocks says so; then the search begins where it is now known that it must.
+    if (!(error instanceof RpcError)) throw error;
+  }
+  return low;
+}
+
+const toHex = (value: number): Hex => `0x${value.toString(16)}`;

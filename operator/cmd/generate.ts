@@ -1,7 +1,7 @@
 /**
  * Writes what is generated from sources of truth: `crds/` from the Zod schemas, with the admission policies, the
- * DeviceClass and the StorageClass in folders of their own, contract ABIs from Solidity, the reference from the registries. `--verify` writes
- * nothing, and fails when a committed file differs from its source.
+ * DeviceClass and the StorageClass in folders of their own, contract ABIs from Solidity, the reference from the registries,
+ * and the example papers beside it. `--verify` writes nothing, and fails when a committed file differs from its source.
  */
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
@@ -15,6 +15,7 @@ import { group } from '../api/labels.ts';
 import { policies } from '../api/policies.ts';
 import { csiDriver, storageClass } from '../api/storage-class.ts';
 import { generateContracts } from '../contracts/generate.ts';
+import { examplePapers } from './example-papers.ts';
 import { reference } from './reference.ts';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
@@ -45,12 +46,18 @@ async function everything(): Promise<Map<string, string>> {
   }
   for (const [path, content] of await generateContracts()) files.set(path, content);
   files.set('operator/REFERENCE.md', reference());
+  for (const [path, content] of await examplePapers()) files.set(path, content);
   return files;
 }
 
 /** Files in wholly generated folders that nothing generates any more. */
 async function leftovers(files: ReadonlyMap<string, string>): Promise<string[]> {
-  const found = await readdir(join(root, 'crds'), { recursive: true, withFileTypes: true });
+  const folders = await Promise.all(
+    ['crds', 'operator/reference'].map((folder) =>
+      readdir(join(root, folder), { recursive: true, withFileTypes: true }).catch(() => []),
+    ),
+  );
+  const found = folders.flat();
   const present = found.filter((one) => one.isFile()).map((one) => relative(root, join(one.parentPath, one.name)));
   return present.filter((path) => !files.has(path));
 }

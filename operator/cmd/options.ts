@@ -98,12 +98,16 @@ export class UsageError extends Error {}
 const flagOf = (name: string) => name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`);
 const variableOf = (name: string) => `GPULEASE_${flagOf(name).replaceAll('-', '_').toUpperCase()}`;
 
-/** Parses, or throws UsageError that names the flag, what was given and what is allowed. Undefined: help was printed. */
+/**
+ * Parses, or throws UsageError that names the flag, what was given and what is allowed. Undefined: help was printed.
+ * `words` is filled with what is no flag; without it, such arguments are refused.
+ */
 export function parseOptions<D extends Declared>(
   usage: string,
   declared: D,
   args: readonly string[],
   env: NodeJS.ProcessEnv,
+  words?: string[],
 ): Parsed<D> | undefined {
   const config = Object.fromEntries(
     Object.entries(declared).map(([name, o]) => [
@@ -113,11 +117,14 @@ export function parseOptions<D extends Declared>(
   );
   let values: Record<string, unknown>;
   try {
-    values = parseArgs({
+    const parsed = parseArgs({
       args: [...args],
       options: { ...config, help: { type: 'boolean', short: 'h' } },
       strict: true,
-    }).values;
+      allowPositionals: words !== undefined,
+    });
+    values = parsed.values;
+    words?.push(...parsed.positionals);
   } catch (error) {
     throw new UsageError(`${(error as Error).message.split('\n')[0]} See --help.`);
   }

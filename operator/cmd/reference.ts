@@ -6,9 +6,13 @@ import { kinds } from '../api/kinds.ts';
 import { accessLabelPrefix, apiVersion, labels, taints } from '../api/labels.ts';
 import { gpuModels } from '../api/models.ts';
 import { policies } from '../api/policies.ts';
+import { receipt } from '../api/receipt.ts';
 import { claimReasons, storageClass } from '../api/storage-class.ts';
+import { receiptField, receiptSecretType } from '../controllers/consumer/receipts.ts';
 import { tablesWithin } from '../core/node/field-table.ts';
 import { podSpecTable } from '../core/node/pod-fields.ts';
+import { focusColumns, focusVersion } from '../core/receipt/focus.ts';
+import { faultMeanings } from '../core/receipt/verify.ts';
 
 interface Field {
   type?: string;
@@ -113,6 +117,40 @@ function storage(out: string[]): void {
   for (const [reason, meaning] of Object.entries(claimReasons)) out.push(`| \`${reason}\` | ${cell(meaning)} |`);
 }
 
+/** Receipts, the command that reads them, and what it makes of them. */
+function papers(out: string[]): void {
+  out.push(
+    '',
+    '## Receipts, statements, charges',
+    '',
+    `Every settled escrow leaves a receipt: a Secret of type \`${receiptSecretType}\` in the operator's namespace, in its field \`${receiptField}\`. It outlives the lease, and stays for the operator's \`--receipt-retention-days\`. \`npx gpulease --help\` says how to list, show and verify receipts, and how to make statements and charges of them.`,
+    '',
+    'Examples, of the leases of `npm run sandbox -- --exit`: `operator/reference/`, made by `npm run generate`. `npm run sandbox -- --exit --papers DIR` writes those of a real run.',
+    '',
+    "In the operator's /metrics, what leased nodes cost is found under OpenCost's names and labels: `node_gpu_hourly_cost`, `node_gpu_count`, `node_cpu_hourly_cost`, `node_ram_hourly_cost`, `node_total_hourly_cost`, `kubecost_node_is_spot`, with the further label `asset`. `gpulease_quote_vs_billed_ratio` is what was billed over what the quote says that the billed seconds cost, the highest of all leases that this process settled: above 1 somebody was billed too much.",
+    '',
+    'Rounding, each amount once and from sums: `claimed` = min(deposit, ⌊servedSeconds × gpus × pricePerGpuHour / 3600⌋), `fee` = ⌊claimed × feeBps / 10000⌋, `referrerFee` = ⌊fee × referrerBps / 10000⌋, `paid` = claimed − fee, `refunded` = deposit − claimed.',
+    '',
+    '### Fields of a receipt',
+    '',
+    '| field | type | default | meaning |',
+    '|---|---|---|---|',
+  );
+  rows(z.toJSONSchema(receipt, { target: 'openapi-3.0', io: 'input' }) as Field, '', out);
+  out.push('', '### Faults that `gpulease receipt verify` names', '', '| fault | meaning |', '|---|---|');
+  for (const [fault, meaning] of Object.entries(faultMeanings)) out.push(`| \`${fault}\` | ${meaning} |`);
+  out.push(
+    '',
+    `### Columns of \`gpulease focus\``,
+    '',
+    `FinOps FOCUS ${focusVersion}. One row is one settled escrow for which something was billed. FOCUS wants a national currency in BillingCurrency: \`--rate\` says what a token is worth in it. Columns of FOCUS that nothing here has a value for (commitment discounts, capacity reservations) are left out.`,
+    '',
+    '| column | type | holds |',
+    '|---|---|---|',
+  );
+  for (const [name, { type, holds }] of Object.entries(focusColumns)) out.push(`| \`${name}\` | ${type} | ${holds} |`);
+}
+
 /** Markdown of the whole reference. */
 export function reference(): string {
   const out = [
@@ -169,6 +207,7 @@ export function reference(): string {
     );
   podFields(out);
   storage(out);
+  papers(out);
   out.push('', '## Labels and taints', '');
   for (const value of new Set([...Object.values(labels), `${accessLabelPrefix}NAMESPACE`, ...Object.values(taints)]))
     out.push(`- \`${value}\``);

@@ -4,6 +4,8 @@ import { rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { formatAmount } from '../core/money/amount.ts';
+import { statementMarkdown } from '../core/receipt/statement.ts';
+import { papersOf, writePapers } from '../sandbox/papers.ts';
 import { stopWithSignals } from '../sandbox/processes.ts';
 import { type Sandbox, startSandbox } from '../sandbox/sandbox.ts';
 import {
@@ -31,6 +33,7 @@ const declared = {
   exit: { description: 'End by itself, and print figures as one line of JSON.', parse: () => true },
   serveSeconds: integer('With --exit: how long the first lease is served.', 'SECONDS', 10, 3600, 30),
   voucherPeriodSeconds: integer('How often the operator vouches for served seconds.', 'SECONDS', 1, 600, 5),
+  papers: text('With --exit: write receipts, statement and FOCUS charges of its leases into this folder.', 'DIR'),
   dir: text(
     'Where the clusters and logs live while it runs. The default one is removed afterwards.',
     'DIR',
@@ -58,7 +61,7 @@ async function main(): Promise<void> {
       abort.signal,
     );
     if (sandbox.simulated) report('no real node can be had here: pods are simulated');
-    if (options.exit) await once(sandbox, options.serveSeconds, abort.signal);
+    if (options.exit) await once(sandbox, options.serveSeconds, options.papers, abort.signal);
     else await stay(sandbox, abort.signal);
   } catch (error) {
     if (abort.signal.aborted) return;
@@ -84,10 +87,19 @@ function leaveNothing(dir: string): void {
 
 let figures: object | undefined;
 
-async function once(sandbox: Sandbox, serveSeconds: number, signal: AbortSignal): Promise<void> {
+async function once(
+  sandbox: Sandbox,
+  serveSeconds: number,
+  papersDir: string | undefined,
+  signal: AbortSignal,
+): Promise<void> {
   const { first, second, native, totals } = await wholeScenario(sandbox, report, serveSeconds, signal);
   for (const [name, bill] of Object.entries({ 'ml/train': first, 'ml/second': second, 'ml/native': native }))
     showBill(sandbox, name, bill);
+  const papers = await papersOf(sandbox, signal);
+  console.log(`\n${statementMarkdown(papers.statement)}`);
+  report(`${papers.receipts.length} receipts, each true by signatures, sums and chain`);
+  if (papersDir) for (const path of await writePapers(papers, papersDir)) report(`wrote ${path}`);
   if (first.servedSeconds < serveSeconds) throw new Error(`only ${first.servedSeconds} s were served`);
   if (first.vouchers < 3 && serveSeconds >= 30) throw new Error(`only ${first.vouchers} vouchers were given`);
   figures = {
@@ -97,6 +109,7 @@ async function once(sandbox: Sandbox, serveSeconds: number, signal: AbortSignal)
     second,
     native,
     totals,
+    receipts: papers.receipts.length,
   };
 }
 

@@ -9,10 +9,12 @@ import { applyManifests } from '../../operator/adapters/kube/apply-manifests.ts'
 import type { GpuLease } from '../../operator/api/lease.ts';
 import { gpuToken } from '../../operator/contracts/generated/gpu-token.ts';
 import { type KubeObject, resources } from '../../operator/engine/types.ts';
+import { papersOf } from '../../operator/sandbox/papers.ts';
 import { freePorts } from '../../operator/sandbox/processes.ts';
 import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
 import {
   checkConservation,
+  escrowClient,
   kubectl,
   lease,
   leaseManifest,
@@ -499,10 +501,32 @@ it('ends a lease whose term is over, by itself', async () => {
   running.witness.stop();
 });
 
+const usdcTotals = async () => (await escrowClient(sandbox)).totals(sandbox.deployment.tokens.USDC!.address);
+
 it('stops everything at the end: the first lease is settled too', async () => {
   const bill = await settle(sandbox, train, quiet);
   expect(BigInt(bill.deposit)).toBe(BigInt(bill.paid) + BigInt(bill.fee) + BigInt(bill.refunded));
   figures.totals = await checkConservation(sandbox);
+  // Each escrow that any of these leases ever had left a receipt, which is true by signatures, sums and the chain itself.
+  const { receipts, statement } = await papersOf(sandbox);
+  const { deposited, refunded } = await usdcTotals();
+  const sum = (field: 'deposit' | 'refunded') =>
+    receipts
+      .filter(({ asset }) => asset.symbol === 'USDC')
+      .reduce((total, { settlement }) => total + BigInt(settlement[field]), 0n);
+  expect([sum('deposit'), sum('refunded')]).toEqual([deposited, refunded]);
+  const paper = receipts.find(({ leaseId }) => leaseId === train.witness.lease?.status?.settlement?.leaseId)!;
+  expect(paper.settlement).toMatchObject({
+    deposit: bill.deposit,
+    paid: bill.paid,
+    fee: bill.fee,
+    refunded: bill.refunded,
+  });
+  expect(paper.settlement.transactions.flatMap(({ events }) => events)).toEqual(
+    expect.arrayContaining(['LeaseOpened', 'LeaseClosed']),
+  );
+  expect(statement.lines.map((line) => line.lease)).toEqual(expect.arrayContaining(['train', 'other', 'short']));
+  figures.receipts = receipts.length;
   const { items } = await sandbox.providerCluster.list(resources.namespaces, { labelSelector: 'gpulease.dev/tenant' });
   expect(items.filter((n) => !n.metadata.deletionTimestamp)).toEqual([]);
 });

@@ -35,7 +35,7 @@ The papers of settled leases.
   gpulease focus                         charges in the columns of FinOps FOCUS ${focusVersion}: --rate, --currency
   gpulease focus schema                  the metadata that goes with them
 
-Receipts are read from the operator's Secrets, or from --from: files or folders, - for standard input. A file holds one
+Receipts are read from the operator's Secrets (it takes the right to list Secrets there), or from --from: files or folders, - for standard input. A file holds one
 receipt or a list of them. Statements and charges are made of receipts that verify, and of no others.
 
   gpulease receipt list --format json > archive.json

@@ -98,7 +98,9 @@ async function once(
     showBill(sandbox, name, bill);
   const papers = await papersOf(sandbox, signal);
   console.log(`\n${statementMarkdown(papers.statement)}`);
-  report(`${papers.receipts.length} receipts, each true by signatures, sums and chain`);
+  const unsigned = papers.receipts.filter(({ release }) => !release).map(({ lease }) => lease.name);
+  if (unsigned.length > 0) throw new Error(`the provider signed no release for ${unsigned.join(', ')}`);
+  report(`${papers.receipts.length} receipts, signed by both sides, each true by signatures, sums and chain`);
   if (papersDir) for (const path of await writePapers(papers, papersDir)) report(`wrote ${path}`);
   if (first.servedSeconds < serveSeconds) throw new Error(`only ${first.servedSeconds} s were served`);
   if (first.vouchers < 3 && serveSeconds >= 30) throw new Error(`only ${first.vouchers} vouchers were given`);

@@ -527,6 +527,13 @@ it('stops everything at the end: the first lease is settled too', async () => {
   );
   expect(statement.lines.map((line) => line.lease)).toEqual(expect.arrayContaining(['train', 'other', 'short']));
   figures.receipts = receipts.length;
+  expect(paper.release?.servedSeconds).toBe(paper.settlement.servedSeconds);
+  const gpulease = (...args: string[]) =>
+    run(process.execPath, ['operator/cmd/gpulease.ts', ...args, '--kubeconfig', sandbox.consumer.kubeconfigPath]);
+  const { stdout: verdicts } = await gpulease('receipt', 'verify', '--rpc-url', sandbox.chain.rpcUrl);
+  expect(verdicts.match(/^TRUE /gm)).toHaveLength(receipts.length);
+  const { stdout: archive } = await gpulease('receipt', 'list', '--lease-namespace', 'ml', '--format', 'json');
+  expect(JSON.parse(archive)).toEqual(expect.arrayContaining([paper]));
   const { items } = await sandbox.providerCluster.list(resources.namespaces, { labelSelector: 'gpulease.dev/tenant' });
   expect(items.filter((n) => !n.metadata.deletionTimestamp)).toEqual([]);
 });

@@ -37,12 +37,13 @@ export async function settlementTrail(
   signal?: AbortSignal,
 ): Promise<Trail> {
   const safe = await blockAt(rpc, 'safe', signal);
+  if (!safe) throw new Error(`chain ${rpc.chainId} has no safe block yet`);
   const first = await firstBlockSince(rpc, openedAt, safe, signal);
   const logs: ChainLog[] = [];
   let searches = 0;
-  let all = true;
+  let all = first.remembered;
   // The newest part first: the close is what people look for.
-  const ranges: [number, number][] = [[first, safe.number]];
+  const ranges: [number, number][] = [[first.number, safe.number]];
   for (let range = ranges.pop(); range; range = ranges.pop()) {
     const [from, to] = range;
     if (searches >= mostSearches) {
@@ -93,27 +94,29 @@ interface BlockTime {
   readonly timestamp: number;
 }
 
-async function blockAt(rpc: Rpc, at: number | 'safe', signal?: AbortSignal): Promise<BlockTime> {
+/** Undefined: the node knows no such block, or no more. */
+async function blockAt(rpc: Rpc, at: number | 'safe', signal?: AbortSignal): Promise<BlockTime | undefined> {
   const tag = typeof at === 'number' ? toHex(at) : at;
-  const block = await rpc.call<{ number: Hex; timestamp: Hex } | null>('eth_getBlockByNumber', [tag, false], signal);
-  if (block === null) throw new Error(`chain ${rpc.chainId} has no block ${tag}`);
-  return { number: Number(block.number), timestamp: Number(block.timestamp) };
+  try {
+    const block = await rpc.call<{ number: Hex; timestamp: Hex } | null>('eth_getBlockByNumber', [tag, false], signal);
+    return block === null ? undefined : { number: Number(block.number), timestamp: Number(block.timestamp) };
+  } catch (error) {
+    if (error instanceof RpcError) return undefined;
+    throw error;
+  }
 }
 
-/** Times never go back from block to block, so that they can be searched by halves. */
-async function firstBlockSince(rpc: Rpc, seconds: number, safe: BlockTime, signal?: AbortSignal): Promise<number> {
+/** Times never go back from block to block, so that they can be searched by halves. What a node has forgotten is older. */
+async function firstBlockSince(rpc: Rpc, seconds: number, safe: BlockTime, signal?: AbortSignal) {
   let [low, high] = [0, safe.number];
-  try {
-    while (low < high) {
-      const middle = Math.floor((low + high) / 2);
-      if ((await blockAt(rpc, middle, signal)).timestamp < seconds) low = middle + 1;
-      else high = middle;
-    }
-  } catch (error) {
-    // A node that has forgotten old blocks says so; then the search begins where it is now known that it must.
-    if (!(error instanceof RpcError)) throw error;
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    const block = await blockAt(rpc, middle, signal);
+    if (!block || block.timestamp < seconds) low = middle + 1;
+    else high = middle;
   }
-  return low;
+  // Found among blocks that the node has on both sides of it, or at the very beginning.
+  return { number: low, remembered: low === 0 || (await blockAt(rpc, low - 1, signal)) !== undefined };
 }
 
 const toHex = (value: number): Hex => `0x${value.toString(16)}`;

@@ -297,6 +297,12 @@ async function writeReceipt(
   const receipt = { ...unsealed, seal: await world.money.sealReceipt(unsealed) };
   await world.receipts.write(receipt, signal);
   world.metrics?.settled(receipt);
+  world.events.event(
+    lease,
+    'Normal',
+    'ReceiptWritten',
+    `Receipt of escrow ${quote.leaseId}${receipt.release ? '' : ", without the provider's release"}: gpulease receipt show ${quote.leaseId.slice(0, 18)}`,
+  );
 }
 
 /** Once an escrow and process: a restart may say it again, and Kubernetes then counts it as a repeat. */

@@ -12,6 +12,9 @@ import type { Decision, Step } from './plan.ts';
 
 export const settle: Step = { condition: 'Settled', decide };
 
+/** So long after the close, by the chain's clock, a provider is asked for its Release. No money waits for it any more. */
+const signatureSeconds = 30;
+
 function decide(seen: Observed): Decision {
   const { record, chain, now, settings } = seen;
   const quote = record?.quote;
@@ -40,11 +43,17 @@ function decide(seen: Observed): Decision {
     };
   }
   if (escrow.closed) {
-    if (!chain.safe.escrow?.closed)
+    // The provider may have closed with our last voucher before it was asked again: the receipt wants its signature, too.
+    const unsigned = !record.release && record.signedSeconds > 0 && record.receiptOf !== quote.leaseId;
+    const ask = unsigned && chain.blockTime < escrow.closingAt + signatureSeconds;
+    if (!chain.safe.escrow?.closed || (ask && receiptDue(seen)))
       return {
         status: 'Unknown',
         reason: 'Settling',
-        message: 'Closed; waiting for the block to be safe.',
+        message: chain.safe.escrow?.closed
+          ? `Closed; waiting for ${quote.providerName} to sign what it served.`
+          : 'Closed; waiting for the block to be safe.',
+        actions: ask ? [{ do: 'release', quote }] : [],
         requeueAfterSeconds: 1,
       };
     const due = receiptDue(seen);

@@ -91,7 +91,7 @@ function whyNoRelease({ providerName }: QuoteRecord, record: LeaseRecord, reason
   const never = record.startedAt === undefined ? ', and its node was never Ready' : '';
   switch (reason) {
     case 'LastVoucher':
-      return `${providerName} closed the escrow itself, with the consumer's last voucher, before it gave a release.`;
+      return `${providerName} closed the escrow itself, with the consumer's last voucher, and gave no release afterwards.`;
     case 'Expired':
       return `${providerName} gave no release; the escrow was finalized after its time had run out${never}.`;
     case 'ConsumerRequested':

@@ -88,8 +88,11 @@ describe('the trail of an escrow', () => {
     expect(await trailOf(chainOf(life, { range: 0 }))).toEqual({ transactions: [], all: false });
   });
 
-  test('is searched for as far back as a node remembers', async () => {
-    expect(eventsOf(await trailOf(chainOf(life, { oldest: 94_000 })))).toEqual(expect.arrayContaining(['LeaseClosed']));
+  test('is searched for as far back as a node remembers, and says that it is not whole', async () => {
+    const chain = chainOf(life, { oldest: 94_000 });
+    const trail = await trailOf(chain);
+    expect([eventsOf(trail), trail.all]).toEqual([['LeaseToppedUp', 'LeaseSettled', 'LeaseClosed'], false]);
+    expect(chain.searches).toEqual([[94_000, safe]]);
   });
 
   test('names a transaction once, with all that it did', async () => {

@@ -938,6 +938,7 @@ describe('drain, release, settle: in this order', () => {
   const drained = { drainedAt: instant(110) };
   const release = { servedSeconds: 100, signature: '0xab', at: instant(120) } as const;
   const gone = { node: undefined };
+  const signed = { signedSeconds: 100 };
   const closed = escrow({ closed: true, closeReason: 'LastVoucher', closingAt: t0 + 121, refunded: 350_000n });
   check([
     [
@@ -1066,17 +1067,38 @@ describe('drain, release, settle: in this order', () => {
         130,
         { ...gone, chain: chain(130, { escrow: closed, safe: { blockTime: t0 + 115, escrow: escrow() } }) },
         drained,
+        { release },
       ),
       { wishes: [], says: 'waiting for the block to be safe' },
     ],
     [
-      'writes the receipt when the close is safe',
-      ended(140, { ...gone, chain: chain(140, { escrow: closed }) }, drained),
+      'asks for the provider’s signature while the close is not safe yet',
+      ended(130, { ...gone, chain: chain(130, { escrow: closed, safe: { blockTime: t0 + 115 } }) }, drained, signed),
+      { wishes: ['release'], says: 'waiting for the block to be safe', within: 1 },
+    ],
+    [
+      'and a little longer when it is',
+      ended(140, { ...gone, chain: chain(140, { escrow: closed }) }, drained, signed),
+      { wishes: ['release'], says: 'waiting for ams to sign what it served', within: 1 },
+    ],
+    [
+      'writes the receipt without it when it does not come',
+      ended(152, { ...gone, chain: chain(152, { escrow: closed }) }, drained, signed),
+      { wishes: ['writeReceipt'], within: 0 },
+    ],
+    [
+      'writes the receipt at once when it is there',
+      ended(140, { ...gone, chain: chain(140, { escrow: closed }) }, drained, { ...signed, release }),
+      { wishes: ['writeReceipt'], within: 0 },
+    ],
+    [
+      'asks for no signature where nothing was served',
+      ended(140, { ...gone, chain: chain(140, { escrow: closed }) }, drained, { signedSeconds: 0 }),
       { wishes: ['writeReceipt'], within: 0 },
     ],
     [
       'writes no receipt for an escrow that was opened with another quote',
-      ended(140, { ...gone, chain: chain(140, { escrow: { ...closed, quoteHash: leaseId } }) }, drained),
+      ended(140, { ...gone, chain: chain(140, { escrow: { ...closed, quoteHash: leaseId } }) }, drained, signed),
       { wishes: ['finish Released'] },
     ],
     [

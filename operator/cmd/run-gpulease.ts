@@ -20,7 +20,7 @@ import { csvOf } from '../core/receipt/csv.ts';
 import { checkRate, focusCsv, focusRows, focusSchema, focusVersion, ratesMissing } from '../core/receipt/focus.ts';
 import { instantOf, monthOf, periodOf } from '../core/receipt/period.ts';
 import { inOrder, statementCsv, statementMarkdown, statementOf } from '../core/receipt/statement.ts';
-import { type Fault, faultsOf, remarksOn } from '../core/receipt/verify.ts';
+import { type ChainWords, type Fault, faultsOf, remarksOn } from '../core/receipt/verify.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { isApiError, UnknownOutcomeError } from '../engine/errors.ts';
 import { type Option, pairs, parseOptions, text, UsageError } from './options.ts';
@@ -30,16 +30,16 @@ The papers of settled leases.
 
   gpulease receipt list                  one line a receipt; --format json gives them whole, as an archive
   gpulease receipt show ESCROW           one receipt: id of the escrow (or its beginning), or name of the lease
-  gpulease receipt verify [FILE …]       are they true? By signatures and sums alone; with --rpc-url also by the chain
+  gpulease receipt verify [FILE …]       are they true? By signatures and sums alone; with --chain also by the chain
   gpulease statement                     what one namespace leased in one month: --lease-namespace, --month
   gpulease focus                         charges in the columns of FinOps FOCUS ${focusVersion}: --rate, --currency
   gpulease focus schema                  the metadata that goes with them
 
-Receipts are read from the operator's Secrets (it takes the right to list Secrets there), or from --from: files or folders, - for standard input. A file holds one
-receipt or a list of them. Statements and charges are made of receipts that verify, and of no others.
+Receipts are read from the operator's Secrets, which takes the right to list Secrets in its namespace, or from --from: files
+or folders, - for standard input. A file holds one receipt or a list of them. Statements and charges are made of receipts that verify, and of no others.
 
   gpulease receipt list --format json > archive.json
-  gpulease receipt verify archive.json --rpc-url https://arb1.example.org
+  gpulease receipt verify archive.json --chain 42161=https://arb1.example.org
   gpulease statement --lease-namespace ml --month 2026-11
   gpulease focus --month 2026-11 --currency USD --rate USDC=1 --from archive.json > focus.csv
 
@@ -79,10 +79,7 @@ const declared = {
       return t as (typeof formats)[number];
     },
   },
-  rpcUrl: {
-    ...text('verify: ask this chain, too. Several of one chain are tried in turn.', 'URL'),
-    many: true as const,
-  },
+  chain: pairs('verify: ask this chain, too, by its JSON-RPC endpoints.', 'ID=URL[,URL]'),
   provider: address('verify: the provider that must have signed.'),
   consumer: address("verify: the consumer's wallet that the quote must be bound to."),
   sessionKey: address('verify: the session key that must have signed; see `settlement.signer` of a receipt you trust.'),
@@ -120,9 +117,9 @@ export async function runGpulease(args: readonly string[], io: Surroundings): Pr
     const words: string[] = [];
     const given = parseOptions(usage, declared, args, io.env, words);
     if (!given) return 0;
-    const { text: said, isTrue = true } = await answer(words, given, io);
+    const { text: said, status: ended = 0 } = await answer(words, given, io);
     io.out(said.endsWith('\n') ? said : `${said}\n`);
-    return isTrue ? 0 : 1;
+    return ended;
   } catch (error) {
     const status = error instanceof UsageError ? 2 : error instanceof NotTrue ? 1 : isUnknown(error) ? 3 : undefined;
     if (status === undefined) throw error;
@@ -139,8 +136,7 @@ const isUnknown = (error: unknown): boolean =>
 
 interface Said {
   readonly text: string;
-  /** False: a receipt is not. */
-  readonly isTrue?: boolean;
+  readonly status?: 0 | 1 | 3;
 }
 
 async function answer(words: readonly string[], given: Options, io: Surroundings): Promise<Said> {
@@ -304,15 +300,18 @@ interface Verdict {
   readonly from: string;
   readonly lease?: string;
   readonly leaseId?: string;
-  readonly true: boolean;
+  readonly verdict: 'true' | 'false' | 'unknown';
   readonly faults: readonly Fault[];
   readonly remarks: readonly string[];
+  /** Why the chain could not be asked. By itself such a receipt is true. */
+  readonly unknown?: string;
   readonly checked: readonly string[];
 }
 
 async function verify(found: readonly FoundReceipt[], given: Options): Promise<Said> {
   if (found.length === 0) throw new Unknown('there is no receipt to verify: name files, or see gpulease receipt list');
-  const { provider, consumer, sessionKey, rpcUrl, format = 'text' } = given;
+  const { provider, consumer, sessionKey, format = 'text' } = given;
+  const chains = new Map(given.chain);
   const clients = new Map<string, EscrowClient>();
   const verdicts: Verdict[] = [];
   const lines: string[] = [];
@@ -320,32 +319,71 @@ async function verify(found: readonly FoundReceipt[], given: Options): Promise<S
     const { receipt, raw, from } = one;
     const about = receipt && { lease: `${receipt.lease.namespace}/${receipt.lease.name}`, leaseId: receipt.leaseId };
     let { faults } = one;
+    let unknown: string | undefined;
     const checked: string[] = [];
     if (receipt) {
-      const client = rpcUrl.length > 0 ? await clientOf(receipt, rpcUrl, clients) : undefined;
-      const chain = client && (await chainWordsOf(receipt, client));
-      const proofs = await proofsOf(receipt, raw, client?.rpc);
-      faults = faultsOf(receipt, proofs, { provider, consumer, sessionKey }, chain);
-      checked.push('signatures', 'sums', ...(chain ? [`chain ${receipt.quote.chainId}`] : []));
+      const asked = await askChain(receipt, chains, clients);
+      unknown = asked.unknown;
+      faults = faultsOf(
+        receipt,
+        await proofsOf(receipt, raw, asked.rpc),
+        { provider, consumer, sessionKey },
+        asked.words,
+      );
+      checked.push('signatures', 'sums', ...(asked.words ? [`chain ${receipt.quote.chainId}`] : []));
     }
     const remarks = receipt ? remarksOn(receipt) : [];
-    const verdict = { from, ...about, true: faults.length === 0, faults, remarks, checked };
+    const verdict: Verdict = {
+      from,
+      ...about,
+      verdict: faults.length > 0 ? 'false' : unknown === undefined ? 'true' : 'unknown',
+      faults,
+      remarks,
+      ...(unknown === undefined ? {} : { unknown }),
+      checked,
+    };
     verdicts.push(verdict);
-    lines.push(...(verdict.true && receipt ? trueLines(receipt, verdict) : faultLines(one, faults)));
+    if (faults.length > 0 || !receipt) lines.push(...faultLines(one, faults));
+    else if (unknown !== undefined)
+      lines.push(`UNKNOWN ${from}: ${verdict.lease}, escrow ${receipt.leaseId}`, `       ${unknown}`);
+    else lines.push(...trueLines(receipt, verdict));
   }
-  const isTrue = verdicts.every((one) => one.true);
-  if (format === 'json') return { text: json(verdicts), isTrue };
-  return { text: format === 'csv' ? verdictsCsv(verdicts) : lines.join('\n'), isTrue };
+  const some = (kind: Verdict['verdict']) => verdicts.some(({ verdict }) => verdict === kind);
+  const status = some('false') ? 1 : some('unknown') ? 3 : 0;
+  if (format === 'json') return { text: json(verdicts), status };
+  return { text: format === 'csv' ? verdictsCsv(verdicts) : lines.join('\n'), status };
+}
+
+interface Asked {
+  readonly words?: ChainWords;
+  readonly rpc?: EscrowClient['rpc'];
+  readonly unknown?: string;
+}
+
+/** Nothing, where no chain is to be asked. That a chain cannot be asked is no verdict on a receipt, nor on those after it. */
+async function askChain(
+  receipt: Receipt,
+  chains: ReadonlyMap<string, string>,
+  clients: Map<string, EscrowClient>,
+): Promise<Asked> {
+  if (chains.size === 0) return {};
+  try {
+    const client = await clientOf(receipt, chains, clients);
+    return { words: await chainWordsOf(receipt, client), rpc: client.rpc };
+  } catch (error) {
+    if (!isUnknown(error)) throw error;
+    return { unknown: (error as Error).message };
+  }
 }
 
 const verdictsCsv = (verdicts: readonly Verdict[]): string =>
   csvOf(
-    ['from', 'lease', 'leaseId', 'true', 'fault', 'field', 'given', 'expected'],
-    verdicts.flatMap(({ from, lease = null, leaseId = null, faults }) =>
+    ['from', 'lease', 'leaseId', 'verdict', 'fault', 'field', 'given', 'expected'],
+    verdicts.flatMap(({ from, lease = null, leaseId = null, verdict, faults }) =>
       faults.length === 0
-        ? [{ from, lease, leaseId, true: 'true' }]
+        ? [{ from, lease, leaseId, verdict }]
         : faults.map(({ fault, field, given, expected }) => ({
-            ...{ from, lease, leaseId, true: 'false' },
+            ...{ from, lease, leaseId, verdict },
             ...{ fault, field, given, expected },
           })),
     ),
@@ -356,7 +394,7 @@ function trueLines(receipt: Receipt, { from, lease, checked, remarks }: Verdict)
   const amount = (units: string) => `${formatAmount(BigInt(units), asset.decimals)} ${asset.symbol}`;
   const price = `${settlement.servedSeconds} s × ${gpusInWords(quote.quote.gpus)} × ${amount(quote.quote.pricePerGpuHour)} an hour`;
   const parts = `${amount(settlement.paid)} to ${quote.quote.payee}, ${amount(settlement.fee)} fee`;
-  const asked = checked.length > 2 ? '' : '; the chain was not asked: give --rpc-url';
+  const asked = checked.length > 2 ? '' : '; the chain was not asked: give --chain';
   return [
     `TRUE   ${from}: ${lease}, escrow ${leaseId}`,
     `       ${price} = ${amount(settlement.claimed)}: ${parts}; ${amount(settlement.refunded)} refunded`,
@@ -373,13 +411,20 @@ const faultLines = ({ from, receipt }: FoundReceipt, faults: readonly Fault[]): 
   ),
 ];
 
-async function clientOf(receipt: Receipt, urls: readonly string[], clients: Map<string, EscrowClient>) {
+async function clientOf(
+  receipt: Receipt,
+  chains: ReadonlyMap<string, string>,
+  clients: Map<string, EscrowClient>,
+): Promise<EscrowClient> {
   const { chainId, escrow } = receipt.quote;
+  const urls = chains.get(String(chainId));
+  if (urls === undefined)
+    throw new Unknown(`escrow ${receipt.leaseId} is on chain ${chainId}, of which no --chain names an endpoint`);
   const name = `${chainId}/${escrow.toLowerCase()}`;
   const known = clients.get(name);
   if (known) return known;
   // A contract or chain that is not there is no verdict on the receipt: perhaps the URL is another chain's.
-  const client = await connectEscrow({ rpcUrls: urls, chainId, escrow: escrow as Address });
+  const client = await connectEscrow({ rpcUrls: urls.split(','), chainId, escrow: escrow as Address });
   clients.set(name, client);
   return client;
 }

@@ -530,7 +530,12 @@ it('stops everything at the end: the first lease is settled too', async () => {
   expect(paper.release?.servedSeconds).toBe(paper.settlement.servedSeconds);
   const gpulease = (...args: string[]) =>
     run(process.execPath, ['operator/cmd/gpulease.ts', ...args, '--kubeconfig', sandbox.consumer.kubeconfigPath]);
-  const { stdout: verdicts } = await gpulease('receipt', 'verify', '--rpc-url', sandbox.chain.rpcUrl);
+  const { stdout: verdicts } = await gpulease(
+    'receipt',
+    'verify',
+    '--chain',
+    `${sandbox.chain.chainId}=${sandbox.chain.rpcUrl}`,
+  );
   expect(verdicts.match(/^TRUE /gm)).toHaveLength(receipts.length);
   const { stdout: archive } = await gpulease('receipt', 'list', '--lease-namespace', 'ml', '--format', 'json');
   expect(JSON.parse(archive)).toEqual(expect.arrayContaining([paper]));

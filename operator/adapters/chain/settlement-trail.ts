@@ -53,7 +53,7 @@ export async function settlementTrail(
     searches += 1;
     try {
       const filter = { address: escrow, topics: [null, leaseId], fromBlock: toHex(from), toBlock: toHex(to) };
-      logs.push(...(await rpc.call<ChainLog[]>('eth_getLogs', [filter], signal)));
+      logs.push(...((await rpc.call<ChainLog[] | null>('eth_getLogs', [filter], signal)) ?? []));
     } catch (error) {
       if (!(error instanceof RpcError)) throw error;
       if (from === to) {

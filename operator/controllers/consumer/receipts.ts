@@ -27,6 +27,9 @@ export const receiptField = 'receipt.json';
 /** 80 bits of the escrow's id, which is a hash. */
 export const receiptName = (leaseId: string): string => `receipt-${leaseId.slice(2, 22).toLowerCase()}`;
 
+/** Names may be longer than values of labels, and no value ends with a dot or a dash, where a name may be cut. */
+const labelValue = (name: string): string => name.slice(0, 63).replace(/[^A-Za-z0-9]+$/, '');
+
 export interface Receipts {
   /** Safe to repeat: the first one that was written stays. */
   write(receipt: Receipt, signal?: AbortSignal): Promise<void>;
@@ -63,8 +66,8 @@ export function createReceipts(cluster: Cluster, namespace: string): Receipts {
             [labels.managedBy]: managedBy,
             [labels.receiptMonth]: monthOf(receipt.settlement.closingAt),
             [labels.leaseNamespace]: receipt.lease.namespace,
-            [labels.lease]: receipt.lease.name.slice(0, 63),
-            [labels.provider]: receipt.providerName.slice(0, 63),
+            [labels.lease]: labelValue(receipt.lease.name),
+            [labels.provider]: labelValue(receipt.providerName),
           },
         },
         data: { [receiptField]: Buffer.from(json).toString('base64') },

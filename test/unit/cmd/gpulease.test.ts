@@ -51,7 +51,7 @@ describe('gpulease', () => {
   test('gives verdicts to programs', async () => {
     const { code, out } = await run(['receipt', 'verify', '-', '--format', 'json'], readFileSync(tampered, 'utf8'));
     expect(code).toBe(1);
-    expect(JSON.parse(out)).toMatchObject([{ true: false, faults: [{ fault: 'Claimed' }, { fault: 'Seal' }] }]);
+    expect(JSON.parse(out)).toMatchObject([{ verdict: 'false', faults: [{ fault: 'Claimed' }, { fault: 'Seal' }] }]);
     const csv = await run(['receipt', 'verify', '--format', 'csv', tampered]);
     expect(csv.out).toContain(',false,Claimed,settlement.claimed,2928,2927\r\n');
   });
@@ -101,7 +101,6 @@ describe('gpulease', () => {
     ['a file that is no JSON', ['receipt', 'verify', 'README.md'], 3, /README.md is not JSON/],
     ['a folder without receipts', ['receipt', 'verify', 'crds'], 3, /holds no receipts/],
     ['a receipt that is not there', ['receipt', 'show', 'other', '--from', papers], 3, /no receipt of other/],
-    ['a chain that does not answer', ['receipt', 'verify', papers, '--rpc-url', 'http://127.0.0.1:1'], 3, /./],
   ];
   test.each(mistakes)('answers to %s', async (_, args, status, says) => {
     const { code, err } = await run(args);
@@ -109,11 +108,22 @@ describe('gpulease', () => {
     expect(code).toBe(status);
   });
 
+  test.each([
+    ['does not answer', '31337=http://127.0.0.1:1', /no endpoint|answer/],
+    ['was not named', '1=http://127.0.0.1:1', /on chain 31337, of which no --chain names an endpoint/],
+  ])('calls nothing true or false by a chain that %s, and still tells what is false', async (_, chain, says) => {
+    const { code, out } = await run(['receipt', 'verify', papers, '--chain', chain]);
+    expect([code, out.match(/^UNKNOWN /gm)?.length]).toEqual([3, 3]);
+    expect(out).toMatch(says);
+    const mixed = await run(['receipt', 'verify', papers, tampered, '--chain', chain]);
+    expect([mixed.code, mixed.out.match(/^FALSE /gm)?.length]).toEqual([1, 1]);
+  });
+
   test('is a program that ends with that status, and tells what it can do', async () => {
     const start = (...args: string[]) => promisify(execFile)(process.execPath, ['operator/cmd/gpulease.ts', ...args]);
     const { stdout } = await start('--help');
     expect(stdout).toContain('Exit status');
-    expect(stdout).toContain('--rpc-url URL');
+    expect(stdout).toContain('--chain ID=URL[,URL]');
     await expect(start('receipt', 'verify', tampered)).rejects.toMatchObject({ code: 1 });
   });
 });

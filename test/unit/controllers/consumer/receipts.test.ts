@@ -47,6 +47,12 @@ test('a receipt that is too large is refused', async () => {
   await expect(createReceipts(cluster, namespace).write(large)).rejects.toThrow('more than 65536');
 });
 
+test('a name that is cut is still a label', async () => {
+  const name = `${'a'.repeat(62)}.${'b'.repeat(40)}`;
+  await createReceipts(cluster, namespace).write({ ...receipt, providerName: name });
+  expect(stored()[0]!.metadata.labels?.['gpulease.dev/provider']).toBe('a'.repeat(62));
+});
+
 test('receipts are found by namespace and month, and are no records of leases', async () => {
   const receipts = createReceipts(cluster, namespace);
   await receipts.write(receipt);

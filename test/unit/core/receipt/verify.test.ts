@@ -326,6 +326,23 @@ test('one wrong figure is named once, with what it should be', async () => {
   expect([seal!.fault, others]).toEqual(['Seal', []]);
 });
 
+test('even both sides together cannot bill beyond the term of the quote', async () => {
+  const { seal: _, ...unsealed } = copy();
+  const leaseId = unsealed.leaseId as Hex32;
+  const voucher = { leaseId, servedSeconds: 3601, last: true };
+  unsealed.voucher = {
+    ...voucher,
+    signature: (await signVoucher(exampleKeys.session, exampleChain, voucher)).signature,
+  };
+  Object.assign(unsealed.settlement, { servedSeconds: 3601, closingAt: unsealed.settlement.openedAt + 3700 });
+  const sealed = { ...unsealed, seal: await sealReceipt(exampleKeys.session, unsealed as Receipt) } as Receipt;
+  expect((await check(sealed))[0]).toMatchObject({
+    fault: 'ServedBeyondTerm',
+    given: '3601',
+    expected: 'at most 3600',
+  });
+});
+
 describe('a forger who has the keys of only one side', () => {
   test("cannot bill more with the provider's key alone", async () => {
     const receipt = copy();

@@ -16,6 +16,7 @@ export const pendingReasons = [
   'Suspended',
   'InvalidSpec',
   'ProviderHeld',
+  'BudgetExceeded',
   'NoMatchingOffer',
   'PriceAboveLimit',
   'Quoting',
@@ -40,6 +41,7 @@ export const endReasons = [
   'Expired',
   'SpendLimitReached',
   'InsufficientFunds',
+  'BudgetExceeded',
   'ProviderHeld',
   'ProviderFault',
   'NodeLost',
@@ -59,6 +61,9 @@ export const providerReasons = [
   'Held',
   'Serving',
 ] as const;
+
+/** Of a GpuBudget. */
+export const budgetReasons = ['Counting', 'WithinLimits', 'AmountExceeded', 'GpusExceeded'] as const;
 
 /** A condition as decided; the writer adds generation and transition time. */
 export type Verdict = Pick<Condition, 'type' | 'status' | 'reason' | 'message'>;

@@ -314,7 +314,7 @@ export const leaseStatus = z.object({
     .max(64)
     .optional()
     .describe(
-      'Why it ended: Released, Expired, SpendLimitReached, InsufficientFunds, ProviderHeld, ProviderFault, NodeLost, AttemptsExhausted.',
+      'Why it ended: Released, Expired, SpendLimitReached, InsufficientFunds, BudgetExceeded, ProviderHeld, ProviderFault, NodeLost, AttemptsExhausted.',
     ),
   cost: z
     .object({

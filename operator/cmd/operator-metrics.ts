@@ -1,5 +1,6 @@
 /** What the operator counts of leases, for dashboards and alerts. Amounts are in whole tokens, for reading; no decision uses them. */
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
+import type { GpuBudget } from '../api/budget.ts';
 import type { GpuLease } from '../api/lease.ts';
 import type { LeaseMetrics } from '../controllers/consumer/world.ts';
 import type { LeaseRecord } from '../core/lease/observed.ts';
@@ -77,6 +78,64 @@ export function leaseMetrics(
     orphan: (kind) => orphans.inc({ kind }),
     pending: (uid, reason) => (reason === undefined ? void reasons.delete(uid) : void reasons.set(uid, reason)),
   };
+}
+
+/** From the budgets' statuses, which are some seconds old at most. */
+export function budgetMetrics(registry: Registry, budgets: () => readonly GpuBudget[]): void {
+  const registers = [registry];
+  type Window = NonNullable<NonNullable<GpuBudget['status']>['windows']>[number];
+  const amounts = (name: string, help: string, amountOf: (window: Window) => string | undefined) =>
+    new Gauge({
+      name,
+      help,
+      labelNames: ['budget', 'window', 'asset'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { metadata, spec, status } of budgets())
+          for (const one of status?.windows ?? []) {
+            const amount = amountOf(one);
+            if (amount !== undefined)
+              this.set({ budget: metadata.name, window: one.window, asset: spec.assetSymbol }, Number(amount));
+          }
+      },
+    });
+  amounts('gpulease_budget_spent', 'Spent in the present window, in whole tokens.', (one) => one.spent);
+  amounts(
+    'gpulease_budget_committed',
+    'What open leases may still spend in the present window of their deposits, in whole tokens.',
+    (one) => one.committed,
+  );
+  amounts('gpulease_budget_limit', 'Most that may be spent in the window, in whole tokens.', (one) => one.limit);
+  amounts('gpulease_budget_used_ratio', 'Spent, of the limit of the window; 1 is all of it.', ({ spent, limit }) =>
+    limit === undefined
+      ? undefined
+      : Number(limit) === 0
+        ? Number(spent) > 0
+          ? '1'
+          : '0'
+        : String(Number(spent) / Number(limit)),
+  );
+  new Gauge({
+    name: 'gpulease_budget_gpus',
+    help: 'GPUs that the leases of a budget have now.',
+    labelNames: ['budget'],
+    registers,
+    collect() {
+      this.reset();
+      for (const { metadata, status } of budgets()) this.set({ budget: metadata.name }, status?.gpus ?? 0);
+    },
+  });
+  new Gauge({
+    name: 'gpulease_budget_exceeded',
+    help: '1 while more is spent, or leased, than a budget allows.',
+    labelNames: ['budget'],
+    registers,
+    collect() {
+      this.reset();
+      for (const { metadata, status } of budgets()) this.set({ budget: metadata.name }, status?.exceededSince ? 1 : 0);
+    },
+  });
 }
 
 /** Of the virtual nodes that this process serves. */

@@ -1,6 +1,6 @@
 /** The reference, made from the same registries that the programs use: kinds and their fields, conditions, reasons. */
 import { z } from 'zod';
-import { endReasons, lifeConditions, pendingReasons, providerReasons } from '../api/conditions.ts';
+import { budgetReasons, endReasons, lifeConditions, pendingReasons, providerReasons } from '../api/conditions.ts';
 import { gatewayReasons } from '../api/gateway.ts';
 import { kinds } from '../api/kinds.ts';
 import { accessLabelPrefix, apiVersion, labels, taints } from '../api/labels.ts';
@@ -190,6 +190,7 @@ export function reference(): string {
   list('Why a lease is not Ready, the strongest first', pendingReasons);
   list('Why a lease ended', endReasons);
   list('Provider', providerReasons);
+  list('Budget', budgetReasons);
   out.push('', '## Refusals of a gateway', '', '| reason | meaning |', '|---|---|');
   for (const [reason, meaning] of Object.entries(gatewayReasons)) out.push(`| \`${reason}\` | ${meaning} |`);
   out.push(

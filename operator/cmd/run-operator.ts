@@ -12,9 +12,11 @@ import { createGateways } from '../adapters/provider/gateways.ts';
 import { createLog } from '../adapters/telemetry/log.ts';
 import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
+import type { GpuBudget } from '../api/budget.ts';
 import type { GpuLease } from '../api/lease.ts';
 import type { GpuOffer } from '../api/offer.ts';
 import type { GpuProvider } from '../api/provider.ts';
+import { labelsOnly, reconcileBudget } from '../controllers/consumer/budget.ts';
 import { reconcileLease } from '../controllers/consumer/lease.ts';
 import { createSweep, reconcileOrphan } from '../controllers/consumer/orphans.ts';
 import { reconcileProvider } from '../controllers/consumer/provider.ts';
@@ -32,12 +34,12 @@ import { createEventRecorder } from '../engine/events.ts';
 import { fenced } from '../engine/fence.ts';
 import { createInformer } from '../engine/informer.ts';
 import { runAsLeader } from '../engine/leader.ts';
-import { type Cluster, type Log, resources } from '../engine/types.ts';
+import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
 import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
 import { costMetrics } from './cost-metrics.ts';
-import { leaseMetrics, serviceMetrics } from './operator-metrics.ts';
+import { budgetMetrics, leaseMetrics, serviceMetrics } from './operator-metrics.ts';
 import { choice, integer, pairs, parseOptions, portRange, text, UsageError } from './options.ts';
 import { ownAddress } from './own-address.ts';
 
@@ -205,6 +207,8 @@ export async function runOperator(
     const leases = createInformer<GpuLease>({ ...informer, resource: resources.gpuLeases });
     const providers = createInformer<GpuProvider>({ ...informer, resource: resources.gpuProviders });
     const offers = createInformer<GpuOffer>({ ...informer, resource: resources.gpuOffers });
+    const budgets = createInformer<GpuBudget>({ ...informer, resource: resources.gpuBudgets });
+    const namespaces = createInformer<KubeObject>({ ...informer, resource: resources.namespaces, trim: labelsOnly });
     stale = () => Math.max(leases.staleSeconds, providers.staleSeconds);
 
     const isOurNode = (name: string) => name.startsWith(virtualNodePrefix);
@@ -251,6 +255,8 @@ export async function runOperator(
       leases,
       offers,
       providers,
+      budgets,
+      namespaces,
       providerBook,
       records,
       receipts,
@@ -273,6 +279,9 @@ export async function runOperator(
         },
       },
       hints: new Map(),
+      onCommitted: () => {
+        for (const { metadata } of budgets.list()) budgetController.enqueue({ name: metadata.name });
+      },
       metrics: {
         ...leaseMetrics(metrics.registry, () => records.all()),
         ...costMetrics(
@@ -282,16 +291,30 @@ export async function runOperator(
         ),
       },
     };
+    budgetMetrics(metrics.registry, () => budgets.list());
     const waiting = () =>
       leases
         .list()
         .filter((lease) => !lease.status?.quote)
         .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
+    /** A limit that was raised lets leases go on that wait for it, or that run out of money. */
+    const open = () =>
+      leases
+        .list()
+        .filter((lease) => !lease.status?.endedAt)
+        .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
     const controller = createController({
       name: 'lease',
       reconcile: reconcileLease(faults.world?.(world) ?? world),
       // New offers are what a waiting lease waits for.
-      watches: [watches(leases, changedLease), watches(offers, waiting), watches(providers, waiting)],
+      watches: [
+        watches(leases, changedLease),
+        watches(offers, waiting),
+        watches(providers, waiting),
+        watches(budgets, (change) => (changedSpec(change).length > 0 ? open() : [])),
+        // Nothing is decided before it is known which budget is whose.
+        watches(namespaces, () => []),
+      ],
       concurrency: 16,
       log,
       metrics: metrics.engine,
@@ -313,12 +336,20 @@ export async function runOperator(
           for (const key of waiting()) controller.enqueue(key);
         },
       }),
-      watches: [watches(providers, changedProvider)],
+      watches: [watches(providers, changedSpec)],
       concurrency: 8,
       log,
       metrics: metrics.engine,
     });
 
+    const budgetController = createController({
+      name: 'budget',
+      reconcile: reconcileBudget(world),
+      watches: [watches(budgets, changedSpec)],
+      concurrency: 1,
+      log,
+      metrics: metrics.engine,
+    });
     const orphans = createController({
       name: 'orphan',
       reconcile: reconcileOrphan(world),
@@ -360,11 +391,14 @@ export async function runOperator(
       leases.run(leadSignal),
       providers.run(leadSignal),
       offers.run(leadSignal),
+      budgets.run(leadSignal),
+      namespaces.run(leadSignal),
       approver.run(leadSignal),
       evictionGuard.run(leadSignal),
       nodes.run(leadSignal),
       controller.run(leadSignal),
       providerController.run(leadSignal),
+      budgetController.run(leadSignal),
       orphans.run(leadSignal),
       every(options.chainTickSeconds, 'looking after transactions', tick),
       every(options.sweepSeconds, 'sweeping', () => sweep(leadSignal)),
@@ -409,7 +443,7 @@ function changedLease({ type, object, old }: { type: string; object: GpuLease; o
   return same ? [] : [{ namespace: metadata.namespace, name: metadata.name }];
 }
 
-function changedProvider({ type, object, old }: { type: string; object: GpuProvider; old?: GpuProvider }) {
+function changedSpec({ type, object, old }: { type: string; object: KubeObject; old?: KubeObject }) {
   const { metadata } = object;
   const same =
     type === 'updated' &&

@@ -16,7 +16,7 @@ that no money, GPU or pod is lost or had twice; when the trouble is over, that e
   --seed S       the first seed: 1 by default; without --runs, this one alone
   --steps        with one seed: tells each fault, log line and event as well
   --plant BUG    makes a mistake on purpose and ends with the first run that notices it:
-                 double-open, delete-by-absence or voucher-ahead
+                 double-open, delete-by-absence, voucher-ahead or budget-unread
   --workers N    processes: 2 by default
   --seconds N    begins no further run after so long: 600 by default
   --help
@@ -25,7 +25,7 @@ The last line is one JSON object with the figures. Exit code 1: something that m
 `;
 
 const worker = fileURLToPath(new URL('../../test/simulation/worker.ts', import.meta.url));
-const plants = ['double-open', 'delete-by-absence', 'voucher-ahead'] as const;
+const plants = ['double-open', 'delete-by-absence', 'voucher-ahead', 'budget-unread'] as const;
 type Plant = (typeof plants)[number];
 /** Failing seeds that are told in full; the others are counted. */
 const mostTold = 20;

@@ -334,5 +334,12 @@ export const resources = {
     kind: 'GpuAccess',
     namespaced: false,
   },
+  gpuBudgets: {
+    group: 'gpulease.dev',
+    version: 'v1alpha1',
+    plural: 'gpubudgets',
+    kind: 'GpuBudget',
+    namespaced: false,
+  },
   gpuOffers: { group: 'gpulease.dev', version: 'v1alpha1', plural: 'gpuoffers', kind: 'GpuOffer', namespaced: false },
 } as const satisfies Record<string, Resource>;

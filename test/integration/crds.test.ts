@@ -5,6 +5,8 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { customResourceDefinition } from '../../operator/api/crd.ts';
 import { kinds } from '../../operator/api/kinds.ts';
 import { apiVersion, group, version } from '../../operator/api/labels.ts';
+import { connectCluster } from '../../operator/engine/cluster.ts';
+import { resources } from '../../operator/engine/types.ts';
 import type { PlaneAccess } from '../../operator/sandbox/clusters/plane.ts';
 import { ensureTools } from '../../operator/sandbox/tools/tools.ts';
 import { eventually, planes, quiet, type TestNamespace, testNamespace } from '../support/clusters.ts';
@@ -68,10 +70,12 @@ const minimalProvider = (): Json => ({
   },
 });
 const minimalOffer = (): Json => ({ model: 'RTX4090', prices: [{ assetSymbol: 'USDC', perGpuHour: '0.34' }] });
+const minimalBudget = (): Json => ({ limits: [{ window: 'Day', amount: '200' }] });
 const minimal: Record<string, () => Json> = {
   GpuLease: minimalLease,
   GpuProvider: minimalProvider,
   GpuOffer: minimalOffer,
+  GpuBudget: minimalBudget,
   GpuAccess: () => ({}),
 };
 
@@ -162,6 +166,18 @@ describe('the kinds', () => {
       capacityType: 'OnDemand',
       minDurationSeconds: 60,
       maxDurationSeconds: 2592000,
+    });
+  });
+
+  it('fills in the smallest budget', async () => {
+    const budget = (await dryRun('GpuBudget', minimalBudget())).json<{ spec: Json }>();
+    expect(budget.spec).toEqual({
+      ...minimalBudget(),
+      assetSymbol: 'USDC',
+      otherAssets: 'Deny',
+      onExceeded: 'Deny',
+      graceSeconds: 600,
+      alertPercents: [50, 80, 100],
     });
   });
 
@@ -460,6 +476,72 @@ const bad: Record<string, Bad> = {
     says: ['spec.prices[1]: Duplicate value', 'USDC'],
     cel: true,
   },
+  'a budget that limits nothing': {
+    kind: 'GpuBudget',
+    path: 'limits',
+    value: [],
+    says: ['spec: Invalid value: a budget limits something: give limits or maxConcurrentGpus'],
+    cel: true,
+  },
+  'a budget with two limits of a day': {
+    kind: 'GpuBudget',
+    path: 'limits',
+    value: [
+      { window: 'Day', amount: '100' },
+      { window: 'Day', amount: '200' },
+    ],
+    says: ['spec.limits[1]: Duplicate value', 'Day'],
+    cel: true,
+  },
+  'a budget of a week': {
+    kind: 'GpuBudget',
+    path: 'limits',
+    value: [{ window: 'Week', amount: '100' }],
+    says: ['spec.limits[0].window: Unsupported value: "Week": supported values: "Hour", "Day", "Month"'],
+  },
+  'a limit that is not quoted': {
+    kind: 'GpuBudget',
+    path: 'limits',
+    value: [{ window: 'Day', amount: 200 }],
+    says: ['spec.limits[0].amount: Invalid value: "integer"', 'must be of type string'],
+  },
+  'a limit below nothing': {
+    kind: 'GpuBudget',
+    path: 'limits',
+    value: [{ window: 'Day', amount: '-1' }],
+    says: ['spec.limits[0].amount: Invalid value: "-1"', 'should match'],
+  },
+  'fewer than no GPUs': {
+    kind: 'GpuBudget',
+    path: 'maxConcurrentGpus',
+    value: -1,
+    says: ['spec.maxConcurrentGpus: Invalid value: -1', 'should be greater than or equal to 0'],
+  },
+  'an alert beyond all of a limit': {
+    kind: 'GpuBudget',
+    path: 'alertPercents',
+    value: [50, 101],
+    says: ['spec.alertPercents[1]: Invalid value: 101', 'should be less than or equal to 100'],
+  },
+  'an alert twice': {
+    kind: 'GpuBudget',
+    path: 'alertPercents',
+    value: [50, 50],
+    says: ['spec.alertPercents[1]: Duplicate value: 50'],
+    cel: true,
+  },
+  'a policy that nobody knows': {
+    kind: 'GpuBudget',
+    path: 'onExceeded',
+    value: 'Kill',
+    says: ['spec.onExceeded: Unsupported value: "Kill": supported values: "Alert", "Deny", "Drain"'],
+  },
+  'a grace of more than a day': {
+    kind: 'GpuBudget',
+    path: 'graceSeconds',
+    value: 86_401,
+    says: ['spec.graceSeconds: Invalid value: 86401', 'should be less than or equal to 86400'],
+  },
 };
 
 describe('a wrong manifest is refused at apply, with field, value and what is allowed', () => {
@@ -547,6 +629,18 @@ describe('what may not change after a lease or provider was made', () => {
       after: changed(minimalProvider(), 'identity.address', '0x8617E340B3D01FA5F11F306F4090FD50E238070D'),
       says: 'identity.address is immutable: another payee is another provider',
     },
+    'the token of a budget, in which its spending is counted': {
+      kind: 'GpuBudget',
+      before: minimalBudget(),
+      after: changed(minimalBudget(), 'assetSymbol', 'GPU'),
+      says: 'assetSymbol is immutable: make another GpuBudget',
+    },
+    'nothing else: a limit may': {
+      kind: 'GpuBudget',
+      before: minimalBudget(),
+      after: changed(minimalBudget(), 'limits', [{ window: 'Hour', amount: '0' }]),
+      says: undefined,
+    },
     'nothing else: the price limit may': {
       kind: 'GpuLease',
       before: minimalLease(),
@@ -573,7 +667,7 @@ describe('what may not change after a lease or provider was made', () => {
       ...objectOf(kind, after, name),
       metadata: made.metadata,
     });
-    if (kind === 'GpuProvider') await consumer.api.request('DELETE', `${pathOf(kind)}/${name}`);
+    if (kind !== 'GpuLease') await consumer.api.request('DELETE', `${pathOf(kind)}/${name}`);
     if (says === undefined) expect(answer.status, answer.text).toBe(200);
     else expect([answer.status, answer.json<Status>().message]).toEqual([422, expect.stringContaining(says)]);
   });
@@ -604,6 +698,21 @@ describe('the Zod schemas and the API server agree', () => {
     'a drain that waits for nobody': { kind: 'GpuLease', path: 'drainTimeoutSeconds', value: 0 },
     'a pinned key': { kind: 'GpuProvider', path: 'endpoint.spkiSHA256', value: 'a'.repeat(64) },
     'limits of nothing': { kind: 'GpuProvider', path: 'limits', value: { leases: 0, gpus: 0, spendPerHour: '0' } },
+    'GPUs as the only limit of a budget': {
+      kind: 'GpuBudget',
+      path: 'maxConcurrentGpus',
+      value: 8,
+    },
+    'three limits, one of nothing': {
+      kind: 'GpuBudget',
+      path: 'limits',
+      value: [
+        { window: 'Hour', amount: '0' },
+        { window: 'Day', amount: '0.000001' },
+        { window: 'Month', amount: '999999999.999999' },
+      ],
+    },
+    'no alerts': { kind: 'GpuBudget', path: 'alertPercents', value: [] },
     'part of a probe': { kind: 'GpuProvider', path: 'probe', value: { intervalSeconds: 60 } },
     'two prices': {
       kind: 'GpuOffer',
@@ -652,5 +761,44 @@ describe('with kubectl', () => {
     );
     expect(await get('gpulease')).toContain('smallest');
     expect(await get('gpr,gof')).toBeDefined();
+
+    const path = pathOf('GpuBudget');
+    await consumer.api.call('POST', path, objectOf('GpuBudget', minimalBudget(), 'team'));
+    const window = (name: string, spent: string) => ({
+      window: name,
+      startedAt: '2026-11-26T00:00:00Z',
+      resetsAt: '2026-11-27T00:00:00Z',
+      spent,
+      committed: '1',
+    });
+    const status = {
+      windows: [window('Hour', '0.000000000000000001'), window('Day', '12.5'), window('Month', '300')],
+      usedPercent: 7,
+      gpus: 3,
+      counted: [{ uid: 'a', attempt: 1, seconds: 7 }],
+      conditions: [
+        {
+          type: 'Exceeded',
+          status: 'False',
+          reason: 'WithinLimits',
+          message: '',
+          lastTransitionTime: '2026-11-26T00:00:00Z',
+        },
+      ],
+    };
+    // As the operator writes it: with server-side apply, over the version that it read.
+    const made = await consumer.api.call<{ metadata: { resourceVersion: string } }>('GET', `${path}/team`);
+    const cluster = connectCluster({ name: 'consumer', kubeconfig: consumer.kubeconfigPath });
+    const apply = (resourceVersion: string) =>
+      cluster.apply(resources.gpuBudgets, { metadata: { name: 'team', resourceVersion }, status } as never, {
+        fieldManager: 'gpulease-budget',
+        subresource: 'status',
+      });
+    await apply(made.metadata.resourceVersion);
+    await expect(apply(made.metadata.resourceVersion)).rejects.toMatchObject({ code: 409 });
+    expect(await get('gbg')).toMatch(
+      /^NAME\s+ASSET\s+HOUR\s+DAY\s+MONTH\s+USED%\s+GPUS\s+EXCEEDED\s+AGE\nteam\s+USDC\s+0.000000000000000001\s+12.5\s+300\s+7\s+3\s+False/,
+    );
+    await consumer.api.request('DELETE', `${path}/team`);
   });
 });

@@ -2,6 +2,7 @@
  * What must hold after every step, whoever fails and whenever. The checks see all there is, at once and as it is: both
  * clusters' objects as they are written, each block, and each voucher in the moment in which it is signed.
  */
+import type { GpuBudget } from '../../operator/api/budget.ts';
 import { labels } from '../../operator/api/labels.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
 import type { Hex32 } from '../../operator/api/messages.ts';
@@ -12,6 +13,7 @@ import { type RecordSecret, recordOfSecret } from '../../operator/controllers/pr
 import type { NodeLedger } from '../../operator/core/allocation/ledger.ts';
 import { type LeaseRecord as ProviderRecord, tenantNamespace } from '../../operator/core/allocation/record.ts';
 import type { LeaseRecord } from '../../operator/core/lease/observed.ts';
+import { parseAmount } from '../../operator/core/money/amount.ts';
 import { heldIn, paidSeconds } from '../../operator/core/money/escrow.ts';
 import { totalsOf } from '../../operator/core/money/model.ts';
 import { priceOf } from '../../operator/core/money/price.ts';
@@ -41,6 +43,7 @@ export const rules = {
   billedReady: 'billed seconds are no more than the node was Ready',
   voucherClock: 'no voucher is ahead of the chain’s clock, or of the deposit',
   billQuote: 'the bill is no more than the quote, and the quote no dearer than was allowed',
+  budget: 'no more is spent, nor leased, than a budget allows, and each second is counted once',
   podsFinal: 'a pod that has ended stays as it ended',
   podsOnce: 'no pod runs twice for one UID',
   notEvicted: 'a pod that runs is not evicted because an operator is away',
@@ -83,6 +86,8 @@ export interface Checks extends Told {
   readonly remotePods: ReadonlyMap<string, RemotePod>;
   readonly pods: ReadonlyMap<string, PodObject>;
   readonly tenants: ReadonlySet<string>;
+  /** To be asked when all is over: what the budget has counted is what was signed for. */
+  checkCounted(): void;
   /** Seconds that the node of an escrow was Ready. */
   readySeconds(leaseId: string): number;
 }
@@ -336,9 +341,57 @@ export function createChecks(options: {
     const record = JSON.parse(Buffer.from(secret.data.record, 'base64').toString()) as LeaseRecord;
     const before = consumerRecords.get(uid);
     consumerRecords.set(uid, record);
+    checkGpus(record, before);
     if (record.meter !== before?.meter && process.env.METER) say(`meter ${named(uid)} ${JSON.stringify(record.meter)}`);
     if (record.end && !before?.end) checkEnd(uid, record);
   });
+
+  // ---- the budget
+
+  let budget: (GpuBudget & KubeObject) | undefined;
+  /** Highest that was ever allowed: what was opened under it goes on. */
+  let allowed = { amount: 0n, gpus: Number.POSITIVE_INFINITY };
+  /** By escrow: the bill for what was signed. */
+  const signed = new Map<string, bigint>();
+  const spentOf = (one: GpuBudget | undefined) =>
+    parseAmount(one?.status?.windows?.find(({ window }) => window === 'Day')?.spent ?? '0', 6);
+
+  follow(options.consumer, resources.gpuBudgets, (_type, one: GpuBudget & KubeObject) => {
+    const amount = parseAmount(one.spec.limits.find(({ window }) => window === 'Day')!.amount, 6);
+    allowed = {
+      amount: amount > allowed.amount ? amount : allowed.amount,
+      gpus: one.spec.maxConcurrentGpus ?? Number.POSITIVE_INFINITY,
+    };
+    budget = one;
+    if (spentOf(one) > allowed.amount)
+      violated('budget', `${spentOf(one)} are spent in a day, ${allowed.amount} are allowed`);
+  });
+
+  function checkGpus(record: LeaseRecord, before: LeaseRecord | undefined): void {
+    const { quote } = record;
+    if (quote) {
+      const { gpus, pricePerGpuHour } = quote.signed.quote;
+      const bill = priceOf(record.signedSeconds, gpus, BigInt(pricePerGpuHour));
+      const known = signed.get(quote.leaseId) ?? 0n;
+      signed.set(quote.leaseId, bill > known ? bill : known);
+    }
+    if (!budget || record.deposit === undefined || before?.deposit !== undefined) return;
+    const open = [...consumerRecords.values()].filter(
+      (one) => one.deposit !== undefined && !one.settled && !one.release,
+    );
+    const gpus = open.reduce((sum, one) => sum + one.quote!.signed.quote.gpus, 0);
+    if (gpus > allowed.gpus) violated('budget', `${gpus} GPUs are leased, ${allowed.gpus} are allowed`);
+  }
+
+  function checkCounted(): void {
+    if (!budget) return;
+    const all = [...signed.values()].reduce((sum, one) => sum + one, 0n);
+    const billed = [...chain.head.state.escrow.leases.values()].reduce((sum, one) => sum + one.claimed, 0n);
+    // A clock that was set may have been in another day.
+    const wrong = clockSetMs === 0 && spentOf(budget) !== all;
+    if (wrong || billed > all)
+      violated('budget', `${spentOf(budget)} are counted, ${all} were signed for, ${billed} were billed`);
+  }
 
   function checkEnd(uid: string, record: LeaseRecord): void {
     const { reason, message } = record.end!;
@@ -401,6 +454,7 @@ export function createChecks(options: {
     remotePods,
     pods,
     tenants,
+    checkCounted,
     readySeconds,
     leaseRef(leaseRef, uid, attempt) {
       leaseIds.set(leaseIdOf(wallet, leaseRef), { uid, attempt });

@@ -109,6 +109,25 @@ export function trouble(parts: TroubleParts): Trouble {
       around.deletePod(pod.metadata.name, force);
     });
 
+  // Drawn apart, so that runs without a budget stay as they were.
+  const purse = dice.fork('budget');
+  if (purse.chance(0.6)) {
+    const amount = () => purse.pick(['0.03', '0.06', '0.12', '1']);
+    around.setBudget({
+      limits: [{ window: 'Day', amount: amount() }],
+      ...(purse.chance(0.3) ? { maxConcurrentGpus: 1 + purse.below(2) } : {}),
+      onExceeded: purse.chance(0.4) ? 'Drain' : 'Deny',
+      graceSeconds: 30,
+    });
+    if (purse.chance(0.5))
+      at(purse.between(30, troubleSeconds), 'a platform team', () => {
+        const [limit] = [amount()];
+        say(`The platform team sets the budget to ${limit} USDC a day.`);
+        struck('budget changed');
+        around.setBudget({ limits: [{ window: 'Day', amount: limit }] });
+      });
+  }
+
   // ---- what breaks
 
   type Incident = readonly [kind: string, weight: number, strike: () => void];

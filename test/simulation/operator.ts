@@ -1,9 +1,11 @@
 /** One replica of the operator: the production controllers and virtual nodes, wired as cmd/run-operator.ts does it. */
 
 import { PassThrough } from 'node:stream';
+import type { GpuBudget } from '../../operator/api/budget.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
 import type { GpuOffer } from '../../operator/api/offer.ts';
 import type { GpuProvider } from '../../operator/api/provider.ts';
+import { labelsOnly, reconcileBudget } from '../../operator/controllers/consumer/budget.ts';
 import { reconcileLease } from '../../operator/controllers/consumer/lease.ts';
 import { createSweep, reconcileOrphan } from '../../operator/controllers/consumer/orphans.ts';
 import type { Gateway, GatewayOutcome, Gateways, LeaseMoney } from '../../operator/controllers/consumer/ports.ts';
@@ -22,7 +24,7 @@ import { createController, watches } from '../../operator/engine/controller.ts';
 import { fenced } from '../../operator/engine/fence.ts';
 import { createInformer } from '../../operator/engine/informer.ts';
 import { runAsLeader } from '../../operator/engine/leader.ts';
-import { type Cluster, type EventRecorder, type Log, resources } from '../../operator/engine/types.ts';
+import { type Cluster, type EventRecorder, type KubeObject, type Log, resources } from '../../operator/engine/types.ts';
 import { createLeaseNodes, type ServingLease } from '../../operator/kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../../operator/kubelet/virtual-nodes.ts';
 import type { SimChain } from './chain.ts';
@@ -43,11 +45,12 @@ export const settings = {
 } as const;
 
 /** Mistakes made on purpose in this wiring, to see that a run would notice them. */
-export type Plant = 'double-open' | 'delete-by-absence' | 'voucher-ahead';
+export type Plant = 'double-open' | 'delete-by-absence' | 'voucher-ahead' | 'budget-unread';
 export const plants: Readonly<Record<Plant, string>> = {
   'double-open': 'another attempt begins while the open of the last one may still be mined',
   'delete-by-absence': 'a gateway that does not answer is taken for one that has no allocation',
   'voucher-ahead': 'each voucher is signed for the period to come as well',
+  'budget-unread': 'budgets are not read before money is committed, or a lease forgotten',
 };
 
 export interface OperatorParts {
@@ -120,6 +123,8 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
   const leases = createInformer<GpuLease>({ ...informer, resource: resources.gpuLeases });
   const providers = createInformer<GpuProvider>({ ...informer, resource: resources.gpuProviders });
   const offers = createInformer<GpuOffer>({ ...informer, resource: resources.gpuOffers });
+  const budgets = createInformer<GpuBudget>({ ...informer, resource: resources.gpuBudgets });
+  const namespaces = createInformer<KubeObject>({ ...informer, resource: resources.namespaces, trim: labelsOnly });
   const nodes = createVirtualNodes({
     cluster,
     address: '10.0.0.1',
@@ -150,11 +155,13 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
   });
   const providerBook: ProviderBook = new Map();
   const world: LeaseWorld = {
-    cluster,
+    cluster: plant === 'budget-unread' ? withoutBudgets(cluster) : cluster,
     clusterUid,
     leases,
     offers,
     providers,
+    budgets,
+    namespaces,
     providerBook,
     records,
     receipts: createReceipts(cluster, operatorNamespace),
@@ -166,16 +173,31 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     now,
     settings: { ...settings, maxEscrow: (_symbol, decimals) => parseAmount('100', decimals) },
     hints: new Map(),
+    onCommitted: () => {
+      for (const { metadata } of budgets.list()) budgetController.enqueue({ name: metadata.name });
+    },
   };
   const waiting = () =>
     leases
       .list()
       .filter((lease) => !lease.status?.quote)
       .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
+  /** A limit that was raised lets leases go on that wait for it, or that run out of money. */
+  const open = () =>
+    leases
+      .list()
+      .filter((lease) => !lease.status?.endedAt)
+      .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
   const controller = createController({
     name: 'lease',
     reconcile: reconcileLease(world),
-    watches: [watches(leases, unlessStatus), watches(offers, waiting), watches(providers, waiting)],
+    watches: [
+      watches(leases, unlessStatus),
+      watches(offers, waiting),
+      watches(providers, waiting),
+      watches(budgets, (change) => (unlessStatus(change).length > 0 ? open() : [])),
+      watches(namespaces, () => []),
+    ],
     concurrency: 16,
     clock,
     log,
@@ -202,6 +224,14 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     clock,
     log,
   });
+  const budgetController = createController({
+    name: 'budget',
+    reconcile: reconcileBudget(world),
+    watches: [watches(budgets, unlessStatus)],
+    concurrency: 1,
+    clock,
+    log,
+  });
   const orphans = createController({
     name: 'orphan',
     reconcile: reconcileOrphan(world),
@@ -221,9 +251,12 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     leases.run(signal),
     providers.run(signal),
     offers.run(signal),
+    budgets.run(signal),
+    namespaces.run(signal),
     nodes.run(signal),
     controller.run(signal),
     providerController.run(signal),
+    budgetController.run(signal),
     orphans.run(signal),
     every(30, () => sweep(signal)),
     every(5, () => adapter.outbox.tick(signal)),
@@ -233,15 +266,7 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
 }
 
 /** Status writes are our own: an object is looked at again for its spec and metadata only. */
-function unlessStatus({
-  type,
-  object,
-  old,
-}: {
-  type: string;
-  object: GpuLease | GpuProvider;
-  old?: GpuLease | GpuProvider;
-}) {
+function unlessStatus({ type, object, old }: { type: string; object: KubeObject; old?: KubeObject }) {
   const { metadata } = object;
   const same =
     type === 'updated' &&
@@ -380,3 +405,12 @@ function impatient<M extends LeaseMoney>(money: M): M {
     },
   };
 }
+
+/** Finds no budget where it is asked for all of them. */
+const withoutBudgets = (cluster: Cluster): Cluster => ({
+  ...cluster,
+  list: (resource, ...rest) =>
+    resource.plural === resources.gpuBudgets.plural
+      ? Promise.resolve({ items: [], resourceVersion: '0' })
+      : cluster.list(resource, ...rest),
+});

@@ -274,7 +274,10 @@ export async function simulate(seed: number, options: Options = {}): Promise<Out
           checks.violated('converges', `lease ${lease.metadata.name} is still at ${at?.reason}: ${at?.message}`);
         }
     }
-    for (const lease of checks.gpuLeases.values()) count(lease.status?.endReason ?? 'served');
+    for (const { status } of checks.gpuLeases.values()) {
+      const waits = status?.conditions?.some((one) => one.type === 'Ready' && one.reason === 'BudgetExceeded');
+      count(status?.endReason ?? (waits ? 'held by a budget' : 'served'));
+    }
     count('pods run', [...checks.pods.values()].filter((pod) => pod.status?.phase === 'Running').length);
     if (!broken()) {
       say('--- All leases are deleted.');
@@ -293,6 +296,7 @@ export async function simulate(seed: number, options: Options = {}): Promise<Out
       const inPool = chain.poolSize;
       const head = [...chain.head.state.nonces.values()].join();
       await until(400, () => false);
+      checks.checkCounted();
       if (lastWrite.seconds > 0)
         checks.violated(
           'silent',
@@ -344,9 +348,15 @@ function settledDown(lease: Lease): boolean {
   if (metadata.deletionTimestamp) return false;
   return (
     at?.status === 'True' ||
-    ['CapacityExhausted', 'NoCapacity', 'NoMatchingOffer', 'PriceAboveLimit', 'AllProvidersAvoided', 'Held'].includes(
-      at?.reason ?? '',
-    )
+    [
+      'BudgetExceeded',
+      'CapacityExhausted',
+      'NoCapacity',
+      'NoMatchingOffer',
+      'PriceAboveLimit',
+      'AllProvidersAvoided',
+      'Held',
+    ].includes(at?.reason ?? '')
   );
 }
 

@@ -2,6 +2,7 @@
  * What stands around our processes in two clusters: a kubelet, a scheduler and the node lifecycle controller, and users. They
  * write to their API server straight away; what they do is no fault of ours, and is never lost.
  */
+import { type BudgetSpec, budgetSpec } from '../../operator/api/budget.ts';
 import { apiVersion } from '../../operator/api/labels.ts';
 import { type LeaseSpec, leaseSpec } from '../../operator/api/lease.ts';
 import type { Hex32 } from '../../operator/api/messages.ts';
@@ -52,6 +53,8 @@ export interface Surroundings {
   setGpus(name: string, gpus: number): void;
   setPrice(perHour: string): void;
   setStopPolicy(policy: 'None' | 'Hold' | 'HoldAndDrain'): void;
+  /** Of all namespaces; made, or changed. */
+  setBudget(spec: Partial<BudgetSpec>): void;
   /** Pods that the consumer's cluster evicted, because their node was silent for too long. */
   readonly evicted: string[];
 }
@@ -380,6 +383,20 @@ export function surroundings(
           offer.spec!.prices[0]!.perGpuHour = perHour;
         },
       ),
+    setBudget(spec) {
+      const name = 'team';
+      if (consumer.object(resources.gpuBudgets, { name }))
+        consumer.change<KubeObject & { spec?: BudgetSpec }>(resources.gpuBudgets, { name }, (one) => {
+          one.spec = budgetSpec.parse({ ...one.spec, ...spec });
+        });
+      else
+        consumer.seed(resources.gpuBudgets, {
+          apiVersion,
+          kind: 'GpuBudget',
+          metadata: { name },
+          spec: budgetSpec.parse(spec),
+        } as KubeObject);
+    },
     setStopPolicy: (policy) =>
       consumer.change<KubeObject & { spec?: { stopPolicy: string } }>(
         resources.gpuProviders,

@@ -2,6 +2,7 @@
  * Objects for tests, one line each: everything is sensible until it is overridden, so that a test shows only what it is about.
  * Times are given in seconds since `t0`.
  */
+import { type BudgetSpec, type BudgetStatus, budgetSpec, type GpuBudget } from '../../operator/api/budget.ts';
 import type { AllocationInfo, OfferInfo, ProviderInfo, SignedQuote } from '../../operator/api/gateway.ts';
 import { apiVersion, finalizers, labels } from '../../operator/api/labels.ts';
 import { type GpuLease, type LeaseSpec, leaseSpec } from '../../operator/api/lease.ts';
@@ -119,6 +120,17 @@ export function provider(spec: Partial<ProviderSpec> = {}, metadata: Partial<Obj
       payment: { rails: [rail()] },
       ...spec,
     }),
+  };
+}
+
+/** Of all namespaces, 10 USDC a day. */
+export function budget(spec: Partial<BudgetSpec> = {}, status?: BudgetStatus, name = 'team'): GpuBudget {
+  return {
+    apiVersion,
+    kind: 'GpuBudget',
+    metadata: { name, uid: `${name}-uid`, generation: 1 },
+    spec: budgetSpec.parse({ limits: [{ window: 'Day', amount: '10' }], ...spec }),
+    ...(status ? { status } : {}),
   };
 }
 
@@ -338,6 +350,7 @@ export function observed(change: Partial<Observed> = {}): Observed {
     offers: [offer()],
     providers: factsOf(providerFact()),
     held: { onRail: 0n, inAsset: 0n },
+    budgets: [],
     refusals: [],
     settings: settings(),
     ...change,

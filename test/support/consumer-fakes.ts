@@ -4,6 +4,7 @@
  * die before or after any of them; what is stored in the cluster and on chain stays.
  */
 import { createHash } from 'node:crypto';
+import type { GpuBudget } from '../../operator/api/budget.ts';
 import type { AllocationInfo, QuoteRequest, SignedQuote, VoucherRequest } from '../../operator/api/gateway.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
 import type { Address, Hex, Hex32 } from '../../operator/api/messages.ts';
@@ -38,6 +39,7 @@ import {
   type Informer,
   type KubeObject,
   type Log,
+  type Resource,
   type Result,
   resources,
 } from '../../operator/engine/types.ts';
@@ -194,6 +196,8 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
       leases: informerOf<GpuLease>([]),
       offers: informerOf<GpuOffer>(facts.mirrored ?? []),
       providers: informerOf<GpuProvider>([provider]),
+      budgets: liveOf<GpuBudget & KubeObject>(cluster, resources.gpuBudgets),
+      namespaces: liveOf(cluster, resources.namespaces),
       providerBook: new Map([[provider.metadata.name, { assessment: facts, rails: [], failures: 0 }]]),
       records: await loadRecords(stepping(cluster, step), operatorNamespace, () => now().getTime()),
       receipts: createReceipts(stepping(cluster, step), operatorNamespace),
@@ -263,6 +267,15 @@ function informerOf<T extends KubeObject>(objects: readonly T[]): Informer<T> {
     get: ({ name }: { name: string }) => objects.find((one) => one.metadata.name === name),
     synced: true,
   } as Informer<T>;
+}
+
+/** Sees what there is, at once. */
+function liveOf<T extends KubeObject>(cluster: FakeCluster, resource: Resource): Informer<T> {
+  return {
+    list: () => cluster.objects<T>(resource),
+    get: (key: { name: string }) => cluster.object<T>(resource, key),
+    synced: true,
+  } as unknown as Informer<T>;
 }
 
 /** The fake cluster, each of whose requests is a step. */

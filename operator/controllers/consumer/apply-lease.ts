@@ -16,6 +16,8 @@ import { parseQuantity } from '../../core/quantity.ts';
 import { buildReceipt } from '../../core/receipt/build.ts';
 import { addFinalizer, removeFinalizer } from '../../engine/status.ts';
 import { resources } from '../../engine/types.ts';
+import { countLease } from './budget.ts';
+import { inTurn } from './in-turn.ts';
 import { allocationFact, hintsOf, seenAgain } from './observe-lease.ts';
 import type { Gateway } from './ports.ts';
 import { emptyRecord } from './records.ts';
@@ -26,19 +28,6 @@ type ActionOf<Wish extends Action['do']> = Extract<Action, { do: Wish }>;
 
 const lossOf = (world: LeaseWorld, { node }: Observed): string =>
   lossInWords(node === undefined ? [] : world.nodes.claims(node.name));
-
-/** Last promise of a queue, by what is guarded. */
-const turns = new WeakMap<object, Promise<unknown>>();
-
-/** One after the other: leases are reconciled side by side, and must not all take the same last room under a limit. */
-function inTurn<T>(guarded: object, work: () => Promise<T>): Promise<T> {
-  const turn = (turns.get(guarded) ?? Promise.resolve()).then(work, work);
-  turns.set(
-    guarded,
-    turn.catch(() => undefined),
-  );
-  return turn;
-}
 
 export async function applyAction(
   world: LeaseWorld,
@@ -66,10 +55,19 @@ export async function applyAction(
   /** Stores what will be locked, by what other leases hold by now. Undefined: they took the room, and the next look says so. */
   const reserve = <Wish extends Action['do']>(wish: Wish, depositOf: (wished: ActionOf<Wish>) => bigint) =>
     inTurn(world.records, async () => {
-      const { actions } = planLease(seenAgain(world, seen));
-      const wished = actions.find((one): one is ActionOf<Wish> => one.do === wish);
-      if (wished) await save({ deposit: String(depositOf(wished)) });
+      const again = await seenAgain(world, seen, signal);
+      const wished = planLease(again).actions.find((one): one is ActionOf<Wish> => one.do === wish);
+      if (!wished) return undefined;
+      const budgets = new Set([...(record().budgets ?? []), ...again.budgets.map((one) => one.uid)]);
+      await save({ deposit: String(depositOf(wished)), ...(budgets.size > 0 ? { budgets: [...budgets] } : {}) });
+      world.onCommitted?.();
       return wished;
+    });
+  /** Forgets what was signed for, once the budgets have counted it. Nobody decides by either in between. */
+  const saveCounted = (change: () => Promise<void>) =>
+    inTurn(world.records, async () => {
+      await countLease(world, uid, signal);
+      await change();
     });
 
   switch (action.do) {
@@ -143,6 +141,15 @@ export async function applyAction(
       await save({ warnedAt: action.at.toISOString() });
       world.events.event(lease, 'Normal', 'EndsSoon', `${action.message}${lossOf(world, seen)}`);
       if (seen.node) world.nodes.warn(seen.node.name, 'LeaseEndsSoon', action.message, soonLost(action.message));
+      return;
+    case 'tellLow':
+      await save({ lowFundsAt: action.at.toISOString() });
+      world.events.event(lease, 'Warning', 'LowFunds', action.message);
+      if (seen.node) world.nodes.warn(seen.node.name, 'LeaseLowFunds', action.message, soonLost(action.message));
+      return;
+    case 'tellFunded':
+      await save({ lowFundsAt: undefined });
+      world.events.event(lease, 'Normal', 'FundsRestored', 'There is money enough again: the lease goes on.');
       return;
     case 'beginEnd':
       await save({ end: action.why });
@@ -238,15 +245,17 @@ export async function applyAction(
           ? [{ providerName: quote.providerName, until: now.getTime() + action.avoidSeconds * 1000 }]
           : [];
       // A quote that merely expired is no failed attempt of anybody, but its leaseRef is used up all the same.
-      await world.records.save(
-        lease,
-        {
-          ...emptyRecord,
-          attempt: attempt + 1,
-          attempts: ended.slice(-10),
-          avoid: [...avoid.filter((a) => a.until > now.getTime()), ...avoided].slice(-32),
-        },
-        signal,
+      await saveCounted(() =>
+        world.records.save(
+          lease,
+          {
+            ...emptyRecord,
+            attempt: attempt + 1,
+            attempts: ended.slice(-10),
+            avoid: [...avoid.filter((a) => a.until > now.getTime()), ...avoided].slice(-32),
+          },
+          signal,
+        ),
       );
       world.events.event(lease, 'Warning', 'AttemptFailed', `Attempt ${attempt} failed: ${action.why.message}`);
       return;
@@ -257,7 +266,7 @@ export async function applyAction(
       await save({ receiptOf: action.quote.leaseId });
       return;
     case 'finish':
-      await save({ settled: true, end: action.why });
+      await saveCounted(() => save({ settled: true, end: action.why }));
       await endOfLease(world, seen, action.why, signal);
       world.events.event(lease, 'Normal', 'Settled', endMessage(seen));
       return;

@@ -1,9 +1,13 @@
 /** Collects every fact that a decision about a lease may use. Silence of a provider or a chain becomes the value "unknown". */
+
+import type { GpuBudget } from '../../api/budget.ts';
 import type { GpuLease } from '../../api/lease.ts';
+import { type BudgetView, viewBudgets } from '../../core/budget/room.ts';
 import { exposureOf, heldElsewhere } from '../../core/lease/exposure.ts';
 import type { AllocationFact, LeaseRecord, Observed } from '../../core/lease/observed.ts';
 import type { ProviderFact } from '../../core/offer/match.ts';
-import { resources } from '../../engine/types.ts';
+import { type KubeObject, resources } from '../../engine/types.ts';
+import { namespaceLabels } from './budget.ts';
 import type { GatewayOutcome } from './ports.ts';
 import type { Hints, LeaseWorld } from './world.ts';
 
@@ -39,14 +43,24 @@ export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: A
     node: await world.nodes.fact(lease, signal),
     sinceCountedMs: world.records.sinceCountedMs(uid),
     held: heldElsewhere(uid, record, world.records.all()),
+    budgets: budgetViews(world, lease, world.budgets.list(), namespace?.metadata.labels),
     refusals: hints.refusals,
     settings: world.settings,
   };
 }
 
-/** The same facts, with what other leases hold by now. */
-export function seenAgain(world: LeaseWorld, seen: Observed): Observed {
-  const uid = seen.lease.metadata.uid!;
+/**
+ * The same facts, with what other leases hold by now. Budgets and the namespace's labels are read from the server: what the
+ * caches have may be older than what was counted or decided since.
+ */
+export async function seenAgain(world: LeaseWorld, seen: Observed, signal: AbortSignal): Promise<Observed> {
+  const { lease } = seen;
+  const uid = lease.metadata.uid!;
+  const { items } = await world.cluster.list<GpuBudget & KubeObject>(resources.gpuBudgets, {}, signal);
+  const namespace =
+    items.length > 0
+      ? await world.cluster.get(resources.namespaces, { name: lease.metadata.namespace! }, signal)
+      : undefined;
   const record = world.records.get(uid);
   return {
     ...seen,
@@ -54,7 +68,21 @@ export function seenAgain(world: LeaseWorld, seen: Observed): Observed {
     sinceCountedMs: world.records.sinceCountedMs(uid),
     providers: providerFacts(world),
     held: heldElsewhere(uid, record, world.records.all()),
+    budgets: budgetViews(world, lease, items, namespace?.metadata.labels),
   };
+}
+
+/** `labels` of its namespace, where they were just read. */
+function budgetViews(
+  world: LeaseWorld,
+  { metadata }: GpuLease,
+  budgets: readonly GpuBudget[],
+  labels: Readonly<Record<string, string>> | undefined,
+): BudgetView[] {
+  if (budgets.length === 0) return [];
+  const labelsOf = namespaceLabels(world);
+  const own = labels ?? labelsOf(metadata.namespace!) ?? {};
+  return viewBudgets(metadata.uid!, own, budgets, world.records.all(), labelsOf, world.now());
 }
 
 function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {

@@ -1,10 +1,11 @@
 /** All that the lease controller may touch. */
+import type { GpuBudget } from '../../api/budget.ts';
 import type { GpuLease } from '../../api/lease.ts';
 import type { GpuOffer } from '../../api/offer.ts';
 import type { GpuProvider } from '../../api/provider.ts';
 import type { Receipt } from '../../api/receipt.ts';
 import type { AllocationFact, Refused, Settings } from '../../core/lease/observed.ts';
-import type { Cluster, EventRecorder, Informer, Log } from '../../engine/types.ts';
+import type { Cluster, EventRecorder, Informer, KubeObject, Log } from '../../engine/types.ts';
 import type { Gateways, LeaseMoney, LeaseNodes } from './ports.ts';
 import type { ProviderBook } from './provider-book.ts';
 import type { Receipts } from './receipts.ts';
@@ -16,6 +17,9 @@ export interface LeaseWorld {
   readonly leases: Informer<GpuLease>;
   readonly offers: Informer<GpuOffer>;
   readonly providers: Informer<GpuProvider>;
+  readonly budgets: Informer<GpuBudget>;
+  /** For their labels. */
+  readonly namespaces: Informer<KubeObject>;
   readonly providerBook: ProviderBook;
   readonly records: LeaseRecords;
   readonly receipts: Receipts;
@@ -29,6 +33,8 @@ export interface LeaseWorld {
   /** What was learnt in this process and may be forgotten: by UID of the lease. */
   readonly hints: Map<string, Hints>;
   readonly metrics?: LeaseMetrics;
+  /** Money was committed: budgets show it. */
+  readonly onCommitted?: () => void;
 }
 
 /** Answers that are worth showing, but that nothing depends on: a restart asks again. */

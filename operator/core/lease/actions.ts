@@ -30,6 +30,9 @@ export type Action =
   | { readonly do: 'markStarted'; readonly at: Date }
   /** Tells people on the lease and on its pods, once, that the end is near. */
   | { readonly do: 'warn'; readonly at: Date; readonly message: string }
+  /** Tells them, once, that money runs out and cannot be added; and that it could be after all. */
+  | { readonly do: 'tellLow'; readonly at: Date; readonly message: string }
+  | { readonly do: 'tellFunded' }
   | { readonly do: 'beginEnd'; readonly why: Ending }
   /** Cordons and evicts, honouring PodDisruptionBudgets until `force`. */
   | {

@@ -1,8 +1,12 @@
 /** Why a lease must end now, if it must. One rule a paragraph; the first that holds is the reason that people see. */
+
+import { exceededFor } from '../budget/room.ts';
+import { spenderOf } from '../budget/spender.ts';
 import { type Escrow, mayStartAnotherAttempt, paidSeconds } from '../money/escrow.ts';
 import { spendLimit } from './fund.ts';
 import { meterNow, servedSeconds } from './meter.ts';
 import type { Ending, Observed } from './observed.ts';
+import { topUpOf } from './top-up.ts';
 
 /**
  * Draining begins this long before term or money end, so that pods have time to go: the lease's drainTimeoutSeconds, but
@@ -44,6 +48,9 @@ export function whyEnd(seen: Observed): Ending | undefined {
   const provider = seen.providers.get(quote.providerName)?.provider;
   if (provider?.spec.stopPolicy === 'HoldAndDrain' && record.deposit !== undefined)
     return end('ProviderHeld', `GpuProvider ${quote.providerName} is set to HoldAndDrain.`);
+
+  const exceeded = record.deposit === undefined ? undefined : exceededFor(seen.budgets, spenderOf(record)!);
+  if (exceeded && now >= exceeded.drainAt) return end('BudgetExceeded', exceeded.message);
 
   if (chain?.state !== 'known') return undefined;
   if (!chain.escrow) {
@@ -100,11 +107,11 @@ export function whyEnd(seen: Observed): Ending | undefined {
   if (started && paid < escrow.maxSeconds && served >= paid - Math.min(lead, Math.floor(paid / 10))) {
     if (escrow.deposit >= spendLimit(seen, quote))
       return end('SpendLimitReached', `spendLimit ${lease.spec.pricing.spendLimit} ${quote.assetSymbol} is reached.`);
-    const why =
-      chain.wallet.balance > 0n && chain.wallet.gas > 0n
-        ? `see the wallet ${chain.wallet.address}, maxEscrow of GpuProvider ${quote.providerName} and the operator's --max-escrow`
-        : `the wallet ${chain.wallet.address} is out of ${chain.wallet.gas > 0n ? quote.assetSymbol : 'gas'}`;
-    return end('InsufficientFunds', `the deposit could not be topped up: ${why}.`);
+    const { short } = topUpOf(seen, served);
+    return end(
+      short?.reason === 'BudgetExceeded' ? 'BudgetExceeded' : 'InsufficientFunds',
+      `the deposit could not be topped up: ${short?.message ?? `see the wallet ${chain.wallet.address} and its transactions.`}`,
+    );
   }
 
   const startDeadline = escrow.openedAt + lease.spec.startTimeoutSeconds;

@@ -1,4 +1,5 @@
 /** Funded: the escrow of this attempt is open on chain, and is the one that was quoted. */
+import { budgetRefusal } from '../budget/room.ts';
 import { formatAmount, parseAmount } from '../money/amount.ts';
 import { sizeDeposit } from '../money/deposit.ts';
 import { mayStartAnotherAttempt } from '../money/escrow.ts';
@@ -6,7 +7,7 @@ import { priceOf } from '../money/price.ts';
 import { heldBack, limitReached, type ProviderFact } from '../offer/match.ts';
 import type { Action } from './actions.ts';
 import { intents, type Observed, type QuoteRecord } from './observed.ts';
-import { soonSeconds } from './pace.ts';
+import { soonSeconds, untilSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
 
 export const fund: Step = { condition: 'Funded', decide };
@@ -166,6 +167,30 @@ function decide(seen: Observed): Decision {
   // The deposit that was stored first counts: a second run must not decide anew.
   const deposit = record!.deposit === undefined ? size.deposit : BigInt(record!.deposit);
 
+  // Of the limits the widest first: budget, provider, operator; the lease's own is in the deposit, the contract's in the quote.
+  const over =
+    record!.deposit === undefined
+      ? budgetRefusal(
+          seen.budgets,
+          {
+            assetSymbol: quote.assetSymbol,
+            decimals: quote.decimals,
+            gpus: terms.gpus,
+            pricePerGpuHour: BigInt(terms.pricePerGpuHour),
+            deposit,
+            signedSeconds: 0,
+          },
+          seen.now,
+        )
+      : undefined;
+  if (over)
+    return {
+      status: 'False',
+      reason: 'BudgetExceeded',
+      message: over.message,
+      stalled: over.never,
+      requeueAfterSeconds: untilSeconds(seen.now, over.fitsAt, 30),
+    };
   // Matching looked at the limits too, but another lease may have taken the room since.
   const above =
     record!.deposit === undefined && seller

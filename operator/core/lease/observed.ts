@@ -9,6 +9,7 @@ import type { AllocationInfo, SignedQuote } from '../../api/gateway.ts';
 import type { GpuLease, LeaseAttempt } from '../../api/lease.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import type { GpuOffer } from '../../api/offer.ts';
+import type { BudgetView } from '../budget/room.ts';
 import type { Escrow } from '../money/escrow.ts';
 import type { Avoided, ProviderFact } from '../offer/match.ts';
 import type { Meter } from './meter.ts';
@@ -22,6 +23,8 @@ export interface LeaseRecord {
   readonly quote?: QuoteRecord;
   /** All that was ever meant to be put in, base units. Stored before the transaction is made. */
   readonly deposit?: string;
+  /** UIDs of the GpuBudgets under which the deposit was decided: it counts there, whatever becomes of its namespace. */
+  readonly budgets?: readonly string[];
   readonly meter: Meter;
   /** Highest count that was signed, and highest that the gateway acknowledged. */
   readonly signedSeconds: number;
@@ -30,6 +33,8 @@ export interface LeaseRecord {
   readonly startedAt?: string;
   /** When people were told that the end is near. */
   readonly warnedAt?: string;
+  /** When they were told that money runs out; absent once there is enough again. */
+  readonly lowFundsAt?: string;
   readonly end?: Ending;
   /** Signed by the provider when it let go. */
   readonly release?: { readonly servedSeconds: number; readonly signature: `0x${string}`; readonly at: string };
@@ -168,6 +173,8 @@ export interface Observed {
   /** Milliseconds since this process stored the record's meter, on a clock that nobody sets. Absent: another process did. */
   readonly sinceCountedMs?: number;
   readonly held: HeldElsewhere;
+  /** The budgets of the lease's namespace. */
+  readonly budgets: readonly BudgetView[];
   /** The last round of quotes, when it brought none. */
   readonly refusals: readonly { readonly providerName: string; readonly reason: string; readonly message: string }[];
   readonly settings: Settings;

@@ -28,6 +28,8 @@ export interface Decision {
   readonly message: string;
   readonly actions?: readonly Action[];
   readonly requeueAfterSeconds?: number;
+  /** Conditions beside the step's own: present only while they are True. */
+  readonly also?: readonly Verdict[];
   /** Waits for a person: kstatus' Stalled. */
   readonly stalled?: boolean;
 }
@@ -100,6 +102,7 @@ function walk(seen: Observed, steps: readonly Step[], why?: { reason: string; me
       reason: decision.reason,
       message: decision.message,
     });
+    conditions.push(...(decision.also ?? []));
     actions.push(...(decision.actions ?? []));
     requeue = Math.min(requeue, decision.requeueAfterSeconds ?? idleSeconds);
     if (decision.status !== 'True') stopped = { condition: step.condition, decision };

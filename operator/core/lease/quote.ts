@@ -1,6 +1,10 @@
 /** Quoted: a provider has signed what the lease will cost. */
-import { matchOffers } from '../offer/match.ts';
+import { budgetRefusal } from '../budget/room.ts';
+import { parseAmount } from '../money/amount.ts';
+import { sizeDeposit } from '../money/deposit.ts';
+import { type Candidate, matchOffers } from '../offer/match.ts';
 import type { Observed } from './observed.ts';
+import { untilSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
 
 /** How many gateways are asked in one round. */
@@ -14,6 +18,15 @@ function decide(seen: Observed): Decision {
   if (stored) {
     // Once a deposit was decided, only the chain may say that the quote is void: `fund` looks there.
     const open = record.deposit !== undefined || Number(stored.signed.quote.expiresAt) * 1000 > now.getTime() + 5000;
+    const cheaper = open ? cheaperOffers(seen) : [];
+    if (cheaper.length > 0)
+      return {
+        status: 'Unknown',
+        reason: 'Quoting',
+        message: `The price has fallen since ${stored.providerName} quoted: asking ${cheaper.map((c) => c.provider.metadata.name).join(', ')} anew.`,
+        actions: [{ do: 'requestQuote', candidates: cheaper, selection: lease.status?.selection ?? nothing }],
+        requeueAfterSeconds: 0,
+      };
     if (open)
       return {
         status: 'True',
@@ -46,6 +59,16 @@ function decide(seen: Observed): Decision {
   const match = matchOffers({ ...seen, avoid: record?.avoid ?? [] });
   if (match.blocked) return { status: 'Unknown', ...match.blocked, requeueAfterSeconds: 30 };
   const candidates = match.candidates.slice(0, asked);
+  // No quote is asked for that could not be used: the cheapest would not fit.
+  const over = budgetRefusal(seen.budgets, wish(seen, candidates[0]!), now);
+  if (over)
+    return {
+      status: 'False',
+      reason: 'BudgetExceeded',
+      message: over.message,
+      stalled: over.never,
+      requeueAfterSeconds: untilSeconds(now, over.fitsAt, 30),
+    };
   const refused = seen.refusals.map((r) => `${r.providerName}: ${r.message}`).join(' · ');
   const reason = seen.refusals.find(
     (r) => r.reason === 'CapacityExhausted' || r.reason === 'IdentityMismatch' || r.reason === 'ProviderUnreachable',
@@ -60,4 +83,36 @@ function decide(seen: Observed): Decision {
     actions: [{ do: 'requestQuote', candidates, selection: match.selection }],
     requeueAfterSeconds: refused ? 10 : 0,
   };
+}
+
+const nothing = { considered: 0, eligible: 0, rejected: [] };
+
+/**
+ * Offers that are cheaper by now than a quote for which nothing was decided yet. Not with manual approval: what a person is
+ * asked to approve stays as it is until it expires. And not after a round that brought nothing: the quote is still good.
+ */
+function cheaperOffers(seen: Observed): readonly Candidate[] {
+  const { lease, record, refusals } = seen;
+  const stored = record!.quote!;
+  if (record!.deposit !== undefined || lease.spec.approval === 'Manual' || refusals.length > 0) return [];
+  const price = BigInt(stored.signed.quote.pricePerGpuHour);
+  return matchOffers({ ...seen, avoid: record!.avoid })
+    .candidates.filter(({ rail, pricePerGpuHour }) => rail.decimals === stored.decimals && pricePerGpuHour < price)
+    .slice(0, asked);
+}
+
+/** What the lease would deposit first at an offer's price. */
+function wish({ lease, settings }: Observed, { offer, rail, pricePerGpuHour }: Candidate) {
+  const { gpu, term, pricing } = lease.spec;
+  const terms = {
+    gpus: gpu.count,
+    pricePerGpuHour,
+    minSeconds: Math.min(offer.spec.minDurationSeconds, term.durationSeconds),
+    maxSeconds: term.durationSeconds,
+  };
+  const limit = pricing.spendLimit === undefined ? undefined : parseAmount(pricing.spendLimit, rail.decimals);
+  const size = sizeDeposit(terms, { spendLimit: limit, depositSeconds: settings.depositSeconds });
+  // A spendLimit that is too low is told by `fund`, with the provider's own minimum.
+  const deposit = size.ok ? size.deposit : 0n;
+  return { ...terms, assetSymbol: rail.assetSymbol, decimals: rail.decimals, deposit, signedSeconds: 0 };
 }

@@ -1,14 +1,13 @@
 /** Ready: pods may run, seconds are counted and vouched for, the deposit is kept topped up. */
-import { parseAmount } from '../money/amount.ts';
-import { sizeTopUp } from '../money/deposit.ts';
 import { billableSeconds, paidSeconds } from '../money/escrow.ts';
 import type { Action } from './actions.ts';
 import { gpusInWords } from './amounts.ts';
 import { endsAtServedSeconds } from './end.ts';
-import { railOf, spendLimit } from './fund.ts';
+import { lowFunds } from './low-funds.ts';
 import { blockTimeOf, meterNow, servedSeconds } from './meter.ts';
-import { intents, type Observed } from './observed.ts';
+import type { Observed } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
+import { topUpActions, topUpOf } from './top-up.ts';
 import { warnWhenDue } from './warn.ts';
 
 export const serve: Step = { condition: 'Ready', decide };
@@ -65,7 +64,7 @@ export function vouchWhenDue(seen: Observed): { readonly actions: readonly Actio
 }
 
 function decide(seen: Observed): Decision {
-  const { record, node, now, chain } = seen;
+  const { record, node, chain } = seen;
   const quote = record!.quote!;
   const actions: Action[] = [];
   const ready = node!.ready === 'True';
@@ -73,19 +72,22 @@ function decide(seen: Observed): Decision {
 
   const vouching = vouchWhenDue(seen);
   const served = servedSeconds(meterNow(record!, seen));
-  actions.push(...vouching.actions, ...topUp(seen, served));
+  const topUp = topUpOf(seen, served);
+  const low = lowFunds(seen, topUp, served);
+  actions.push(...vouching.actions, ...topUpActions(seen, topUp), ...low.actions);
 
   // Looked at again when it ends, not at the next voucher after that: the drain needs its time.
   const escrow = chain?.state === 'known' ? chain.escrow : undefined;
   const left = escrow ? endsAtServedSeconds(seen, escrow) - served : Number.POSITIVE_INFINITY;
   const warning = warnWhenDue(seen, served);
   if (warning.action) actions.push(warning.action);
-  const wait = Math.min(vouching.waitSeconds, warning.waitSeconds, Math.max(0.2, left));
+  const wait = Math.min(vouching.waitSeconds, warning.waitSeconds, low.waitSeconds, Math.max(0.2, left));
   if (!ready)
     return {
       status: 'Unknown',
       reason: 'NodeNotReady',
       message: node!.message || 'The node is not Ready yet.',
+      also: low.conditions,
       actions,
       requeueAfterSeconds: Math.min(wait, record!.startedAt ? 5 : 0.2),
     };
@@ -93,43 +95,8 @@ function decide(seen: Observed): Decision {
     status: 'True',
     reason: 'Serving',
     message: `${gpusInWords(quote.signed.quote.gpus)} of ${quote.providerName} on node ${node!.name}.`,
+    also: low.conditions,
     actions,
     requeueAfterSeconds: wait,
   };
-}
-
-function topUp(seen: Observed, served: number): Action[] {
-  const { chain, record, settings, held } = seen;
-  if (chain?.state !== 'known' || !chain.escrow) return [];
-  const quote = record!.quote!;
-  const wanted = sizeTopUp(
-    chain.escrow,
-    {
-      spendLimit: spendLimit(seen, quote),
-      depositSeconds: settings.depositSeconds,
-      lowWaterSeconds: settings.lowWaterSeconds,
-    },
-    served,
-  );
-  if (wanted === 0n) return [];
-  // One at a time: what is wanted grows with each second, so a second one would have another name, and both would be mined.
-  const decided = BigInt(record!.deposit ?? 0);
-  const pending = decided > chain.escrow.deposit ? chain.txs[intents.topUp(quote.leaseId, decided)] : undefined;
-  if (pending && pending.state !== 'refused' && pending.state !== 'reverted') return [];
-  const rail = railOf(seen.providers, quote);
-  const room = [
-    chain.wallet.balance,
-    (rail ? parseAmount(rail.maxEscrow, quote.decimals) : 0n) -
-      held.onRail -
-      chain.escrow.deposit +
-      chain.escrow.claimed,
-    (settings.maxEscrow(quote.assetSymbol, quote.decimals) ?? 0n) -
-      held.inAsset -
-      chain.escrow.deposit +
-      chain.escrow.claimed,
-  ].reduce((least, one) => (one < least ? one : least), wanted);
-  if (room <= 0n) return [];
-  const total = chain.escrow.deposit + room;
-  if (chain.wallet.allowance < room) return [{ do: 'approveToken', quote }];
-  return [{ do: 'topUp', quote, amount: room, total }];
 }

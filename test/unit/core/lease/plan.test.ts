@@ -1,6 +1,9 @@
 /** What is wished for, in every situation that a lease can be in. A row is a sentence: who reads the names reads the rules. */
 import { describe, expect, it } from 'vitest';
+import type { GpuBudget } from '../../../../operator/api/budget.ts';
 import { finalizers } from '../../../../operator/api/labels.ts';
+import { reportBudget } from '../../../../operator/core/budget/report.ts';
+import { type BudgetView, viewBudgets } from '../../../../operator/core/budget/room.ts';
 import type { Action } from '../../../../operator/core/lease/actions.ts';
 import {
   type Ending,
@@ -13,6 +16,7 @@ import { planLease } from '../../../../operator/core/lease/plan.ts';
 import {
   allocated,
   at,
+  budget,
   chain,
   escrow,
   factsOf,
@@ -42,6 +46,8 @@ interface Expected {
   /** What is wished for, in order; the whole of it. A row without it does not care. */
   readonly wishes?: readonly string[];
   readonly says?: string;
+  /** Reason of LowFunds, and a part of what it says. */
+  readonly low?: readonly [reason: string, says: string];
   /** At the latest. */
   readonly within?: number;
 }
@@ -84,6 +90,11 @@ function check(rows: readonly Row[]): void {
         expected.kstatus ? [expected.kstatus] : [],
       );
     if (expected.says !== undefined) expect(ready?.message).toContain(expected.says);
+    const low = plan.conditions.find((c) => c.type === 'LowFunds');
+    if ('low' in expected) {
+      expect(low && `${low.status} ${low.reason}`).toBe(expected.low && `True ${expected.low[0]}`);
+      if (expected.low) expect(low?.message).toContain(expected.low[1]);
+    }
     if (expected.wishes) expect(wishesOf(plan.actions)).toEqual(expected.wishes);
     if (expected.within !== undefined) expect(plan.requeueAfterSeconds).toBeLessThanOrEqual(expected.within);
     // What holds of every plan.
@@ -130,6 +141,20 @@ const serving = (now: number, change: Partial<Observed> = {}): Partial<Observed>
   now: at(now),
   ...change,
 });
+/** The budgets, as the lease meets them, with what it and others have. */
+const under = (
+  budgets: readonly GpuBudget[],
+  now: number,
+  own: LeaseRecord | undefined,
+  ...others: readonly LeaseRecord[]
+): readonly BudgetView[] => {
+  const records = new Map(others.map((one, i) => [`other-${i}`, one]));
+  if (own) records.set('lease-uid', own);
+  const reported = budgets.map((one) => ({ ...one, status: reportBudget(one, records, () => ({}), at(now)).status }));
+  return viewBudgets('lease-uid', {}, reported, records, () => ({}), at(now));
+};
+const perDay = (amount: string, onExceeded: 'Alert' | 'Deny' | 'Drain' = 'Deny') =>
+  budget({ limits: [{ window: 'Day', amount }], onExceeded });
 const deleted = { metadata: { deletionTimestamp: instant(0) } };
 const ending = (change: Partial<Ending> = {}): Ending => ({
   reason: 'Released',
@@ -202,6 +227,61 @@ describe('before anything is promised', () => {
       'says that an approved quote ran out',
       quoted({ now: at(121), chain: chain(121), lease: lease({ approval: 'Manual', approvedQuoteHash: quoteHash }) }),
       { ready: 'False InvalidSpec', kstatus: 'Stalled', says: 'ran out before it was used', wishes: [] },
+    ],
+    [
+      'asks nobody for what would not fit into its budget',
+      { budgets: under([perDay('0.5')], 0, undefined, paidRecord()) },
+      {
+        ready: 'Unknown BudgetExceeded',
+        kstatus: 'Reconciling',
+        says: 'GpuBudget team allows 0.5 USDC a day: 0.36 are spent or committed, and this lease would commit 0.36. It fits when another lease ends',
+        wishes: [],
+        within: 30,
+      },
+    ],
+    [
+      'waits for a person where its budget can never hold it',
+      { budgets: under([perDay('0.3')], 0, undefined) },
+      { ready: 'False BudgetExceeded', kstatus: 'Stalled', says: 'Raise its limit, or ask for fewer', wishes: [] },
+    ],
+    [
+      'asks for a quote under a budget that only alerts',
+      { budgets: under([perDay('0.3', 'Alert')], 0, undefined) },
+      { wishes: ['requestQuote ams-rtx4090'] },
+    ],
+    [
+      'asks anew when an offer has become cheaper than the quote for which nothing was decided yet',
+      quoted({ offers: [offer({ prices: [{ assetSymbol: 'USDC', perGpuHour: '0.35' }] })] }),
+      { ready: 'Unknown Quoting', says: 'The price has fallen since ams quoted', wishes: ['requestQuote ams-rtx4090'] },
+    ],
+    [
+      'keeps to its quote when offers have become dearer',
+      quoted({ offers: [offer({ prices: [{ assetSymbol: 'USDC', perGpuHour: '0.59' }] })] }),
+      { wishes: ['openEscrow 360000'] },
+    ],
+    [
+      'keeps to its quote once a deposit was decided, whatever offers cost',
+      quoted({
+        record: withQuote({ deposit: '360000' }),
+        offers: [offer({ prices: [{ assetSymbol: 'USDC', perGpuHour: '0.01' }] })],
+      }),
+      { wishes: ['openEscrow 360000'] },
+    ],
+    [
+      'keeps to the quote that a person is asked to approve',
+      quoted({
+        lease: lease({ approval: 'Manual' }),
+        offers: [offer({ prices: [{ assetSymbol: 'USDC', perGpuHour: '0.01' }] })],
+      }),
+      { ready: 'False AwaitingApproval', wishes: [] },
+    ],
+    [
+      'keeps to its quote when the cheaper one was not to be had',
+      quoted({
+        offers: [offer({ prices: [{ assetSymbol: 'USDC', perGpuHour: '0.01' }] })],
+        refusals: [{ providerName: 'ams', reason: 'CapacityExhausted', message: 'gone' }],
+      }),
+      { wishes: ['openEscrow 360000'] },
     ],
     [
       'avoids a provider that failed just now',
@@ -370,6 +450,39 @@ describe('money', () => {
         ),
       }),
       { wishes: ['openEscrow 360000'] },
+    ],
+    [
+      'opens nothing that its budget has no room for, and says when it has',
+      quoted({
+        budgets: under([perDay('0.5')], 85_000, undefined, servingRecord(5000)),
+        now: at(85_000),
+        record: withQuote({ quote: quoteRecord({ expiresAt: t0 + 85_100 }) }),
+        chain: chain(85_000),
+      }),
+      {
+        ready: 'Unknown BudgetExceeded',
+        says: 'It fits at 2026-01-02T00:00:00Z, when the day is over',
+        wishes: [],
+        within: 30,
+      },
+    ],
+    [
+      'opens what fits into its budget',
+      quoted({ budgets: under([perDay('0.72')], 0, undefined, paidRecord()) }),
+      { wishes: ['openEscrow 360000'] },
+    ],
+    [
+      'opens what was decided already, though its budget is full by now',
+      quoted({ record: paidRecord(), budgets: under([perDay('0.1')], 0, paidRecord(), paidRecord()) }),
+      { wishes: ['openEscrow 360000'] },
+    ],
+    [
+      'names its budget before the limits of its provider',
+      quoted({
+        budgets: under([perDay('0.5')], 0, undefined, paidRecord()),
+        held: { onRail: 99_700_000n, inAsset: 0n },
+      }),
+      { ready: 'Unknown BudgetExceeded' },
     ],
     [
       'opens nothing above maxEscrow of the provider',
@@ -696,7 +809,75 @@ describe('service', () => {
       low({}, { wallet: { balance: 7n } }),
       { wishes: ['startNode', 'topUp 7 to 720007'] },
     ],
-    ['tops nothing up from an empty wallet', low({}, { wallet: { balance: 0n } }), { wishes: ['startNode'] }],
+    [
+      'tops nothing up from an empty wallet, and tells people that money runs out',
+      low({}, { wallet: { balance: 0n } }),
+      {
+        ready: 'True Serving',
+        wishes: ['startNode', 'tellLow'],
+        low: ['InsufficientFunds', 'is out of USDC. Send it some.'],
+      },
+    ],
+    [
+      'tells it once',
+      low({ record: longRecord(5510, { lowFundsAt: instant(5500) }) }, { wallet: { balance: 0n } }),
+      { wishes: ['startNode'], low: ['InsufficientFunds', 'less than 1800 s more'] },
+    ],
+    ['says what else it lacks: gas', low({}, { wallet: { gas: 0n } }), { low: ['InsufficientFunds', 'is out of gas'] }],
+    [
+      'says which limit stands in the way',
+      low({ settings: settings({ maxEscrow: () => 720_000n }) }),
+      { wishes: ['startNode', 'tellLow'], low: ['LimitReached', '--max-escrow of USDC is reached'] },
+    ],
+    [
+      'tops up only as far as its budget allows',
+      low({ budgets: under([perDay('1')], 5510, longRecord(5510)) }),
+      { wishes: ['startNode', 'topUp 280000 to 1000000'], low: undefined },
+    ],
+    [
+      'says that its budget allows no more',
+      low({ budgets: under([perDay('0.72')], 5510, longRecord(5510)) }),
+      {
+        ready: 'True Serving',
+        wishes: ['startNode', 'tellLow'],
+        low: [
+          'BudgetExceeded',
+          'GpuBudget team allows 0.72 USDC a day, and it is spent or committed; the next one begins at',
+        ],
+      },
+    ],
+    [
+      'says so while its budget is exceeded and leases are about to be drained',
+      serving(70, {
+        budgets: under([perDay('0.005', 'Drain')], 70, servingRecord(70)),
+      }),
+      {
+        ready: 'True Serving',
+        wishes: ['startNode', 'tellLow'],
+        low: ['BudgetExceeded', '0.005 USDC a day are spent'],
+      },
+    ],
+    [
+      'goes on, and says so, when money came in time',
+      low(
+        { record: longRecord(5510, { lowFundsAt: instant(5500) }) },
+        { escrow: escrow({ ...long, deposit: 1_270_000n }) },
+      ),
+      { ready: 'True Serving', wishes: ['startNode', 'tellFunded'], low: undefined },
+    ],
+    [
+      'does not say so before the money is in the escrow',
+      low(
+        { record: longRecord(5510, { lowFundsAt: instant(5500), deposit: '1270000' }) },
+        { txs: { [intents.topUp(leaseId, 1_270_000n)]: tx('broadcast') } },
+      ),
+      { wishes: ['startNode'], low: undefined },
+    ],
+    [
+      'says nothing of low funds where the term, or the spend limit, is near its end',
+      serving(3000),
+      { low: undefined },
+    ],
     [
       'tops up no further than the spend limit',
       low({
@@ -809,6 +990,31 @@ describe('the end', () => {
       'begins when the escrow ends on chain, however little was served',
       serving(100, { chain: chain(4200, { escrow: escrow() }) }),
       { wishes: ['beginEnd Expired'] },
+    ],
+    [
+      'begins when its budget was exceeded for as long as its grace',
+      serving(670, { budgets: under([perDay('0.005', 'Drain')], 70, servingRecord(70)) }),
+      { wishes: ['beginEnd BudgetExceeded'], says: 'GpuBudget team: 0.005 USDC a day are spent.' },
+    ],
+    [
+      'does not begin before that',
+      serving(669, { budgets: under([perDay('0.005', 'Drain')], 70, servingRecord(70)) }),
+      { ready: 'True Serving', within: 1 },
+    ],
+    [
+      'does not begin for a budget that denies new money only',
+      serving(670, { budgets: under([perDay('0.005')], 70, servingRecord(70)) }),
+      { ready: 'True Serving' },
+    ],
+    [
+      'begins when the deposit is used up and its budget allows no more',
+      serving(6910, {
+        lease: lease({ term: { durationSeconds: 86_400 } }),
+        budgets: under([perDay('0.72')], 6910, longRecord(6910)),
+        record: longRecord(6910),
+        chain: chain(6910, { escrow: escrow(long) }),
+      }),
+      { wishes: ['beginEnd BudgetExceeded'], says: 'GpuBudget team allows 0.72 USDC a day' },
     ],
     [
       'begins when the spend limit is used up',

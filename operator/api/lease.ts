@@ -321,6 +321,16 @@ export const leaseStatus = z.object({
       assetSymbol: z.string().max(12),
       ratePerHour: z.string().max(40),
       escrowed: z.string().max(40).describe('Locked now: the most that can be lost if everything else fails.'),
+      lockable: z
+        .string()
+        .max(40)
+        .optional()
+        .describe(
+          "Most that is locked at a time for what was not served yet: two hours by default, or the rest of the term. Known before anything is locked. The spend limit holds for it, and the provider's and the operator's limits for all leases together.",
+        ),
+      lockedUntil: time(
+        'While an escrow is open: from then on anybody may have the rest refunded, should provider and operator both be gone.',
+      ).optional(),
       accrued: z.string().max(40).describe('Served and vouched for, not more than a minute old.'),
       paid: z.string().max(40).describe('Settled on chain to the provider.'),
       fee: z.string().max(40).describe('Settled on chain as platform fee.'),

@@ -2,8 +2,10 @@
 import { mergeConditions, type Verdict } from '../../api/conditions.ts';
 import type { GpuLease, LeaseStatus } from '../../api/lease.ts';
 import { whole } from '../../core/lease/amounts.ts';
+import { lockable } from '../../core/lease/fund.ts';
 import { servedSeconds } from '../../core/lease/meter.ts';
 import { type Ending, intents, type Observed } from '../../core/lease/observed.ts';
+import { finalizableAt } from '../../core/money/escrow.ts';
 import { priceOf } from '../../core/money/price.ts';
 import { matchOffers } from '../../core/offer/match.ts';
 import { applyStatus } from '../../engine/status.ts';
@@ -103,6 +105,8 @@ function leaseStatus(seen: Observed, verdicts: readonly Verdict[]): LeaseStatus 
   status.cost = {
     assetSymbol: quote.assetSymbol,
     ratePerHour: amount(price * BigInt(terms.gpus)),
+    lockable: amount(lockable(seen, quote)),
+    lockedUntil: known ? lockedUntil(known) : lease.status?.cost?.lockedUntil,
     escrowed: known ? amount(locked) : (lease.status?.cost?.escrowed ?? '0'),
     accrued: known ? amount(accrued) : (lease.status?.cost?.accrued ?? '0'),
     paid: escrow ? amount(escrow.claimed - escrow.feeTaken) : (lease.status?.cost?.paid ?? '0'),
@@ -125,6 +129,14 @@ function leaseStatus(seen: Observed, verdicts: readonly Verdict[]): LeaseStatus 
     closeTx: tx(intents.close(quote.leaseId)) ?? tx(intents.finalize(quote.leaseId)) ?? before?.closeTx,
   };
   return status;
+}
+
+/** When the escrow can be finalized without a signature, if nobody does anything before. */
+function lockedUntil({
+  escrow,
+  claimWindowSeconds,
+}: Extract<Observed['chain'], { state: 'known' }>): string | undefined {
+  return escrow && !escrow.closed ? instant(new Date(finalizableAt(escrow, claimWindowSeconds) * 1000)) : undefined;
 }
 
 /** When the term ends if the node stays Ready. Moved only by more than half a minute, so that it does not flap. */

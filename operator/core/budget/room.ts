@@ -174,8 +174,12 @@ function amountRefusal(
       ? `It fits at ${fitsAt.toISOString().replace(/\.\d{3}Z$/, 'Z')}, when the ${limit.window.toLowerCase()} is over; or raise its limit, or end another lease.`
       : 'It fits when another lease ends; or raise its limit.';
   const say = (amount: bigint) => coarse(amount, limit.limit);
+  const taken = fitsNow
+    ? `other leases may spend ${say(limit.othersNext)} in the next one`
+    : `${say(limit.spent + limit.othersNow)} are spent or committed`;
+  const asked = whole === 0n ? 'so nothing is left' : `and this lease would commit ${say(fitsNow ? whole : present)}`;
   return {
-    message: `GpuBudget ${name} allows ${limit.amount} ${assetSymbol} ${inWords[limit.window]}: ${fitsNow ? `other leases may spend ${say(limit.othersNext)} in the next one` : `${say(limit.spent + limit.othersNow)} are spent or committed`}, and this lease would commit ${say(fitsNow ? whole : present)}. ${what}`,
+    message: `GpuBudget ${name} allows ${limit.amount} ${assetSymbol} ${inWords[limit.window]}: ${taken}, ${asked}. ${what}`,
     never,
     ...(fitsAt ? { fitsAt } : {}),
   };

@@ -1,5 +1,5 @@
 /** Funded: the escrow of this attempt is open on chain, and is the one that was quoted. */
-import { budgetRefusal } from '../budget/room.ts';
+import { type BudgetRefusal, budgetRefusal } from '../budget/room.ts';
 import { formatAmount, parseAmount } from '../money/amount.ts';
 import { sizeDeposit } from '../money/deposit.ts';
 import { mayStartAnotherAttempt } from '../money/escrow.ts';
@@ -21,6 +21,24 @@ export function spendLimit(seen: Pick<Observed, 'lease'>, quote: QuoteRecord): b
   const limit = parseAmount(written, quote.decimals);
   return limit < whole ? limit : whole;
 }
+
+/** Most that is locked at a time for what was not served yet. */
+export function lockable(seen: Pick<Observed, 'lease' | 'settings'>, quote: QuoteRecord): bigint {
+  const { gpus, pricePerGpuHour, minSeconds, maxSeconds } = quote.signed.quote;
+  const limit = spendLimit(seen, quote);
+  const terms = { gpus, pricePerGpuHour: BigInt(pricePerGpuHour), minSeconds, maxSeconds };
+  const size = sizeDeposit(terms, { spendLimit: limit, depositSeconds: seen.settings.depositSeconds });
+  return size.ok ? size.deposit : limit;
+}
+
+/** A person must act only where no waiting helps. */
+export const overBudget = ({ message, never, fitsAt }: BudgetRefusal, now: Date): Decision => ({
+  status: 'False',
+  reason: 'BudgetExceeded',
+  message,
+  stalled: never,
+  requeueAfterSeconds: untilSeconds(now, fitsAt, 30),
+});
 
 /** The rail of its provider that a quote is paid on; undefined when the provider, or the rail in it, was taken away. */
 export function railOf(providers: ReadonlyMap<string, ProviderFact>, { providerName, signed }: QuoteRecord) {
@@ -132,7 +150,7 @@ function decide(seen: Observed): Decision {
     return {
       status: 'False',
       reason: 'AwaitingApproval',
-      message: `${amount(hourly)}/h, ${amount(total)} for ${terms.maxSeconds} s with ${quote.providerName}. Approve: set spec.approvedQuoteHash to ${quote.hash}.`,
+      message: `${amount(hourly)}/h, ${amount(total)} for ${terms.maxSeconds} s with ${quote.providerName}; ${amount(lockable(seen, quote))} are locked at a time at most. Approve: set spec.approvedQuoteHash to ${quote.hash}.`,
       stalled: true,
       requeueAfterSeconds: 15,
     };
@@ -183,14 +201,7 @@ function decide(seen: Observed): Decision {
           seen.now,
         )
       : undefined;
-  if (over)
-    return {
-      status: 'False',
-      reason: 'BudgetExceeded',
-      message: over.message,
-      stalled: over.never,
-      requeueAfterSeconds: untilSeconds(seen.now, over.fitsAt, 30),
-    };
+  if (over) return overBudget(over, seen.now);
   // Matching looked at the limits too, but another lease may have taken the room since.
   const above =
     record!.deposit === undefined && seller

@@ -1,10 +1,12 @@
 /** Quoted: a provider has signed what the lease will cost. */
+import type { GpuLease } from '../../api/lease.ts';
 import { budgetRefusal } from '../budget/room.ts';
+import type { Spender } from '../budget/spender.ts';
 import { parseAmount } from '../money/amount.ts';
 import { sizeDeposit } from '../money/deposit.ts';
 import { type Candidate, matchOffers } from '../offer/match.ts';
+import { overBudget } from './fund.ts';
 import type { Observed } from './observed.ts';
-import { untilSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
 
 /** How many gateways are asked in one round. */
@@ -56,19 +58,15 @@ function decide(seen: Observed): Decision {
       stalled: true,
     };
 
+  // What no offer could change is said first: the wrong token, too many GPUs, a budget that is used up.
+  const hopeless = budgetRefusal(seen.budgets, leastWish(lease), now);
+  if (hopeless) return overBudget(hopeless, now);
   const match = matchOffers({ ...seen, avoid: record?.avoid ?? [] });
   if (match.blocked) return { status: 'Unknown', ...match.blocked, requeueAfterSeconds: 30 };
   const candidates = match.candidates.slice(0, asked);
   // No quote is asked for that could not be used: the cheapest would not fit.
   const over = budgetRefusal(seen.budgets, wish(seen, candidates[0]!), now);
-  if (over)
-    return {
-      status: 'False',
-      reason: 'BudgetExceeded',
-      message: over.message,
-      stalled: over.never,
-      requeueAfterSeconds: untilSeconds(now, over.fitsAt, 30),
-    };
+  if (over) return overBudget(over, now);
   const refused = seen.refusals.map((r) => `${r.providerName}: ${r.message}`).join(' · ');
   const reason = seen.refusals.find(
     (r) => r.reason === 'CapacityExhausted' || r.reason === 'IdentityMismatch' || r.reason === 'ProviderUnreachable',
@@ -101,8 +99,17 @@ function cheaperOffers(seen: Observed): readonly Candidate[] {
     .slice(0, asked);
 }
 
+const leastWish = ({ spec }: GpuLease): Spender => ({
+  assetSymbol: spec.pricing.assetSymbol,
+  decimals: 6,
+  gpus: spec.gpu.count,
+  pricePerGpuHour: 0n,
+  deposit: 0n,
+  signedSeconds: 0,
+});
+
 /** What the lease would deposit first at an offer's price. */
-function wish({ lease, settings }: Observed, { offer, rail, pricePerGpuHour }: Candidate) {
+function wish({ lease, settings }: Observed, { offer, rail, pricePerGpuHour }: Candidate): Spender {
   const { gpu, term, pricing } = lease.spec;
   const terms = {
     gpus: gpu.count,

@@ -1,13 +1,14 @@
 /** The lease controller against small fakes: what is stored before what, what a crash costs, and which quotes are refused. */
 import { describe, expect, it } from 'vitest';
 import type { SignedQuote } from '../../../../operator/api/gateway.ts';
+import type { GpuLease } from '../../../../operator/api/lease.ts';
 import { type Receipt, receipt as receiptSchema } from '../../../../operator/api/receipt.ts';
 import {
   type ReceiptSecret,
   receiptField,
   receiptSecretType,
 } from '../../../../operator/controllers/consumer/receipts.ts';
-import { resources } from '../../../../operator/engine/types.ts';
+import { type KubeObject, resources } from '../../../../operator/engine/types.ts';
 import { allocationInfo, lease, provider, rail } from '../../../support/builders.ts';
 import {
   consumerFakes,
@@ -170,6 +171,29 @@ describe('a lease', () => {
     await deleteLease(fakes);
     await fakes.reconcile();
     expect([fakes.lease(), secrets(fakes), fakes.chain.opened]).toEqual([undefined, 0, []]);
+  });
+
+  it('shows what can be locked before anything is, and until when once it is', async () => {
+    const term = { term: { durationSeconds: 86_400 } };
+    const fakes = await consumerFakes({
+      lease: lease({ ...term, approval: 'Manual' }, { metadata: { finalizers: [] } }),
+    });
+    await fakes.reconcile();
+    expect(fakes.condition('Ready')).toBe('False AwaitingApproval');
+    // Two hours of a day.
+    expect(fakes.lease()?.status?.cost).toMatchObject({ lockable: '0.72', escrowed: '0' });
+    expect(fakes.lease()?.status?.cost?.lockedUntil).toBeUndefined();
+    fakes.cluster.change<GpuLease & KubeObject>(resources.gpuLeases, key, (one) => {
+      one.spec.approvedQuoteHash = one.status!.quote!.hash;
+    });
+    await untilReady(fakes);
+    const escrow = fakes.chain.model.leases.get(fakes.chain.opened[0]!)!;
+    const until = new Date((escrow.endsAt + fakes.chain.model.claimWindowSeconds) * 1000).toISOString();
+    const { cost } = fakes.lease()!.status!;
+    expect(cost).toMatchObject({ lockable: '0.72', escrowed: '0.72', lockedUntil: until.replace('.000Z', 'Z') });
+    fakes.chain.unreachable = true;
+    await fakes.reconcile();
+    expect(fakes.lease()?.status?.cost?.lockedUntil).toBe(cost?.lockedUntil);
   });
 
   it('that is gone is left alone', async () => {

@@ -240,6 +240,28 @@ describe('before anything is promised', () => {
       },
     ],
     [
+      'says that its budget allows fewer GPUs, before it looks whether anybody has them',
+      {
+        lease: lease({ gpu: { models: ['RTX4090'], count: 4, interconnect: 'Any' } }),
+        budgets: under([budget({ limits: [], maxConcurrentGpus: 2 })], 0, undefined),
+        offers: [],
+      },
+      { ready: 'False BudgetExceeded', kstatus: 'Stalled', says: 'allows 2 GPUs at a time', wishes: [] },
+    ],
+    [
+      'says that its budget is used up, before it looks what would be cheap enough',
+      { budgets: under([perDay('0.3')], 3010, undefined, servingRecord(3010)), now: at(3010), offers: [] },
+      { ready: 'Unknown BudgetExceeded', says: '0.36 are spent or committed, so nothing is left. It fits', wishes: [] },
+    ],
+    [
+      'says that its token is in no budget of its namespace',
+      {
+        lease: lease({ pricing: { maxPricePerGpuHour: '0.60', assetSymbol: 'GPU' } }),
+        budgets: under([perDay('10')], 0, undefined),
+      },
+      { ready: 'False BudgetExceeded', kstatus: 'Stalled', says: 'the lease pays with GPU', wishes: [] },
+    ],
+    [
       'waits for a person where its budget can never hold it',
       { budgets: under([perDay('0.3')], 0, undefined) },
       { ready: 'False BudgetExceeded', kstatus: 'Stalled', says: 'Raise its limit, or ask for fewer', wishes: [] },
@@ -368,7 +390,7 @@ describe('money', () => {
       {
         ready: 'False AwaitingApproval',
         kstatus: 'Stalled',
-        says: `0.36 USDC/h, 0.36 USDC for 3600 s with ams. Approve: set spec.approvedQuoteHash to ${quoteHash}.`,
+        says: `0.36 USDC/h, 0.36 USDC for 3600 s with ams; 0.36 USDC are locked at a time at most. Approve: set spec.approvedQuoteHash to ${quoteHash}.`,
         wishes: [],
       },
     ],

@@ -351,6 +351,7 @@ export function observed(change: Partial<Observed> = {}): Observed {
     providers: factsOf(providerFact()),
     held: { onRail: 0n, inAsset: 0n },
     budgets: [],
+    budgetsDrain: true,
     refusals: [],
     settings: settings(),
     ...change,

@@ -24,6 +24,9 @@ import { emptyRecord } from './records.ts';
 import { endOfLease } from './report-lease.ts';
 import type { Hints, LeaseWorld } from './world.ts';
 
+/** Remembered by a lease; of others, its namespace's labels tell. */
+const mostBudgets = 32;
+
 type ActionOf<Wish extends Action['do']> = Extract<Action, { do: Wish }>;
 
 const lossOf = (world: LeaseWorld, { node }: Observed): string =>
@@ -59,7 +62,10 @@ export async function applyAction(
       const wished = planLease(again).actions.find((one): one is ActionOf<Wish> => one.do === wish);
       if (!wished) return undefined;
       const budgets = new Set([...(record().budgets ?? []), ...again.budgets.map((one) => one.uid)]);
-      await save({ deposit: String(depositOf(wished)), ...(budgets.size > 0 ? { budgets: [...budgets] } : {}) });
+      await save({
+        deposit: String(depositOf(wished)),
+        ...(budgets.size > 0 ? { budgets: [...budgets].slice(-mostBudgets) } : {}),
+      });
       world.onCommitted?.();
       return wished;
     });

@@ -2,7 +2,7 @@
 
 import type { GpuBudget } from '../../api/budget.ts';
 import type { GpuLease } from '../../api/lease.ts';
-import { type BudgetView, viewBudgets } from '../../core/budget/room.ts';
+import { type BudgetView, drains, viewBudgets } from '../../core/budget/room.ts';
 import { exposureOf, heldElsewhere } from '../../core/lease/exposure.ts';
 import type { AllocationFact, LeaseRecord, Observed } from '../../core/lease/observed.ts';
 import type { ProviderFact } from '../../core/offer/match.ts';
@@ -31,6 +31,7 @@ export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: A
   // While the chain does not answer, what was open when the lease began to be served is taken to be so still.
   const escrowed =
     chain?.state === 'known' ? chain.escrow !== undefined && !chain.escrow.closed : record?.startedAt !== undefined;
+  let views: readonly BudgetView[] | undefined;
   return {
     lease,
     now: world.now(),
@@ -43,7 +44,11 @@ export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: A
     node: await world.nodes.fact(lease, signal),
     sinceCountedMs: world.records.sinceCountedMs(uid),
     held: heldElsewhere(uid, record, world.records.all()),
-    budgets: budgetViews(world, lease, world.budgets.list(), namespace?.metadata.labels),
+    get budgets() {
+      views ??= budgetViews(world, lease, world.budgets.list(), namespace?.metadata.labels);
+      return views;
+    },
+    budgetsDrain: world.budgets.list().some(drains),
     refusals: hints.refusals,
     settings: world.settings,
   };
@@ -69,6 +74,7 @@ export async function seenAgain(world: LeaseWorld, seen: Observed, signal: Abort
     providers: providerFacts(world),
     held: heldElsewhere(uid, record, world.records.all()),
     budgets: budgetViews(world, lease, items, namespace?.metadata.labels),
+    budgetsDrain: items.some(drains),
   };
 }
 

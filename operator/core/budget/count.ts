@@ -68,7 +68,7 @@ export function countSpend(
     if ((!member && !known) || spender.assetSymbol !== spec.assetSymbol || spender.signedSeconds === 0) continue;
     // Another attempt has another escrow, and its seconds begin anew.
     const from = known?.attempt === record.attempt ? Math.min(known.seconds, spender.signedSeconds) : 0;
-    if (member)
+    if (member && from < spender.signedSeconds)
       for (const [at, one] of windows.entries())
         windows[at] = { ...one, spent: one.spent + billedSince(one, spender, from, now) };
     counted.push({ uid, attempt: record.attempt, seconds: Math.max(from, spender.signedSeconds) });

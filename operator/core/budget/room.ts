@@ -240,6 +240,10 @@ export interface Exceeded {
   readonly drainAt: Date;
 }
 
+/** Whether a budget is exceeded, and drains leases for it. */
+export const drains = ({ spec, status }: GpuBudget): boolean =>
+  spec.onExceeded === 'Drain' && status?.exceededSince !== undefined;
+
 /** A budget with `onExceeded: Drain` that is exceeded, and for which this lease has to go. */
 export function exceededFor(views: readonly BudgetView[], own: Spender): Exceeded | undefined {
   for (const view of views) {

@@ -4,7 +4,7 @@
  *
  * Amounts are in atto (10⁻¹⁸) tokens, since one symbol may have other decimals on another chain.
  */
-import type { LeaseRecord } from '../lease/observed.ts';
+import type { LeaseRecord, QuoteRecord } from '../lease/observed.ts';
 import { parseAmount } from '../money/amount.ts';
 import { priceOf } from '../money/price.ts';
 import type { Span } from './windows.ts';
@@ -25,10 +25,19 @@ export interface Spender {
   readonly signedUntilMs?: number;
 }
 
+/** Of records, which are replaced and never changed: a thousand of them are looked at for each decision. */
+const known = new WeakMap<LeaseRecord, Spender>();
+
 /** Undefined where a record has no quote, or where all is settled, and so nothing more will be spent. */
 export function spenderOf(record: LeaseRecord): Spender | undefined {
-  const { quote, meter } = record;
-  if (!quote || record.settled) return undefined;
+  if (!record.quote || record.settled) return undefined;
+  const spender = known.get(record) ?? read(record, record.quote);
+  known.set(record, spender);
+  return spender;
+}
+
+function read(record: LeaseRecord, quote: QuoteRecord): Spender {
+  const { meter } = record;
   const terms = quote.signed.quote;
   return {
     assetSymbol: quote.assetSymbol,

@@ -49,7 +49,8 @@ export function whyEnd(seen: Observed): Ending | undefined {
   if (provider?.spec.stopPolicy === 'HoldAndDrain' && record.deposit !== undefined)
     return end('ProviderHeld', `GpuProvider ${quote.providerName} is set to HoldAndDrain.`);
 
-  const exceeded = record.deposit === undefined ? undefined : exceededFor(seen.budgets, spenderOf(record)!);
+  const exceeded =
+    seen.budgetsDrain && record.deposit !== undefined ? exceededFor(seen.budgets, spenderOf(record)!) : undefined;
   if (exceeded && now >= exceeded.drainAt) return end('BudgetExceeded', exceeded.message);
 
   if (chain?.state !== 'known') return undefined;

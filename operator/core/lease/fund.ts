@@ -1,5 +1,6 @@
 /** Funded: the escrow of this attempt is open on chain, and is the one that was quoted. */
 import { type BudgetRefusal, budgetRefusal } from '../budget/room.ts';
+import type { Spender } from '../budget/spender.ts';
 import { formatAmount, parseAmount } from '../money/amount.ts';
 import { sizeDeposit } from '../money/deposit.ts';
 import { mayStartAnotherAttempt } from '../money/escrow.ts';
@@ -29,6 +30,14 @@ export function lockable(seen: Pick<Observed, 'lease' | 'settings'>, quote: Quot
   const terms = { gpus, pricePerGpuHour: BigInt(pricePerGpuHour), minSeconds, maxSeconds };
   const size = sizeDeposit(terms, { spendLimit: limit, depositSeconds: seen.settings.depositSeconds });
   return size.ok ? size.deposit : limit;
+}
+
+/** What it would commit by opening. */
+function opening(seen: Observed, quote: QuoteRecord): Spender {
+  const { gpus, pricePerGpuHour } = quote.signed.quote;
+  const { assetSymbol, decimals } = quote;
+  const deposit = lockable(seen, quote);
+  return { assetSymbol, decimals, gpus, pricePerGpuHour: BigInt(pricePerGpuHour), deposit, signedSeconds: 0 };
 }
 
 /** A person must act only where no waiting helps. */
@@ -144,6 +153,9 @@ function decide(seen: Observed): Decision {
       message: `GpuProvider ${quote.providerName} takes no new leases (${heldFor}); other offers are looked at when its quote has expired.`,
       requeueAfterSeconds: 15,
     };
+  // Of the limits the widest first: budget, provider, operator; the lease's own is in the deposit, the contract's in the quote.
+  const over = record!.deposit === undefined ? budgetRefusal(seen.budgets, opening(seen, quote), seen.now) : undefined;
+  if (over) return overBudget(over, seen.now);
   if (lease.spec.approval === 'Manual' && lease.spec.approvedQuoteHash === undefined) {
     const total = priceOf(terms.maxSeconds, terms.gpus, BigInt(terms.pricePerGpuHour));
     const hourly = BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus);
@@ -185,23 +197,6 @@ function decide(seen: Observed): Decision {
   // The deposit that was stored first counts: a second run must not decide anew.
   const deposit = record!.deposit === undefined ? size.deposit : BigInt(record!.deposit);
 
-  // Of the limits the widest first: budget, provider, operator; the lease's own is in the deposit, the contract's in the quote.
-  const over =
-    record!.deposit === undefined
-      ? budgetRefusal(
-          seen.budgets,
-          {
-            assetSymbol: quote.assetSymbol,
-            decimals: quote.decimals,
-            gpus: terms.gpus,
-            pricePerGpuHour: BigInt(terms.pricePerGpuHour),
-            deposit,
-            signedSeconds: 0,
-          },
-          seen.now,
-        )
-      : undefined;
-  if (over) return overBudget(over, seen.now);
   // Matching looked at the limits too, but another lease may have taken the room since.
   const above =
     record!.deposit === undefined && seller

@@ -1,5 +1,5 @@
 /**
- * LowFunds, a condition that is present only while it is True: money is running out and none can be added, or a budget is
+ * LowFunds, a condition that is present only while it holds: money is running out and none can be added, or a budget is
  * exceeded. The lease is still served; unless somebody does something, it will be drained. People are told once when it
  * begins, and once when it is over: whoever sends money before the drain begins keeps the lease going.
  */
@@ -18,9 +18,18 @@ export function lowFunds(
   served: number,
 ): { readonly conditions: readonly Verdict[]; readonly actions: readonly Action[]; readonly waitSeconds: number } {
   const { record, chain, lease, now, settings } = seen;
+  const never = Number.POSITIVE_INFINITY;
+  if (chain?.state === 'unknown' && record?.lowFundsAt !== undefined) {
+    const message = 'Money was running out when the chain was last read.';
+    return {
+      conditions: [{ type: 'LowFunds', status: 'Unknown', reason: chain.reason, message }],
+      actions: [],
+      waitSeconds: never,
+    };
+  }
   const escrow = chain?.state === 'known' ? chain.escrow : undefined;
-  if (!record || !escrow) return { conditions: [], actions: [], waitSeconds: Number.POSITIVE_INFINITY };
-  const exceeded = exceededFor(seen.budgets, spenderOf(record)!);
+  if (!record || !escrow) return { conditions: [], actions: [], waitSeconds: never };
+  const exceeded = seen.budgetsDrain ? exceededFor(seen.budgets, spenderOf(record)!) : undefined;
   const clock = (ms: number) => new Date(ms).toISOString().replace(/\.\d{3}Z$/, 'Z');
   const who = `Lease ${lease.metadata.namespace}/${lease.metadata.name}`;
   const begin = (reason: string, message: string, drainMs: number) => ({
@@ -52,6 +61,6 @@ export function lowFunds(
   return {
     conditions: [],
     actions: restored ? [{ do: 'tellFunded' }] : [],
-    waitSeconds: Number.POSITIVE_INFINITY,
+    waitSeconds: never,
   };
 }

@@ -173,8 +173,10 @@ export interface Observed {
   /** Milliseconds since this process stored the record's meter, on a clock that nobody sets. Absent: another process did. */
   readonly sinceCountedMs?: number;
   readonly held: HeldElsewhere;
-  /** The budgets of the lease's namespace. */
+  /** The budgets of the lease's namespace. Worked out when first looked at, as it takes a look at all leases. */
   readonly budgets: readonly BudgetView[];
+  /** Whether any budget drains leases now. */
+  readonly budgetsDrain: boolean;
   /** The last round of quotes, when it brought none. */
   readonly refusals: readonly { readonly providerName: string; readonly reason: string; readonly message: string }[];
   readonly settings: Settings;

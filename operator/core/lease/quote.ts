@@ -92,7 +92,8 @@ const nothing = { considered: 0, eligible: 0, rejected: [] };
 function cheaperOffers(seen: Observed): readonly Candidate[] {
   const { lease, record, refusals } = seen;
   const stored = record!.quote!;
-  if (record!.deposit !== undefined || lease.spec.approval === 'Manual' || refusals.length > 0) return [];
+  if (record!.deposit !== undefined || lease.spec.suspend || lease.spec.approval === 'Manual' || refusals.length > 0)
+    return [];
   const price = BigInt(stored.signed.quote.pricePerGpuHour);
   return matchOffers({ ...seen, avoid: record!.avoid })
     .candidates.filter(({ rail, pricePerGpuHour }) => rail.decimals === stored.decimals && pricePerGpuHour < price)

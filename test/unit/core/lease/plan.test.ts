@@ -298,6 +298,14 @@ describe('before anything is promised', () => {
       { ready: 'False AwaitingApproval', wishes: [] },
     ],
     [
+      'asks nobody for a cheaper one while suspended',
+      quoted({
+        lease: lease({ suspend: true }),
+        offers: [offer({ prices: [{ assetSymbol: 'USDC', perGpuHour: '0.01' }] })],
+      }),
+      { ready: 'False Suspended', wishes: [] },
+    ],
+    [
       'keeps to its quote when the cheaper one was not to be had',
       quoted({
         offers: [offer({ prices: [{ assetSymbol: 'USDC', perGpuHour: '0.01' }] })],
@@ -886,6 +894,14 @@ describe('service', () => {
         { escrow: escrow({ ...long, deposit: 1_270_000n }) },
       ),
       { ready: 'True Serving', wishes: ['startNode', 'tellFunded'], low: undefined },
+    ],
+    [
+      'does not take it back while the chain cannot be read',
+      low({
+        record: longRecord(5510, { lowFundsAt: instant(5500) }),
+        chain: { state: 'unknown', reason: 'ChainUnreachable', message: 'no answer' },
+      }),
+      { ready: 'True Serving', wishes: ['startNode'] },
     ],
     [
       'does not say so before the money is in the escrow',

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 kubectl apply -f namespace.yaml -f budget.yaml
-kubectl apply -f lease.yaml
+kubectl apply -f lease.yaml -f too-many.yaml
 kubectl -n ml wait --for=condition=Ready gpulease/fits --timeout=15m
 reason=""
 for _ in $(seq 60); do

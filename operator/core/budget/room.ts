@@ -126,7 +126,7 @@ export function budgetRefusal(views: readonly BudgetView[], wanted: Spender, now
     if (maxGpus !== undefined && othersGpus + wanted.gpus > maxGpus)
       return [
         {
-          message: `GpuBudget ${name} allows ${maxGpus} GPUs at a time: ${othersGpus} are leased, ${wanted.gpus} more asked for. ${wanted.gpus > maxGpus ? 'Raise its maxConcurrentGpus, or ask for fewer.' : 'It fits when another lease ends; or raise its maxConcurrentGpus.'}`,
+          message: `GpuBudget ${name} allows ${maxGpus} GPUs at a time: leased ${othersGpus}, asked for ${wanted.gpus} more. ${wanted.gpus > maxGpus ? 'Raise its maxConcurrentGpus, or ask for fewer.' : 'It fits when another lease ends; or raise its maxConcurrentGpus.'}`,
           never: wanted.gpus > maxGpus,
         },
       ];

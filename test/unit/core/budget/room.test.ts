@@ -121,7 +121,7 @@ const rows: Record<string, Row> = {
     budgets: [budget({ limits: [], maxConcurrentGpus: 2 })],
     records: [open(0, '360000')],
     wanted: { gpus: 2 },
-    says: 'GpuBudget team allows 2 GPUs at a time: 1 are leased, 2 more asked for. It fits when another lease ends; or raise its maxConcurrentGpus.',
+    says: 'GpuBudget team allows 2 GPUs at a time: leased 1, asked for 2 more. It fits when another lease ends; or raise its maxConcurrentGpus.',
   },
   'waits for ever for more GPUs than are allowed': {
     budgets: [budget({ limits: [], maxConcurrentGpus: 2 })],
@@ -132,7 +132,7 @@ const rows: Record<string, Row> = {
   'counts the GPUs of leases in other tokens, too': {
     budgets: [budget({ limits: [], maxConcurrentGpus: 1 })],
     records: [open(0, '360000', { quote: quoteRecord({}, { assetSymbol: 'GPU', decimals: 18 }) })],
-    says: 'allows 1 GPUs at a time',
+    says: 'allows 1 GPUs at a time: leased 1',
   },
   'does not open with a token that no budget of its namespace is in': {
     budgets: [limits({ Day: '10' })],

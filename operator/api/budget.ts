@@ -7,7 +7,7 @@ export const budgetWindows = ['Hour', 'Day', 'Month'] as const;
 export type BudgetWindow = (typeof budgetWindows)[number];
 
 /** Most leases that one budget follows at a time: its status has an entry for each of which anything was billed. */
-export const maxBudgetLeases = 1024;
+export const maxBudgetLeases = 2048;
 
 /** Exact, whatever the token's decimals: at most 18 places. */
 const exact = (description: string) => z.string().max(60).describe(`${description} Whole tokens, exact.`);

@@ -63,7 +63,7 @@ export const providerReasons = [
 ] as const;
 
 /** Of a GpuBudget. */
-export const budgetReasons = ['Counting', 'WithinLimits', 'AmountExceeded', 'GpusExceeded'] as const;
+export const budgetReasons = ['Counting', 'TooManyLeases', 'WithinLimits', 'AmountExceeded', 'GpusExceeded'] as const;
 
 /** A condition as decided; the writer adds generation and transition time. */
 export type Verdict = Pick<Condition, 'type' | 'status' | 'reason' | 'message'>;

@@ -29,6 +29,8 @@ export interface Count {
   readonly counted: readonly Counted[];
   /** Leases of the budget that have not ended, in whatever token. */
   readonly members: ReadonlyMap<string, LeaseRecord>;
+  /** Leases for which there was no place in the list: without one they would be counted anew each time. */
+  readonly uncounted: number;
 }
 
 /** Labels of a namespace; undefined where it is not known, or no more. */
@@ -59,6 +61,13 @@ export function countSpend(
   const before = new Map(status?.counted?.map((one) => [one.uid, one]));
   const members = new Map<string, LeaseRecord>();
   const counted: Counted[] = [];
+  const fresh: (readonly [uid: string, record: LeaseRecord, spender: Spender])[] = [];
+  const take = (uid: string, { attempt }: LeaseRecord, spender: Spender, from: number) => {
+    if (members.has(uid) && from < spender.signedSeconds)
+      for (const [at, one] of windows.entries())
+        windows[at] = { ...one, spent: one.spent + billedSince(one, spender, from, now) };
+    counted.push({ uid, attempt, seconds: Math.max(from, spender.signedSeconds) });
+  };
   for (const [uid, record] of records) {
     const spender = spenderOf(record);
     if (!spender) continue;
@@ -67,14 +76,13 @@ export function countSpend(
     const known = before.get(uid);
     if ((!member && !known) || spender.assetSymbol !== spec.assetSymbol || spender.signedSeconds === 0) continue;
     // Another attempt has another escrow, and its seconds begin anew.
-    const from = known?.attempt === record.attempt ? Math.min(known.seconds, spender.signedSeconds) : 0;
-    if (member && from < spender.signedSeconds)
-      for (const [at, one] of windows.entries())
-        windows[at] = { ...one, spent: one.spent + billedSince(one, spender, from, now) };
-    counted.push({ uid, attempt: record.attempt, seconds: Math.max(from, spender.signedSeconds) });
+    if (known)
+      take(uid, record, spender, known.attempt === record.attempt ? Math.min(known.seconds, spender.signedSeconds) : 0);
+    else fresh.push([uid, record, spender]);
   }
-  // Beyond the bound no lease is opened, so it is never cut in practice; see `refusal`.
-  return { windows, counted: counted.sort(byUid).slice(0, maxBudgetLeases), members };
+  const places = Math.max(0, maxBudgetLeases - counted.length);
+  for (const [uid, record, spender] of fresh.slice(0, places)) take(uid, record, spender, 0);
+  return { windows, counted: counted.sort(byUid), members, uncounted: Math.max(0, fresh.length - places) };
 }
 
 const byUid = (a: Counted, b: Counted) => (a.uid < b.uid ? -1 : 1);

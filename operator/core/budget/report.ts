@@ -1,5 +1,5 @@
 /** What people are told of a budget: its sums, whether it holds, and each percentage once a window. */
-import type { BudgetStatus, GpuBudget } from '../../api/budget.ts';
+import { type BudgetStatus, type GpuBudget, maxBudgetLeases } from '../../api/budget.ts';
 import type { Verdict } from '../../api/conditions.ts';
 import { whole } from '../lease/amounts.ts';
 import type { LeaseRecord } from '../lease/observed.ts';
@@ -93,7 +93,14 @@ export function reportBudget(
       ...(count.counted.length > 0 ? { counted: [...count.counted] } : {}),
     },
     conditions: [
-      { type: 'Ready', status: 'True', reason: 'Counting', message: '' },
+      count.uncounted > 0
+        ? {
+            type: 'Ready',
+            status: 'False',
+            reason: 'TooManyLeases',
+            message: `${count.uncounted} leases are not counted: a budget follows ${maxBudgetLeases}. Share its namespaces out among several budgets.`,
+          }
+        : { type: 'Ready', status: 'True', reason: 'Counting', message: '' },
       worst
         ? { type: 'Exceeded', status: 'True', reason: worst.reason, message: exceeded.map((e) => e.message).join(' ') }
         : { type: 'Exceeded', status: 'False', reason: 'WithinLimits', message: '' },

@@ -1,6 +1,6 @@
 /** What was spent is counted once, in the window in which it was served, whatever is lost or repeated in between. */
 import { describe, expect, it } from 'vitest';
-import type { GpuBudget } from '../../../../operator/api/budget.ts';
+import { type GpuBudget, maxBudgetLeases } from '../../../../operator/api/budget.ts';
 import { countSpend, type LabelsOf } from '../../../../operator/core/budget/count.ts';
 import { reportBudget } from '../../../../operator/core/budget/report.ts';
 import { attoDecimals } from '../../../../operator/core/budget/spender.ts';
@@ -119,6 +119,32 @@ describe('what is spent', () => {
   it('counts everything while the clock is behind the window', () => {
     const ahead = stored(budget(), leases(served(0, 600)), 600 + 86_400);
     expect(spent(ahead, leases(served(0, 700)), 700).Day).toBe('0.01');
+  });
+});
+
+describe('more leases than a budget follows', () => {
+  const many = leases(...Array.from({ length: maxBudgetLeases + 3 }, () => served(0, 100)));
+  it('are not counted, rather than again and again, and it says so', () => {
+    const first = stored(budget(), many, 100);
+    const again = stored(first, many, 100);
+    for (const one of [first, again]) {
+      expect(one.status?.windows?.[1]?.spent).toBe('20.48'); // 2048 × 0.01
+      expect(one.status?.counted).toHaveLength(maxBudgetLeases);
+    }
+    expect(reportBudget(again, many, nobody, at(100)).conditions[0]).toEqual({
+      type: 'Ready',
+      status: 'False',
+      reason: 'TooManyLeases',
+      message: '3 leases are not counted: a budget follows 2048. Share its namespaces out among several budgets.',
+    });
+  });
+
+  it('are counted when others have ended', () => {
+    const first = stored(budget(), many, 100);
+    const fewer = new Map([...many].slice(3));
+    const { conditions, status } = reportBudget(first, fewer, nobody, at(100));
+    expect(conditions[0]).toMatchObject({ status: 'True', reason: 'Counting' });
+    expect(status.windows?.[1]?.spent).toBe('20.51');
   });
 });
 

@@ -239,6 +239,9 @@ function live(seed: number, told: Map<string, number>): void {
           signedBy: providerAddress,
         });
         return true;
+      case 'writeReceipt':
+        save({ receiptOf: leaseId });
+        return true;
       case 'requestClose':
       case 'finalize':
         call({ do: action.do, from: wallet, leaseId });

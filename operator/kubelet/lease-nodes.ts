@@ -148,7 +148,10 @@ export function createLeaseNodes({
       if (!node || node.metadata.labels?.[labels.leaseUid] !== lease.metadata.uid) return undefined;
       const ready = node.status?.conditions?.find((c) => c.type === 'Ready');
       const { uid = '' } = lease.metadata;
-      const healthyAt = served.get(uid)?.healthyAt;
+      const entry = served.get(uid);
+      // To be counted lets it return once. It has: the next time something else must be counted.
+      if (ready?.status === 'True' && entry?.meter) entry.meter = { ...entry.meter, ready: true };
+      const healthyAt = entry?.healthyAt;
       const unhealthy = served.has(uid) && healthyAt !== undefined && !health(uid).ready;
       return {
         name,

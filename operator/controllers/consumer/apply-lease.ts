@@ -119,7 +119,9 @@ export async function applyAction(
     }
     case 'startNode': {
       if (seen.allocation?.state !== 'known') return; // Without what the provider promises there is nothing to show.
-      await world.nodes.start(lease, action.quote, seen.allocation.info, paidThrough(seen), record().meter);
+      // Of a node that is Ready more is to be counted before it may return again than what was stored before it returned.
+      const meter = seen.node?.ready === 'True' ? { ...record().meter, ready: true } : record().meter;
+      await world.nodes.start(lease, action.quote, seen.allocation.info, paidThrough(seen), meter);
       if (!seen.node)
         world.events.event(
           lease,

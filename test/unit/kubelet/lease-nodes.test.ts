@@ -108,6 +108,21 @@ describe('what is told to the meter', () => {
     w.leaseNodes.close();
   });
 
+  test('what was counted lets a node return once', async () => {
+    const w = world();
+    await w.start();
+    const meter = { servedMs: 0, countedUntil: at(0).toISOString(), ready: false };
+    await w.leaseNodes.start(lease(), quoteRecord(), allocationInfo(), at(10_000), meter);
+    const mayReturn = () => {
+      const health = w.health();
+      return health.ready && health.counted?.(at(50));
+    };
+    expect(mayReturn()).toBe(true);
+    expect(await w.fact()).toMatchObject({ ready: 'True' });
+    expect(mayReturn()).toBe(false);
+    w.leaseNodes.close();
+  });
+
   test('says nothing of health before this process serves it', async () => {
     const w = world();
     await w.start();

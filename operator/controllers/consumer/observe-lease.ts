@@ -43,7 +43,7 @@ export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: A
     allocation: escrowed && !record?.release ? await observeAllocation(world, record!, hints, signal) : undefined,
     node: await world.nodes.fact(lease, signal),
     sinceCountedMs: world.records.sinceCountedMs(uid),
-    held: heldElsewhere(uid, record, world.records.all()),
+    held: heldElsewhere(uid, record, world.records.committed()),
     get budgets() {
       views ??= budgetViews(world, lease, world.budgets.list(), namespace?.metadata.labels);
       return views;
@@ -72,7 +72,7 @@ export async function seenAgain(world: LeaseWorld, seen: Observed, signal: Abort
     record,
     sinceCountedMs: world.records.sinceCountedMs(uid),
     providers: providerFacts(world),
-    held: heldElsewhere(uid, record, world.records.all()),
+    held: heldElsewhere(uid, record, world.records.committed()),
     budgets: budgetViews(world, lease, items, namespace?.metadata.labels),
     budgetsDrain: items.some(drains),
   };
@@ -88,7 +88,7 @@ function budgetViews(
   if (budgets.length === 0) return [];
   const labelsOf = namespaceLabels(world);
   const own = labels ?? labelsOf(metadata.namespace!) ?? {};
-  return viewBudgets(metadata.uid!, own, budgets, world.records.all(), labelsOf, world.now());
+  return viewBudgets(metadata.uid!, own, budgets, world.records.committed(), labelsOf, world.now());
 }
 
 function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
@@ -102,7 +102,7 @@ function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
       reason: known?.assessment.reason,
       message: known?.assessment.message,
       rails: known?.assessment.rails ?? [],
-      held: exposureOf(name, world.records.all().values()),
+      held: exposureOf(name, world.records.committed().values()),
     });
   }
   return facts;

@@ -20,6 +20,8 @@ export interface LeaseRecords {
   get(uid: string): LeaseRecord | undefined;
   /** By UID of the lease. */
   all(): ReadonlyMap<string, LeaseRecord>;
+  /** The same for limits that leases share: what was written with an outcome that nobody knows is taken to be stored. */
+  committed(): ReadonlyMap<string, LeaseRecord>;
   /** Since this process stored the meter of a lease; undefined where another did. */
   sinceCountedMs(uid: string): number | undefined;
   save(lease: GpuLease, record: LeaseRecord, signal?: AbortSignal): Promise<void>;
@@ -47,6 +49,8 @@ export async function loadRecords(
   const countedAtMs = new Map<string, number>();
   /** Written with an outcome that nobody knows, or by another: to be read again before anything is written over it. */
   const doubtful = new Set<string>();
+  /** What those would say. */
+  const perhaps = new Map<string, LeaseRecord>();
   const name = (uid: string) => `lease-${uid}`;
 
   function remember(secret: Secret): void {
@@ -62,6 +66,7 @@ export async function loadRecords(
     records.delete(uid);
     versions.delete(uid);
     countedAtMs.delete(uid);
+    perhaps.delete(uid);
     if (secret) remember(secret);
     doubtful.delete(uid);
   }
@@ -76,6 +81,7 @@ export async function loadRecords(
   return {
     get: (uid) => records.get(uid),
     all: () => records,
+    committed: () => (perhaps.size === 0 ? records : new Map([...records, ...perhaps])),
     sinceCountedMs(uid) {
       const at = countedAtMs.get(uid);
       return at === undefined ? undefined : monotonicMs() - at;
@@ -110,6 +116,7 @@ export async function loadRecords(
       };
       const begunMs = monotonicMs();
       doubtful.add(uid);
+      perhaps.set(uid, owned);
       const saved =
         version === undefined
           ? await cluster.create<Secret>(resources.secrets, secret, saveSignal)
@@ -117,6 +124,7 @@ export async function loadRecords(
       versions.set(uid, saved.metadata.resourceVersion ?? '');
       if (owned.meter.countedUntil !== records.get(uid)?.meter.countedUntil) countedAtMs.set(uid, begunMs);
       records.set(uid, owned);
+      perhaps.delete(uid);
       doubtful.delete(uid);
     },
     async remove(uid, removeSignal) {
@@ -124,6 +132,7 @@ export async function loadRecords(
       records.delete(uid);
       versions.delete(uid);
       countedAtMs.delete(uid);
+      perhaps.delete(uid);
       doubtful.delete(uid);
     },
   };

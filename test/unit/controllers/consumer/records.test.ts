@@ -22,6 +22,11 @@ describe('the record of a lease', () => {
     if (write === 'replace') await records.save(lease(), record({ attempt: 1 }));
     cluster.failNext({ resource: 'secrets', method: write === 'create' ? 'POST' : 'PUT', fail: 'answer-lost' });
     await expect(records.save(lease(), record({ attempt: 2 }))).rejects.toThrow('lost');
+    // Others must not take the room that it may hold.
+    expect([records.committed().get(uid)?.attempt, records.all().get(uid)?.attempt]).toEqual([
+      2,
+      write === 'create' ? undefined : 1,
+    ]);
     // What was decided before rests on what may not be so: once it is refused, and what is stored is known.
     await expect(records.save(lease(), record({ attempt: 9 }))).rejects.toThrow('read again');
     expect(records.get(uid)?.attempt).toBe(2);

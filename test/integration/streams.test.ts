@@ -108,7 +108,8 @@ describe.runIf(real)('streams', () => {
     ] as const) {
       const before = await servedBy(way, 'exec');
       expect(await exec(pod, 'echo here')).toMatchObject({ code: 0, stdout: 'here\n' });
-      expect(await servedBy(way, 'exec')).toBe(before + 1);
+      // What is to be idle may be opened meanwhile.
+      expect(await servedBy(way, 'exec')).toBeGreaterThan(before);
     }
   });
 
@@ -288,7 +289,7 @@ describe.runIf(real)('streams', () => {
     let lines: { time: string; text: string }[];
     beforeAll(async () => {
       const tells =
-        'if [ -e /data/once ]; then echo second 1; echo second 2 >&2; sleep 1.2; echo second 3; trap "exit 0" TERM; while true; do sleep 0.2; done; ' +
+        'if [ -e /data/once ]; then echo second 1; sleep 0.3; echo second 2 >&2; sleep 1.2; echo second 3; trap "exit 0" TERM; while true; do sleep 0.2; done; ' +
         'else touch /data/once; echo first 1; exit 1; fi';
       await direct.run('teller', tells, {
         restartPolicy: 'Always',

@@ -42,6 +42,8 @@ describe('the fields of', () => {
       for (const [field, { fate, inside, isList }] of Object.entries(fields)) {
         const property = schemas[prefix + type]?.properties?.[field];
         if (!property || fate === 'left behind' || fate === 'refused') continue;
+        // Kubernetes has made a claim of the template by now: nothing of it is sent.
+        if (`${type}.${field}` === 'Volume.ephemeral') continue;
         const wanted = typeOf(property);
         expect(inside?.().type, `${type}.${field}`).toBe(wanted);
         if (wanted !== undefined)

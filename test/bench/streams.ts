@@ -52,7 +52,7 @@ const streamMegabytes = 256;
 const mega = 1_000_000;
 
 /** Writes its log at once, in lines of 100 bytes: one that has no end is held back. Then it echoes whatever comes to its port. */
-const program = `yes "$(head -c 99 /dev/zero | tr '\\0' x)" | head -c ${logMegabytes * mega}; while true; do nc -l -p ${port} -e cat; done`;
+const program = `yes "$(head -c 99 /dev/zero | tr '\\0' x)" | head -c ${logMegabytes * mega}; exec nc -ll -p ${port} -e cat`;
 
 export async function streams(
   lab: Lab,

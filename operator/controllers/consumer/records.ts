@@ -48,9 +48,7 @@ export async function loadRecords(
   const versions = new Map<string, string>();
   const countedAtMs = new Map<string, number>();
   /** Written with an outcome that nobody knows, or by another: to be read again before anything is written over it. */
-  const doubtful = new Set<string>();
-  /** What those would say. */
-  const perhaps = new Map<string, LeaseRecord>();
+  const doubtful = new Map<string, LeaseRecord>();
   const name = (uid: string) => `lease-${uid}`;
 
   function remember(secret: Secret): void {
@@ -66,7 +64,6 @@ export async function loadRecords(
     records.delete(uid);
     versions.delete(uid);
     countedAtMs.delete(uid);
-    perhaps.delete(uid);
     if (secret) remember(secret);
     doubtful.delete(uid);
   }
@@ -81,7 +78,7 @@ export async function loadRecords(
   return {
     get: (uid) => records.get(uid),
     all: () => records,
-    committed: () => (perhaps.size === 0 ? records : new Map([...records, ...perhaps])),
+    committed: () => (doubtful.size === 0 ? records : new Map([...records, ...doubtful])),
     sinceCountedMs(uid) {
       const at = countedAtMs.get(uid);
       return at === undefined ? undefined : monotonicMs() - at;
@@ -115,8 +112,7 @@ export async function loadRecords(
         data: { record: Buffer.from(JSON.stringify(owned)).toString('base64') },
       };
       const begunMs = monotonicMs();
-      doubtful.add(uid);
-      perhaps.set(uid, owned);
+      doubtful.set(uid, owned);
       const saved =
         version === undefined
           ? await cluster.create<Secret>(resources.secrets, secret, saveSignal)
@@ -124,7 +120,6 @@ export async function loadRecords(
       versions.set(uid, saved.metadata.resourceVersion ?? '');
       if (owned.meter.countedUntil !== records.get(uid)?.meter.countedUntil) countedAtMs.set(uid, begunMs);
       records.set(uid, owned);
-      perhaps.delete(uid);
       doubtful.delete(uid);
     },
     async remove(uid, removeSignal) {
@@ -132,7 +127,6 @@ export async function loadRecords(
       records.delete(uid);
       versions.delete(uid);
       countedAtMs.delete(uid);
-      perhaps.delete(uid);
       doubtful.delete(uid);
     },
   };

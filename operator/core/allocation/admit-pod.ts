@@ -14,6 +14,7 @@
  */
 import type { TenantProfile } from '../../api/gateway.ts';
 import { gpuResource, group, managedBy, labels as ownLabels, taints } from '../../api/labels.ts';
+import { baselineCapabilities, safeSysctls } from '../pod-security.ts';
 import { parseQuantity, QuantityError } from '../quantity.ts';
 import {
   type Admission,
@@ -161,36 +162,6 @@ const envSource = fields({
 });
 
 // --- security --------------------------------------------------------------------------------------------------------
-
-/** Pod security "baseline": https://kubernetes.io/docs/concepts/security/pod-security-standards/#baseline */
-const baselineCapabilities: readonly string[] = [
-  'AUDIT_WRITE',
-  'CHOWN',
-  'DAC_OVERRIDE',
-  'FOWNER',
-  'FSETID',
-  'KILL',
-  'MKNOD',
-  'NET_BIND_SERVICE',
-  'SETFCAP',
-  'SETGID',
-  'SETPCAP',
-  'SETUID',
-  'SYS_CHROOT',
-];
-
-const safeSysctls: readonly string[] = [
-  'kernel.shm_rmid_forced',
-  'net.ipv4.ip_local_port_range',
-  'net.ipv4.ip_unprivileged_port_start',
-  'net.ipv4.tcp_syncookies',
-  'net.ipv4.ping_group_range',
-  'net.ipv4.ip_local_reserved_ports',
-  'net.ipv4.tcp_keepalive_time',
-  'net.ipv4.tcp_fin_timeout',
-  'net.ipv4.tcp_keepalive_intvl',
-  'net.ipv4.tcp_keepalive_probes',
-];
 
 const confined = fields({
   type: oneOf(['RuntimeDefault'], 'must be RuntimeDefault: profiles of the host, and none, are not available'),

@@ -1,36 +1,7 @@
 /** Security contexts: what Pod Security "baseline" lets through, and no profile of the host. */
+import { baselineCapabilities, safeSysctls } from '../pod-security.ts';
 import { carried, each, object, only, refused, type Work } from './carrying.ts';
 import { type FieldRule, type ObjectTable, Refused } from './field-table.ts';
-
-/** https://kubernetes.io/docs/concepts/security/pod-security-standards/#baseline */
-const baselineCapabilities: ReadonlySet<string> = new Set([
-  'AUDIT_WRITE',
-  'CHOWN',
-  'DAC_OVERRIDE',
-  'FOWNER',
-  'FSETID',
-  'KILL',
-  'MKNOD',
-  'NET_BIND_SERVICE',
-  'SETFCAP',
-  'SETGID',
-  'SETPCAP',
-  'SETUID',
-  'SYS_CHROOT',
-]);
-
-const safeSysctls: readonly string[] = [
-  'kernel.shm_rmid_forced',
-  'net.ipv4.ip_local_port_range',
-  'net.ipv4.ip_local_reserved_ports',
-  'net.ipv4.ip_unprivileged_port_start',
-  'net.ipv4.ping_group_range',
-  'net.ipv4.tcp_fin_timeout',
-  'net.ipv4.tcp_keepalive_intvl',
-  'net.ipv4.tcp_keepalive_probes',
-  'net.ipv4.tcp_keepalive_time',
-  'net.ipv4.tcp_syncookies',
-];
 
 const capabilities: ObjectTable<Work> = {
   type: 'Capabilities',
@@ -39,7 +10,7 @@ const capabilities: ObjectTable<Work> = {
       ...carried('those of Pod Security "baseline"; others are refused'),
       carry(value, { path }) {
         const added = value as string[];
-        const more = added.find((name) => !baselineCapabilities.has(name.replace(/^CAP_/, '')));
+        const more = added.find((name) => !baselineCapabilities.includes(name.replace(/^CAP_/, '')));
         if (more === undefined) return added.length === 0 ? undefined : added;
         const help = more === 'SYS_PTRACE' ? ': for kubectl debug, use --profile=baseline' : '';
         throw new Refused('PrivilegedRefused', `${path}: ${more} is not given on leased nodes${help}`);

@@ -3,13 +3,13 @@
  * ways. Nobody here reads them, so exit codes, terminal sizes and half-closed channels survive.
  */
 import type { IncomingMessage, Server } from 'node:http';
-import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { Problem } from '../../api/gateway.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { upstreamPath } from '../../core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import { join } from '../../wire/upgraded.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
 import type { GatewayLog } from '../service.ts';
 import type { Tunnels } from '../tunnels/tunnels.ts';
@@ -154,43 +154,7 @@ async function carry(
     if (typeof value === 'string') lines.push(`${name}: ${value}`);
   }
   socket.write(`${lines.join('\r\n')}\r\n\r\n`);
-  join(socket, head, answer.socket, answer.head);
-}
-
-/** A side that has heard all there was may take this long to leave. */
-const leaveMs = 5000;
-
-/** Both ways, at once. What one side ends, the other sees ended; who is left alone hears what was said, and is let go. */
-export function join(one: Duplex, oneHead: Buffer, other: Duplex, otherHead: Buffer): void {
-  for (const socket of [one, other] as Partial<Socket>[]) {
-    socket.setNoDelay?.(true);
-    socket.setTimeout?.(0);
-    socket.setKeepAlive?.(true, 30_000);
-  }
-  // Each side may have sent more than its handshake already.
-  if (otherHead.length > 0) one.write(otherHead);
-  if (oneHead.length > 0) other.write(oneHead);
-  for (const [from, to] of [
-    [one, other],
-    [other, one],
-  ] as const) {
-    from.on('error', () => from.destroy());
-    from.once('close', () => {
-      if (to.destroyed) return;
-      to.end();
-      // Read, though nobody hears it: to leave it unread would reset the connection, and what is on its way with it.
-      to.unpipe();
-      to.resume();
-      const heard = () => {
-        const timer = setTimeout(() => to.destroy(), leaveMs);
-        timer.unref();
-        to.once('close', () => clearTimeout(timer));
-      };
-      if (to.writableFinished) heard();
-      else to.once('finish', heard);
-    });
-    from.pipe(to);
-  }
+  join(socket, answer.socket, head, answer.head);
 }
 
 function refuse(socket: Duplex, problem: Problem): void {

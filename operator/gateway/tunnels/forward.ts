@@ -5,16 +5,18 @@
  * another tenant's by now. Nothing but a pod's address is ever dialled.
  */
 import type { IncomingHttpHeaders, ServerHttp2Session, ServerHttp2Stream } from 'node:http2';
-import { connect, isIP, type Socket } from 'node:net';
+import { isIP, type Socket } from 'node:net';
 import type { Hex32 } from '../../api/messages.ts';
 import { isObjectName } from '../../core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import { dial } from '../../wire/dial.ts';
+import { join } from '../../wire/halves.ts';
+import { systemTiming } from '../../wire/timing.ts';
 import { problemOfError } from '../problem.ts';
 import { readAll } from '../routes/kube.ts';
 import type { GatewayLog, GatewayService, Upstream } from '../service.ts';
-import { join } from './join.ts';
-import type { Budget } from './session.ts';
+import type { Budget } from './budget.ts';
 
 export interface ForwardOptions {
   readonly service: GatewayService;
@@ -57,7 +59,7 @@ async function carry(
   const address = await addressOf(to.pod, leaseId, options, gone.signal);
   let socket: Socket;
   try {
-    socket = await dial(address, to.port, gone.signal);
+    socket = await dial(address, to.port, { withinSeconds: connectSeconds, clock: systemTiming, signal: gone.signal });
   } catch (error) {
     // The pod's own no, or its silence: no fault of ours.
     log.debug({ leaseId, pod: to.pod, port: to.port, error: messageOf(error) }, 'a pod did not take a connection');
@@ -116,31 +118,6 @@ async function addressOf(
   if (isIP(address) === 0 || status?.phase === 'Succeeded' || status?.phase === 'Failed')
     throw new Refusal(409, 'the pod has no address: it has not started, or it has ended');
   return address;
-}
-
-function dial(host: string, port: number, signal: AbortSignal): Promise<Socket> {
-  return new Promise((resolve, reject) => {
-    if (signal.aborted) return reject(signal.reason);
-    const socket = connect({ host, port, allowHalfOpen: true, noDelay: true });
-    const timer = setTimeout(
-      () => socket.destroy(new Error(`no connection within ${connectSeconds} s`)),
-      connectSeconds * 1000,
-    );
-    const onAbort = () => socket.destroy(signal.reason as Error);
-    signal.addEventListener('abort', onAbort, { once: true });
-    const settle = () => {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', onAbort);
-    };
-    socket.once('error', (error) => {
-      settle();
-      reject(error);
-    });
-    socket.once('connect', () => {
-      settle();
-      resolve(socket);
-    });
-  });
 }
 
 function answer(stream: ServerHttp2Stream, status: number): void {

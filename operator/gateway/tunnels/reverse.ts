@@ -13,9 +13,10 @@ import type { ClientHttp2Session, ClientHttp2Stream } from 'node:http2';
 import { createServer, type Server, type Socket } from 'node:net';
 import type { Hex32 } from '../../api/messages.ts';
 import { keyOfTenantService } from '../../core/allocation/tenant-services.ts';
+import { breakOff, join } from '../../wire/halves.ts';
+import { end } from '../../wire/tunnel.ts';
 import type { GatewayLog, GatewayService } from '../service.ts';
-import { breakOff, join } from './join.ts';
-import { type Budget, end } from './session.ts';
+import type { Budget } from './budget.ts';
 
 export interface ReverseOptions {
   readonly service: GatewayService;

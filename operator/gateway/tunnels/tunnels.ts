@@ -9,12 +9,14 @@ import type { Duplex } from 'node:stream';
 import { forwardProtocol, maxTunnelStreams, reverseProtocol } from '../../api/gateway.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import { systemTiming } from '../../wire/timing.ts';
+import { keep, sessionOptions } from '../../wire/tunnel.ts';
 import { leaseIdOf } from '../routes/leases.ts';
 import type { GatewayLog, GatewayService, Upstream } from '../service.ts';
 import type { LeaseTokens } from '../tokens.ts';
+import { createBudget } from './budget.ts';
 import { serveForward } from './forward.ts';
 import { createReverse } from './reverse.ts';
-import { createBudget, keep, sessionOptions } from './session.ts';
 
 export interface TunnelOptions {
   readonly service: GatewayService;
@@ -70,7 +72,7 @@ export function createTunnels(options: TunnelOptions): Tunnels {
     if (forward) {
       if (!(await switched(socket, protocol, head))) return;
       const session = http2.performServerHandshake(socket, sessionOptions as http2.ServerSessionOptions);
-      keep(session, socket);
+      keep(session, socket, systemTiming);
       serveForward(session, leaseId, { service, upstream, budget: forwardBudget, log });
       return;
     }
@@ -79,7 +81,7 @@ export function createTunnels(options: TunnelOptions): Tunnels {
     const handOver = await reverse.open(leaseId, gone.signal);
     if (!(await switched(socket, protocol, head))) return handOver(undefined);
     const session = http2.connect('http://consumer', { ...sessionOptions, createConnection: () => socket });
-    keep(session, socket);
+    keep(session, socket, systemTiming);
     handOver(session);
   }
 

@@ -2,14 +2,15 @@
  * Endpoints of Services that leases name, and connections to them: one after the other in turn, as kube-proxy would, but from
  * this process, which needs no kube-proxy for it. One watch a Service, however many leases name it.
  */
-import { connect, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { labels } from '../../api/labels.ts';
-import { type DialTarget, dialTargets, type ServiceKey } from '../../core/node/named-services.ts';
+import { dialTargets, type ServiceKey } from '../../core/node/named-services.ts';
 import type { EndpointSlice, ServicePort } from '../../core/node/service.ts';
 import type { Clock } from '../../engine/clock.ts';
 import { createInformer } from '../../engine/informer.ts';
 import type { EngineMetrics } from '../../engine/metrics.ts';
 import { type Cluster, type Informer, type KubeObject, type Log, resources } from '../../engine/types.ts';
+import { dial } from '../../wire/dial.ts';
 
 export interface Endpoints {
   /** Watches a Service's endpoints until released. */
@@ -85,8 +86,9 @@ export function createEndpoints({ cluster, clock, log, metrics }: EndpointsOptio
       const first = entry.turn++ % targets.length;
       let last: unknown;
       for (let step = 0; step < Math.min(attempts, targets.length); step++) {
+        const { address, port } = targets[(first + step) % targets.length]!;
         try {
-          const socket = await dial(targets[(first + step) % targets.length]!, clock, signal);
+          const socket = await dial(address, port, { withinSeconds: connectSeconds, clock, signal });
           connections++;
           socket.once('close', () => connections--);
           return socket;
@@ -102,29 +104,4 @@ export function createEndpoints({ cluster, clock, log, metrics }: EndpointsOptio
       return connections;
     },
   };
-}
-
-function dial({ address, port }: DialTarget, clock: Clock, signal: AbortSignal): Promise<Socket> {
-  return new Promise((resolve, reject) => {
-    if (signal.aborted) return reject(signal.reason);
-    const socket = connect({ host: address, port, allowHalfOpen: true, noDelay: true });
-    const cancel = clock.setTimeout(
-      () => socket.destroy(new Error(`${address}:${port}: no connection within ${connectSeconds} s`)),
-      connectSeconds * 1000,
-    );
-    const onAbort = () => socket.destroy(signal.reason as Error);
-    signal.addEventListener('abort', onAbort, { once: true });
-    const settle = () => {
-      cancel();
-      signal.removeEventListener('abort', onAbort);
-    };
-    socket.once('error', (error) => {
-      settle();
-      reject(error);
-    });
-    socket.once('connect', () => {
-      settle();
-      resolve(socket);
-    });
-  });
 }

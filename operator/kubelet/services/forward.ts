@@ -6,8 +6,9 @@ import http2, { type ClientHttp2Session, type ClientHttp2Stream } from 'node:htt
 import { forwardProtocol, maxTunnelStreams } from '../../api/gateway.ts';
 import type { Clock } from '../../engine/clock.ts';
 import type { Log } from '../../engine/types.ts';
+import { end, keep, sessionOptions } from '../../wire/tunnel.ts';
 import type { RemoteLease } from '../remote.ts';
-import { answers, end, keep, openTunnel, sessionOptions } from './session.ts';
+import { answers, openTunnel } from './session.ts';
 
 export interface Forward {
   /** A stream to a pod of the tenant, by its name there. Rejects when the pod, or the way to it, does not take the connection. */

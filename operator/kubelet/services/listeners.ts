@@ -7,7 +7,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { Clock } from '../../engine/clock.ts';
 import type { Log } from '../../engine/types.ts';
-import { breakOff, join } from './join.ts';
+import { breakOff, join } from '../../wire/halves.ts';
 
 export interface ListenersOptions {
   readonly host: string;

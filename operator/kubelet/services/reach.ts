@@ -33,12 +33,13 @@ import { sameJson } from '../../engine/equal.ts';
 import { UnknownOutcomeError } from '../../engine/errors.ts';
 import { readBody } from '../../engine/http.ts';
 import type { EventRecorder, Informer, KubeObject, Log } from '../../engine/types.ts';
+import { join } from '../../wire/halves.ts';
+import { end, keep, sessionOptions } from '../../wire/tunnel.ts';
 import { boundedMap } from '../bounded-map.ts';
 import { pause } from '../objects.ts';
 import type { RemoteLease } from '../remote.ts';
 import type { Endpoints } from './endpoints.ts';
-import { join } from './join.ts';
-import { answers, end, keep, openTunnel, refusalOf, sessionOptions, TunnelRefusal } from './session.ts';
+import { answers, openTunnel, refusalOf, TunnelRefusal } from './session.ts';
 
 export interface ReachOptions {
   readonly lease: RemoteLease;

@@ -1,31 +1,11 @@
-/** What both tunnels have in common: how one is opened, its limits, and noticing that the other side is silent. */
-import type { ClientHttp2Session, Http2Session, ServerHttp2Session } from 'node:http2';
+/** How a tunnel is opened, and what a gateway says that does not want one. */
+import type { ClientHttp2Session, ServerHttp2Session } from 'node:http2';
 import type { Duplex } from 'node:stream';
-import { maxTunnelStreams } from '../../api/gateway.ts';
 import type { Clock } from '../../engine/clock.ts';
 import { isRecord } from '../../engine/errors.ts';
 import { readBody } from '../../engine/http.ts';
 import type { RemoteLease } from '../remote.ts';
 
-/** Unread data that one connection, and all of a lease together, may hold here. */
-const streamWindowBytes = 1 << 20;
-const sessionWindowBytes = 8 << 20;
-
-export const sessionOptions = {
-  settings: {
-    enablePush: false,
-    initialWindowSize: streamWindowBytes,
-    maxConcurrentStreams: maxTunnelStreams,
-    maxHeaderListSize: 4096,
-  },
-  maxHeaderListPairs: 16,
-  /** Megabytes: the window, and what is on its way out. */
-  maxSessionMemory: 32,
-} as const;
-
-const pingSeconds = 10;
-/** Two pings: a hiccup of the network must not end connections that would survive it. */
-const silentSeconds = 20;
 const openSeconds = 15;
 /** Who has just been reached anew and takes longer than this is reached another way. */
 const promptSeconds = 3;
@@ -80,38 +60,6 @@ export async function refusalOf(response: Parameters<typeof readBody>[0], what: 
   );
 }
 
-/**
- * Widens the session's window, which is 64 KiB by default, and ends the session when the other side stays silent, or has
- * closed its half of the socket: with that half open, as exec and attach need it, nobody else would notice.
- */
-export function keep(session: ServerHttp2Session | ClientHttp2Session, socket: Duplex, clock: Clock): void {
-  session.on('error', () => undefined);
-  if (socket.readableEnded) socket.destroy();
-  else socket.once('end', () => socket.destroy());
-  const widen = () => {
-    if (!session.destroyed) session.setLocalWindowSize(sessionWindowBytes);
-  };
-  if (session.connecting) session.once('connect', widen);
-  else widen();
-  let askedAtMs: number | undefined;
-  let cancel: (() => void) | undefined;
-  const tick = () => {
-    if (session.destroyed) return;
-    if (askedAtMs === undefined) {
-      askedAtMs = clock.monotonicMs();
-      session.ping(() => {
-        askedAtMs = undefined;
-      });
-    } else if (clock.monotonicMs() - askedAtMs >= silentSeconds * 1000) {
-      end(session);
-      return;
-    }
-    cancel = clock.setTimeout(tick, pingSeconds * 1000);
-  };
-  cancel = clock.setTimeout(tick, pingSeconds * 1000);
-  session.once('close', () => cancel?.());
-}
-
 /** Whether the other side answers now. */
 export function answers(session: ServerHttp2Session | ClientHttp2Session, clock: Clock): Promise<boolean> {
   return new Promise((resolve) => {
@@ -122,9 +70,4 @@ export function answers(session: ServerHttp2Session | ClientHttp2Session, clock:
       resolve(error === null);
     });
   });
-}
-
-/** At once, and all its streams with it: with an error, or they would look as if they had ended in order. */
-export function end(session: Http2Session): void {
-  session.destroy(new Error('the tunnel has ended'));
 }

@@ -1,29 +1,13 @@
-import { once } from 'node:events';
-import { connect, createServer, type Socket } from 'node:net';
-import { afterEach, expect, test } from 'vitest';
+import type { Socket } from 'node:net';
+import { expect, test } from 'vitest';
 import { hearOut } from '../../../operator/engine/hear-out.ts';
-
-const open: Socket[] = [];
-afterEach(() => {
-  for (const socket of open.splice(0)) socket.destroy();
-});
-
-async function pair(): Promise<{ near: Socket; far: Socket }> {
-  const server = createServer({ allowHalfOpen: true });
-  await once(server.listen(0, '127.0.0.1'), 'listening');
-  const near = connect({ port: (server.address() as { port: number }).port, allowHalfOpen: true });
-  const [far] = (await once(server, 'connection')) as [Socket];
-  server.close();
-  for (const socket of [near, far]) socket.on('error', () => undefined);
-  open.push(near, far);
-  return { near, far };
-}
+import { socketPair } from '../../support/socket-pair.ts';
 
 const closed = (socket: Socket) => new Promise((resolve) => socket.once('close', resolve));
 
 /** What is heard of a process that takes a little of a long input, says one word, and goes. */
 async function lastWords(prepare: (socket: Socket) => Socket): Promise<string> {
-  const [input, process] = [await pair(), await pair()];
+  const [input, process] = [await socketPair(), await socketPair()];
   const near = prepare(process.near);
   let heard = '';
   near.on('data', (chunk: Buffer) => {
@@ -45,7 +29,7 @@ test('what was said before the other side stopped reading is read, as often as o
 });
 
 test('an other side that neither reads nor ends is given up', async () => {
-  const { near } = await pair();
+  const { near } = await socketPair();
   hearOut(near);
   const failing = near as unknown as { _handle: { writeUtf8String(): number; writeBuffer(): number } };
   failing._handle.writeBuffer = () => -32;
@@ -57,7 +41,7 @@ test('an other side that neither reads nor ends is given up', async () => {
 }, 10_000);
 
 test('writes that succeed are as they were', async () => {
-  const { near, far } = await pair();
+  const { near, far } = await socketPair();
   hearOut(near);
   near.cork();
   near.write('a');

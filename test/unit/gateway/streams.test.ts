@@ -4,7 +4,7 @@ import { request } from 'node:http';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { tenantNamespace } from '../../../operator/core/allocation/record.ts';
-import { join } from '../../../operator/gateway/routes/streams.ts';
+import { join } from '../../../operator/wire/upgraded.ts';
 import type { FakeRequest } from '../../support/fake-cluster.ts';
 import { eventually, type ProviderSide, startProviderSide } from '../../support/provider-side.ts';
 
@@ -186,8 +186,8 @@ test('twenty megabytes through a half-closed connection arrive whole, and so doe
   const hub: Server = createServer({ allowHalfOpen: true }, (socket) => {
     join(
       socket,
-      Buffer.alloc(0),
       connect({ port: (sink.address() as { port: number }).port, allowHalfOpen: true }),
+      Buffer.alloc(0),
       Buffer.alloc(0),
     );
   });

@@ -1,30 +1,15 @@
 /** Two sockets, joined: what becomes of what is on its way when one of them goes. */
 import { once } from 'node:events';
-import { connect, createServer, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterEach, expect, test } from 'vitest';
-import { join, upgradeHeaders } from '../../../operator/kubelet/api/pipe.ts';
-
-const open: Socket[] = [];
-afterEach(() => {
-  for (const socket of open.splice(0)) socket.destroy();
-});
-
-/** Ends of one TCP connection. */
-async function pair(): Promise<{ near: Socket; far: Socket }> {
-  const server = createServer({ allowHalfOpen: true });
-  await once(server.listen(0, '127.0.0.1'), 'listening');
-  const near = connect({ port: (server.address() as { port: number }).port, allowHalfOpen: true });
-  const [far] = (await once(server, 'connection')) as [Socket];
-  server.close();
-  for (const socket of [near, far]) socket.on('error', () => undefined);
-  open.push(near, far);
-  return { near, far };
-}
+import { expect, test } from 'vitest';
+import { upgradeHeaders } from '../../../operator/kubelet/api/pipe.ts';
+import { join } from '../../../operator/wire/upgraded.ts';
+import { socketPair } from '../../support/socket-pair.ts';
 
 /** A caller and a process, and what lies between them. */
 async function joined(leaveMs = 50): Promise<{ caller: Socket; process: Socket; between: Socket[] }> {
-  const [one, other] = [await pair(), await pair()];
+  const [one, other] = [await socketPair(), await socketPair()];
   join(one.near, other.near, Buffer.alloc(0), Buffer.alloc(0), { leaveWithinMs: leaveMs });
   return { caller: one.far, process: other.far, between: [one.near, other.near] };
 }

@@ -33,6 +33,9 @@ const longestWaitSeconds = 30;
 const ownHeaders =
   /^(authorization|proxy-authorization|host|content-length|transfer-encoding|impersonate-.*|x-remote-.*)$/;
 
+/** The whole object goes both ways otherwise, and is read here by nobody. Whoever cannot answer so answers as always. */
+const metadataAlone = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json';
+
 const patchTypes = {
   json: 'application/json-patch+json',
   merge: 'application/merge-patch+json',
@@ -92,9 +95,10 @@ export function clusterOver(transport: Transport, options: Omit<ConnectOptions, 
     body?: unknown,
     contentType = 'application/json',
     signal?: AbortSignal,
+    accept = 'application/json',
   ): Promise<T> {
     const what = `${method} ${pathOnly(path)}`;
-    const headers: Record<string, string> = { Accept: 'application/json', 'User-Agent': userAgent };
+    const headers: Record<string, string> = { Accept: accept, 'User-Agent': userAgent };
     let payload: Buffer | undefined;
     if (body !== undefined) {
       payload = Buffer.from(JSON.stringify(body));
@@ -237,6 +241,7 @@ export function clusterOver(transport: Transport, options: Omit<ConnectOptions, 
         patch,
         patchTypes[options?.type ?? 'merge'],
         signal,
+        options?.brief ? metadataAlone : undefined,
       ),
 
     async delete(resource, key, options = {}, signal) {
@@ -250,7 +255,7 @@ export function clusterOver(transport: Transport, options: Omit<ConnectOptions, 
         propagationPolicy,
       };
       try {
-        await call('DELETE', objectPath(resource, key), body, undefined, signal);
+        await call('DELETE', objectPath(resource, key), body, undefined, signal, metadataAlone);
       } catch (error) {
         if (!isNotFound(error)) throw error;
       }

@@ -106,11 +106,12 @@ export interface Cluster {
     options: { fieldManager: string; subresource?: string },
     signal?: AbortSignal,
   ): Promise<T>;
+  /** `brief`: of the answer no more than `metadata` is to be read, and a server need not send more. */
   patch<T extends KubeObject>(
     resource: Resource,
     key: ObjectKey,
     patch: unknown,
-    options?: { type?: 'json' | 'merge' | 'strategic'; subresource?: string },
+    options?: { type?: 'json' | 'merge' | 'strategic'; subresource?: string; brief?: boolean },
     signal?: AbortSignal,
   ): Promise<T>;
   /** Resolves also when it was gone already. */

@@ -346,7 +346,8 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     const patch = tolerationPatch(pod);
     if (!patch) return;
     try {
-      const { metadata } = await consumer.patch<Pod>(resources.pods, keyOfPod(pod), patch, { type: 'json' }, signal);
+      const options = { type: 'json', brief: true } as const;
+      const { metadata } = await consumer.patch<Pod>(resources.pods, keyOfPod(pod), patch, options, signal);
       // Of our own making, and of nobody else's meanwhile: seen as soon as it is made.
       const generation = (pod.metadata.generation ?? 0) + 1;
       if (metadata.generation === generation) raised.set(uidOf(pod), generation);
@@ -380,7 +381,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
         resources.pods,
         keyOfPod(pod),
         { metadata: { uid: uidOf(pod) }, status: statusPatch(pod.status, status) },
-        { type: 'strategic', subresource: 'status' },
+        { type: 'strategic', subresource: 'status', brief: true },
         signal,
       );
     } catch (error) {
@@ -557,7 +558,15 @@ const saysLeaseEnded = (error: unknown): boolean =>
 const cut = (message: string): string => message.slice(0, 900);
 const uidOf = (pod: Pod): string => pod.metadata.uid ?? '';
 const keyOfPod = (pod: Pod) => ({ namespace: pod.metadata.namespace, name: pod.metadata.name });
-const remoteNameOf = (pod: Pod): string => remotePodName(pod.metadata.name, uidOf(pod));
+/** Asked for several times in every look, and a hash each. */
+const remoteNames = new WeakMap<Pod, string>();
+function remoteNameOf(pod: Pod): string {
+  const known = remoteNames.get(pod);
+  if (known !== undefined) return known;
+  const name = remotePodName(pod.metadata.name, uidOf(pod));
+  remoteNames.set(pod, name);
+  return name;
+}
 const remoteOf = (pod: Pod, host: PodHost): Pod | undefined => host.remotePods.byIndex('name', remoteNameOf(pod))[0];
 const statusView = (host: PodHost) => ({
   nodeAddress: host.address,

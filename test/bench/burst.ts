@@ -36,6 +36,8 @@ export interface BurstFigures {
   /** Operator and gateway, from the Deployment's creation until nothing is left of it. */
   readonly ownCpuSeconds: number;
   readonly ownCpuSecondsPer1000: number;
+  /** Of the CPU seconds that the provider's control plane takes for the same pods, straight: seconds differ by machine. */
+  readonly ownCpuShare: number;
 }
 
 interface Alternative {
@@ -135,8 +137,12 @@ function summed(pods: number, runs: Record<Place['name'], Run[]>): BurstFigures 
     goneRatio: told(ours.goneSeconds / straight.goneSeconds),
     ownCpuSeconds: told(own),
     ownCpuSecondsPer1000: told((own / pods) * 1000),
+    ownCpuShare: told(own / straight.cpuSeconds.providerPlane),
   };
 }
+
+/** 6 seconds for 1,000 pods where that control plane takes 10.6. */
+const mostCpuShare = 0.57;
 
 function targetsOf(one: BurstFigures): Target[] {
   const { pods } = one;
@@ -146,7 +152,13 @@ function targetsOf(one: BurstFigures): Target[] {
     { what: `${pods} pods Ready, times straight`, measured: one.readyRatio, atMost: ready },
     { what: `${pods} pods gone, times straight`, measured: one.goneRatio, atMost: 2.5 },
     ...(pods >= 1000
-      ? [{ what: 'CPU seconds of ours for 1,000 pods', measured: one.ownCpuSecondsPer1000, atMost: 6 }]
+      ? [
+          {
+            what: 'our CPU seconds, of those of the straight control plane',
+            measured: one.ownCpuShare,
+            atMost: mostCpuShare,
+          },
+        ]
       : []),
   ];
 }

@@ -32,7 +32,7 @@ afterEach(async () => {
 afterAll(() => console.log(JSON.stringify(figures)));
 
 /** How long the operator stays dead. */
-const downSeconds = 60;
+const downSeconds = 20;
 
 interface Pod extends KubeObject {
   status?: { phase?: string; containerStatuses?: { restartCount: number; containerID?: string }[] };

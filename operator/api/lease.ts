@@ -132,7 +132,36 @@ export const leaseSpec = z
         )
           .meta(cel({ rule: "quantity(self).isGreaterThan(quantity('0'))", message: 'spendLimit must be above 0' }))
           .optional(),
+        alternatives: z
+          .array(
+            z.object({
+              assetSymbol: z.string().min(1).max(12).describe('Token that will do as well.'),
+              maxPricePerGpuHour: money('Never pay more of it for one GPU for one hour, fee included.').meta(
+                cel({
+                  rule: "quantity(self).isGreaterThan(quantity('0'))",
+                  message: 'maxPricePerGpuHour must be above 0',
+                }),
+              ),
+              spendLimit: money('Never pay more of it for the whole lease. Default: price × count × term.')
+                .meta(
+                  cel({ rule: "quantity(self).isGreaterThan(quantity('0'))", message: 'spendLimit must be above 0' }),
+                )
+                .optional(),
+            }),
+          )
+          .max(3)
+          .optional()
+          .meta({ 'x-kubernetes-list-type': 'map', 'x-kubernetes-list-map-keys': ['assetSymbol'] })
+          .describe(
+            'Other tokens that may be paid with, each with its own limits. The cheapest of all is taken: by what the operator was told that a token is worth (--token-value), or else the first, in the order written, that can be paid with. status.selection.rails shows what each would cost.',
+          ),
       })
+      .meta(
+        cel({
+          rule: '!has(self.alternatives) || self.alternatives.all(a, a.assetSymbol != self.assetSymbol)',
+          message: 'assetSymbol is no alternative to itself',
+        }),
+      )
       .describe('Money limits. There is no unlimited lease.'),
     term: z
       .object({
@@ -257,6 +286,10 @@ export const leaseSpec = z
         message: 'capacityType and pricing.assetSymbol are immutable: create another lease',
       },
       {
+        rule: '(has(self.pricing.alternatives) ? self.pricing.alternatives.map(a, a.assetSymbol) : []) == (has(oldSelf.pricing.alternatives) ? oldSelf.pricing.alternatives.map(a, a.assetSymbol) : [])',
+        message: 'the tokens of pricing.alternatives are immutable: create another lease',
+      },
+      {
         rule: '!has(oldSelf.approvedQuoteHash) || (has(self.approvedQuoteHash) && self.approvedQuoteHash == oldSelf.approvedQuoteHash)',
         message: 'approvedQuoteHash can be set once',
       },
@@ -298,9 +331,25 @@ export const leaseStatus = z.object({
       rejected: z
         .array(z.object({ reason: z.string().max(64), count: z.int32(), closest: z.string().max(256).optional() }))
         .max(16),
+      rails: z
+        .array(
+          z.object({
+            chainId: z.int(),
+            assetSymbol: z.string().max(12),
+            providerName: z.string().max(63),
+            pricePerGpuHour: z.string().max(40),
+            total: z.string().max(40).describe('Price × count × term, fee included.'),
+            fee: z.string().max(40).describe('Platform fee in it, as the contract takes it now.').optional(),
+            value: z.string().max(40).describe('What the total is worth by --token-value.').optional(),
+            note: z.string().max(128).describe('Why it comes last: it cannot be paid with just now.').optional(),
+          }),
+        )
+        .max(8)
+        .optional()
+        .describe('What the lease would cost on each rail, with the best offer there, the one that is taken first.'),
     })
     .optional()
-    .describe('Why offers were not taken.'),
+    .describe('Why offers were not taken, and what those cost that were.'),
   offerName: z.string().max(253).optional(),
   providerName: z.string().max(63).optional(),
   nodeName: z.string().max(63).optional(),

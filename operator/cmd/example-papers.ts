@@ -19,6 +19,15 @@ import { sealReceipt } from '../adapters/chain/receipt-proofs.ts';
 import type { SignedQuote } from '../api/gateway.ts';
 import type { Address, Hex32, MessageDomain, Quote } from '../api/messages.ts';
 import type { Receipt } from '../api/receipt.ts';
+import {
+  applyEvent,
+  type Charge,
+  type Customer,
+  emptyAccount,
+  invoiceNumber,
+  microsOf,
+} from '../core/invoice/account.ts';
+import { type Invoice, invoiceHtml, invoiceOf } from '../core/invoice/invoice.ts';
 import type { LeaseRecord, QuoteRecord } from '../core/lease/observed.ts';
 import { parseAmount } from '../core/money/amount.ts';
 import { sizeDeposit } from '../core/money/deposit.ts';
@@ -254,6 +263,9 @@ export async function examplePapers(): Promise<Map<string, string>> {
     ]),
   });
   const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
+  // Of seconds there would be nothing to pay: here they run for most of their hour.
+  const longer = exampleLeases.map((lease) => ({ ...lease, servedSeconds: 3500 }));
+  const invoice = exampleInvoice(await Promise.all(longer.map(async (lease) => (await exampleReceipt(lease)).receipt)));
   return new Map([
     ...receipts.map((receipt): [string, string] => [`${folder}/receipt-ml-${receipt.lease.name}.json`, json(receipt)]),
     [`${folder}/statement-ml-2026-11.md`, statementMarkdown(statement)],
@@ -261,7 +273,57 @@ export async function examplePapers(): Promise<Map<string, string>> {
     [`${folder}/statement-ml-2026-11.json`, json(statement)],
     [`${folder}/focus-2026-11.csv`, focusCsv(rows)],
     [`${folder}/focus-schema.json`, json(focusSchema())],
+    [`${folder}/invoice-ml-2026-11.json`, json(invoice)],
+    [`${folder}/invoice-ml-2026-11.html`, invoiceHtml(invoice)],
   ]);
+}
+
+/**
+ * The same leases as if a sponsor had paid for them: those in USDC. Their month is over, and the card was charged for part of it.
+ */
+export function exampleInvoice(receipts: readonly Receipt[]): Invoice {
+  const token = { symbol: 'USDC', decimals: tokens.USDC.decimals };
+  const customer: Customer = {
+    name: 'ml',
+    consumer: exampleKeys.consumer.address,
+    creditLimit: '500',
+    currency: 'USD',
+    rate: '1',
+    marginBps: 300,
+    billTo: ['Example Machine Learning GmbH', 'Beispielstraße 1', '10115 Berlin'],
+  };
+  const charges = receipts
+    .filter(({ asset }) => asset.symbol === token.symbol)
+    .map(({ leaseId, quote, settlement }): Charge => {
+      const { gpus, pricePerGpuHour, provider } = quote.quote;
+      const units = BigInt(settlement.claimed);
+      return {
+        leaseId: leaseId as Hex32,
+        provider: provider as Address,
+        gpus,
+        servedSeconds: settlement.servedSeconds,
+        openedAt: settlement.openedAt,
+        closedAt: settlement.closingAt,
+        pricePerGpuHour,
+        units: String(units),
+        micros: String(microsOf(units, customer, token.decimals)),
+      };
+    });
+  const paid = applyEvent({ ...emptyAccount, charges }, customer, {
+    kind: 'paid',
+    eventId: 'evt_1QhZexample',
+    paymentId: 'pi_3QhZexample',
+    invoice: invoiceNumber('ml', '2026-11'),
+    currency: 'USD',
+    cents: 30n,
+    at: began + 6 * 86_400,
+  });
+  const issuer = {
+    lines: ['Example GPU Sponsor Ltd', '1 Sample Street', 'London'],
+    notes: ['Paid by card or by transfer; tax is added by whoever has to.'],
+    dueDays: 14,
+  };
+  return invoiceOf(paid!.account, customer, token, issuer, '2026-11', new Date(Date.UTC(2026, 11, 3)));
 }
 
 /** A UUID that is the name's. */

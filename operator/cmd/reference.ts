@@ -141,6 +141,16 @@ function papers(out: string[]): void {
   for (const [fault, meaning] of Object.entries(faultMeanings)) out.push(`| \`${fault}\` | ${meaning} |`);
   out.push(
     '',
+    '### Invoices, for customers who pay in money',
+    '',
+    '`node operator/cmd/sponsor.ts` is a program of its own: a *sponsor*, whose account tops up the escrows of its customers. A customer opens its escrows itself, with a small deposit of its own; the sponsor adds to them as time passes, never more than an hour ahead by default and never beyond the credit limit. The contract spends the customer’s own money first, and gives what is left to whom it came from. Nothing is taken on trust from the customer: escrows are found and read on chain.',
+    '',
+    'What an escrow spent of the sponsor’s tokens is charged when its close is final, at the rate and margin agreed. **Credit limit**: what is charged and not paid, and all sponsored tokens that lie in escrows, are together never above it; when it is reached, escrows are funded no further, and their leases end as any that runs out of money does. **Invoice**: one a customer and month, as JSON or as a page of HTML that a browser prints or saves as PDF; no PDF is made here. **Payments** come in by the webhook of a card processor: Stripe’s events `payment_intent.succeeded` (its metadata name the invoice), `charge.refunded` and `charge.dispute.created`, with the signature checked over the raw body, five minutes at most old, each event and each payment counted once. Cards are charged by the processor; no card, and no key that could charge one, is ever here.',
+    '',
+    'Not made here: dunning, tax, and the sponsor’s own bookkeeping of what tokens cost it. One sponsor works on one chain, in one token; two chains are two sponsors.',
+    '',
+    'Examples: `operator/reference/invoice-ml-2026-11.html` and `.json`, of the sandbox’s leases in USDC had they run for most of their hour.',
+    '',
     `### Columns of \`gpulease focus\``,
     '',
     `FinOps FOCUS ${focusVersion}. One row is one settled escrow for which something was billed. FOCUS wants a national currency in BillingCurrency: \`--rate\` says what a token is worth in it. Columns of FOCUS that nothing here has a value for (commitment discounts, capacity reservations) are left out.`,

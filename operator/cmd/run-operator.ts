@@ -26,7 +26,9 @@ import { loadRecords } from '../controllers/consumer/records.ts';
 import { collectRefunds } from '../controllers/consumer/treasury.ts';
 import type { LeaseWorld } from '../controllers/consumer/world.ts';
 import { parseAmount } from '../core/money/amount.ts';
+import { allowancePolicies } from '../core/money/funding.ts';
 import { virtualNodePrefix } from '../core/node/names.ts';
+import { parseValue, type Values } from '../core/offer/rank.ts';
 import { systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { createController, watches } from '../engine/controller.ts';
@@ -65,7 +67,20 @@ const declared = {
   walletKeyFile: text('Key of the account that pays: 32 bytes in hexadecimal, or a keystore.', 'FILE'),
   walletPasswordFile: text('Password of the keystore.', 'FILE'),
   chain: pairs('Chain that leases may be paid on, and its JSON-RPC endpoints.', 'ID=URL[,URL]'),
+  tokenValue: pairs(
+    'What one whole token is worth, in a unit of your choice: by this, prices in different tokens are compared where a lease takes several. Without it for one of them, a lease takes the first that can be paid with, in its own order.',
+    'SYMBOL=AMOUNT',
+  ),
+  gasValue: pairs(
+    "What one whole unit of a chain's own currency is worth, in the same unit: by this, gas is counted in when rails are compared. Needs --token-value too.",
+    'ID=AMOUNT',
+  ),
   maxEscrow: pairs('Most that may be locked in all escrows together, in whole tokens.', 'SYMBOL=AMOUNT'),
+  allowance: choice(
+    'What the escrow contracts may take out of the wallet between deposits. Standing: an allowance without limit, which the first opening brings along with a signature (EIP-2612) where the token can, and which only openings and top-ups of this wallet use; the cheapest. PerDeposit: none; each deposit is signed for by itself (EIP-3009) where the token can, approved by itself where it cannot, and so are top-ups.',
+    allowancePolicies,
+    'Standing',
+  ),
   nodeAddress: text(
     'Address of this process as the API server reaches it. Default: the first address of this machine that is not loopback.',
     'IP',
@@ -167,6 +182,7 @@ export async function runOperator(
       throw new UsageError(`--max-escrow ${symbol}=${amount}: ${(error as Error).message}`);
     }
   }
+  const values = valuesOf(options.tokenValue, options.gasValue);
   const address = options.nodeAddress ?? ownAddress('--node-address');
   let leading = false;
   let stale = () => 0;
@@ -277,6 +293,8 @@ export async function runOperator(
           const amount = maxEscrow.get(symbol);
           return amount === undefined ? undefined : parseAmount(amount, decimals);
         },
+        allowance: options.allowance,
+        values,
       },
       hints: new Map(),
       onCommitted: () => {
@@ -378,14 +396,16 @@ export async function runOperator(
         });
       }
     };
-    const tick = async () => {
-      for (const chain of chains.values()) await chain.opened()?.tick(leadSignal);
-    };
     // Transactions that an earlier process stored are looked after before anything new is wished for.
-    for (const chain of chains.values())
-      await chain
-        .outbox(leadSignal)
-        .catch((error: Error) => log.warn({ chainId: chain.chainId, error: error.message }, 'chain not reachable yet'));
+    await Promise.all(
+      [...chains.values()].map((chain) =>
+        chain
+          .outbox(leadSignal)
+          .catch((error: Error) =>
+            log.warn({ chainId: chain.chainId, error: error.message }, 'chain not reachable yet'),
+          ),
+      ),
+    );
     const least = () => 0n;
     await Promise.all([
       leases.run(leadSignal),
@@ -400,7 +420,12 @@ export async function runOperator(
       providerController.run(leadSignal),
       budgetController.run(leadSignal),
       orphans.run(leadSignal),
-      every(options.chainTickSeconds, 'looking after transactions', tick),
+      // A loop each: a chain that is away holds up none of the others.
+      ...[...chains.values()].map((chain) =>
+        every(options.chainTickSeconds, `looking after transactions on chain ${chain.chainId}`, async () => {
+          await chain.opened()?.tick(leadSignal);
+        }),
+      ),
       every(options.sweepSeconds, 'sweeping', () => sweep(leadSignal)),
       every(86_400, 'removing old receipts', async () => {
         if (options.receiptRetentionDays === 0) return;
@@ -452,11 +477,27 @@ function changedSpec({ type, object, old }: { type: string; object: KubeObject; 
   return same ? [] : [{ name: metadata.name }];
 }
 
-function chainId(text: string): number {
+function chainId(text: string, flag = 'chain'): number {
   const id = Number(text);
   if (!Number.isSafeInteger(id) || id < 1)
-    throw new UsageError(`--chain must begin with a chain id, e.g. 42161=URL; given: ${text}`);
+    throw new UsageError(`--${flag} must begin with a chain id, e.g. 42161=…; given: ${text}`);
   return id;
+}
+
+function valuesOf(
+  tokens: readonly (readonly [string, string])[],
+  chains: readonly (readonly [string, string])[],
+): Values {
+  const read = (flag: string, [name, amount]: readonly [string, string]) => {
+    try {
+      return [name, parseValue(amount)] as const;
+    } catch (error) {
+      throw new UsageError(`--${flag} ${name}=${amount}: ${(error as Error).message}`);
+    }
+  };
+  const ofToken = new Map(tokens.map((pair) => read('token-value', pair)));
+  const ofGas = new Map(chains.map((pair) => [chainId(pair[0], 'gas-value'), read('gas-value', pair)[1]] as const));
+  return { token: (symbol) => ofToken.get(symbol), gas: (id) => ofGas.get(id) };
 }
 
 function chainAccess(

@@ -104,9 +104,10 @@ export function startOperator(
       for (const action of actions) {
         if (action.do === 'approveToken') {
           const { chainId: id, quote } = action.quote.signed;
-          await submit(intents.approve(id, quote.token), money.approve(action.quote));
+          await submit(intents.approve(id, quote.token), money.approve(action.quote, action.amount));
+          refused.delete(intents.open(action.quote.leaseId));
         } else if (action.do === 'openEscrow')
-          await submit(intents.open(action.quote.leaseId), money.open(action.quote, action.deposit));
+          await submit(intents.open(action.quote.leaseId), money.open(action.quote, action.deposit, action.way));
         else if (action.do === 'topUp')
           await submit(
             intents.topUp(action.quote.leaseId, action.total),

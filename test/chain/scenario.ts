@@ -19,6 +19,8 @@ export type Case =
   | 'oversigned voucher'
   | 'mass restart'
   | 'dust, spam'
+  | 'two chains'
+  | 'invoice'
   | 'load';
 
 export interface ChainScenario {

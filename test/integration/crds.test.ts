@@ -390,6 +390,29 @@ const bad: Record<string, Bad> = {
     says: ['spec.node.labels: Invalid value: labels of gpulease.dev and node-role.kubernetes.io'],
     cel: true,
   },
+  'a token that is an alternative to itself': {
+    kind: 'GpuLease',
+    path: 'pricing.alternatives',
+    value: [{ assetSymbol: 'USDC', maxPricePerGpuHour: '1' }],
+    says: ['spec.pricing: Invalid value: assetSymbol is no alternative to itself'],
+    cel: true,
+  },
+  'an alternative without a limit': {
+    kind: 'GpuLease',
+    path: 'pricing.alternatives',
+    value: [{ assetSymbol: 'GPU' }],
+    says: ['spec.pricing.alternatives[0].maxPricePerGpuHour: Required value'],
+  },
+  'the same alternative twice': {
+    kind: 'GpuLease',
+    path: 'pricing.alternatives',
+    value: [
+      { assetSymbol: 'GPU', maxPricePerGpuHour: '1' },
+      { assetSymbol: 'GPU', maxPricePerGpuHour: '2' },
+    ],
+    says: ['spec.pricing.alternatives[1]: Duplicate value'],
+    cel: true,
+  },
   'an http endpoint': {
     kind: 'GpuProvider',
     path: 'endpoint.url',
@@ -592,6 +615,20 @@ describe('what may not change after a lease or provider was made', () => {
       before: minimalLease(),
       after: changed(minimalLease(), 'pricing.assetSymbol', 'GPU'),
       says: 'capacityType and pricing.assetSymbol are immutable: create another lease',
+    },
+    'the tokens that will do as well': {
+      kind: 'GpuLease',
+      before: minimalLease(),
+      after: changed(minimalLease(), 'pricing.alternatives', [{ assetSymbol: 'GPU', maxPricePerGpuHour: '1' }]),
+      says: 'the tokens of pricing.alternatives are immutable: create another lease',
+    },
+    'not the limits in them': {
+      kind: 'GpuLease',
+      before: changed(minimalLease(), 'pricing.alternatives', [{ assetSymbol: 'GPU', maxPricePerGpuHour: '1' }]),
+      after: changed(minimalLease(), 'pricing.alternatives', [
+        { assetSymbol: 'GPU', maxPricePerGpuHour: '2', spendLimit: '9' },
+      ]),
+      says: undefined,
     },
     'the capacity type': {
       kind: 'GpuLease',

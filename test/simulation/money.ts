@@ -172,13 +172,13 @@ export function leaseMoney(parts: MoneyParts, clusterUid: string, told: Told): O
       return sign(session, 'voucher', domain, { leaseId: quote.leaseId, servedSeconds, last });
     },
 
-    approve: (quote, signal) =>
+    approve: (quote, amount, signal) =>
       submit(
         intents.approve(chainId, quote.signed.quote.token),
-        { do: 'approve', from: wallet, amount: 2n ** 128n },
+        { do: 'approve', from: wallet, amount: amount ?? 2n ** 128n },
         signal,
       ),
-    open(quote, deposit, signal) {
+    open(quote, deposit, _way, signal) {
       const terms = quoteOfJson(quote.signed.quote);
       return submit(
         intents.open(quote.leaseId),
@@ -309,6 +309,7 @@ export function providerChains(
   };
   return {
     chains: {
+      awaited: () => false,
       rails() {
         if (!connected) throw new Refusal(503, 'the chain does not answer yet', { retryAfterSeconds: 2 });
         return [rail];

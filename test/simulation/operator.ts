@@ -171,7 +171,7 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     events,
     log,
     now,
-    settings: { ...settings, maxEscrow: (_symbol, decimals) => parseAmount('100', decimals) },
+    settings: { ...settings, allowance: 'Standing', maxEscrow: (_symbol, decimals) => parseAmount('100', decimals) },
     hints: new Map(),
     onCommitted: () => {
       for (const { metadata } of budgets.list()) budgetController.enqueue({ name: metadata.name });

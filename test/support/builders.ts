@@ -339,6 +339,7 @@ export const settings = (change: Partial<Settings> = {}): Settings => ({
   releaseTimeoutSeconds: 600,
   closeTimeoutSeconds: 120,
   maxEscrow: () => 1_000_000_000n,
+  allowance: 'Standing',
   ...change,
 });
 

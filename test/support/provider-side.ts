@@ -217,6 +217,7 @@ export async function startProviderSide(
     payee: keys.provider.address,
   };
   const chains: Chains = {
+    awaited: () => false,
     rails() {
       if (chain.unreachable) throw new Refusal(503, 'chain 31337 does not answer yet: try again');
       return [rail];

@@ -18,10 +18,12 @@ import {
   type TxFact,
 } from '../../core/lease/observed.ts';
 import { type Escrow, wayToClose } from '../../core/money/escrow.ts';
+import type { FundingWay } from '../../core/money/funding.ts';
 import type { RailFact } from '../../core/provider/assess.ts';
 import { type Call, connectEscrow, type EscrowClient } from './escrow-client.ts';
 import type { ChainKey } from './key.ts';
 import {
+  authorizationNonce,
   hashJson,
   hashQuote,
   leaseIdOf,
@@ -34,8 +36,9 @@ import {
 } from './messages.ts';
 import type { Outbox } from './outbox.ts';
 import { sealReceipt } from './receipt-proofs.ts';
-import { NoContract, type Rpc, WrongChain } from './rpc.ts';
+import { ChainUnavailable, NoContract, type Rpc, WrongChain } from './rpc.ts';
 import { settlementTrail } from './settlement-trail.ts';
+import { type SigningToken, signAuthorization, signingToken, signPermit } from './token-signatures.ts';
 
 export interface ChainAccess {
   readonly chainId: number;
@@ -59,11 +62,16 @@ interface LastRead {
   readonly readAtMs: number;
 }
 const mostLastReads = 10_000;
+const mostTokens = 256;
 
 export type LeaseMoneyAdapter = ReturnType<typeof createLeaseMoney>;
 
 /** Leave this much time for an answer before a lease waits for the next look. */
 const readTimeoutMs = 10_000;
+/** A chain that let one look wait, and answered nothing, lets no others wait for so long: those of other chains have their turn. */
+const silenceMs = 10_000;
+/** A failure that comes sooner holds nobody up. */
+const waitedMs = 1000;
 
 export function createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs }: LeaseMoneyOptions) {
   const clients = new Map<string, EscrowClient>();
@@ -94,6 +102,38 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
     return chain;
   }
 
+  const silences = new Map<number, { untilMs: number; message: string }>();
+
+  /**
+   * Does the read, in bounded time. While a chain is silent one look at a time waits for it, and the others are told at once: a
+   * thousand leases of a chain that is away must not keep those of another from being looked at.
+   */
+  async function inTime<T>(
+    chainId: number,
+    outer: AbortSignal | undefined,
+    read: (signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    const silence = silences.get(chainId);
+    if (silence && monotonicMs() < silence.untilMs) throw new ChainUnavailable(silence.message);
+    if (silence) silence.untilMs = monotonicMs() + readTimeoutMs + silenceMs;
+    const began = monotonicMs();
+    const timeout = AbortSignal.timeout(readTimeoutMs);
+    const signal = outer ? AbortSignal.any([outer, timeout]) : timeout;
+    try {
+      // Part of a read waits for its turn at the outbox, and hears of no signal there.
+      const found = await Promise.race([read(signal), whenAborted(signal)]);
+      silences.delete(chainId);
+      return found;
+    } catch (error) {
+      const silent = timeout.aborted || (error instanceof ChainUnavailable && monotonicMs() - began >= waitedMs);
+      if (silent && !outer?.aborted) {
+        const message = timeout.aborted ? `no answer in ${readTimeoutMs / 1000} s` : (error as Error).message;
+        silences.set(chainId, { untilMs: monotonicMs() + silenceMs, message });
+      } else silences.delete(chainId);
+      throw error;
+    }
+  }
+
   async function clientOf(chainId: number, escrow: string, signal?: AbortSignal): Promise<EscrowClient> {
     const name = `${chainId}/${escrow.toLowerCase()}`;
     const known = clients.get(name);
@@ -101,6 +141,49 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
     const client = await connectEscrow({ rpc: await chainOf(chainId).rpc(signal), escrow: escrow as Address }, signal);
     clients.set(name, client);
     return client;
+  }
+
+  const tokens = new Map<string, SigningToken>();
+
+  /** Asked once a process: a token that learns it later is found out at the next start. Undefined: nobody could be asked. */
+  async function signingTokenOf(client: EscrowClient, token: Address, signal?: AbortSignal) {
+    const name = `${client.chainId}/${token.toLowerCase()}`;
+    const known = tokens.get(name);
+    if (known) return known;
+    try {
+      const found = await signingToken(client.rpc, token, wallet.address, signal);
+      if (tokens.size >= mostTokens) tokens.delete(tokens.keys().next().value as string);
+      tokens.set(name, found);
+      return found;
+    } catch {
+      signal?.throwIfAborted();
+      return undefined;
+    }
+  }
+
+  /** The opening by this way. What is signed for it is good for no longer than the quote. */
+  async function opening(
+    client: EscrowClient,
+    quote: QuoteRecord,
+    deposit: bigint,
+    way: FundingWay,
+    signal?: AbortSignal,
+  ) {
+    const signed = signedOf(quote.signed);
+    const { token: address, expiresAt } = signed.message;
+    const deadline = Number(expiresAt);
+    const token = way === 'Allowance' ? undefined : await signingTokenOf(client, address, signal);
+    if (way === 'Permit' && token) {
+      const permit = await signPermit(wallet, client.rpc, token.domain, client.address, deadline, signal);
+      return client.calls.openWithPermit(signed, session.address, deposit, permit);
+    }
+    if (way === 'Authorization' && token) {
+      const nonce = authorizationNonce(hashQuote(client.domain, signed.message), session.address);
+      const terms = { to: client.address, value: deposit, nonce, validBefore: deadline };
+      const authorization = await signAuthorization(wallet, token.domain, terms);
+      return client.calls.openWithAuthorization(signed, session.address, deposit, authorization);
+    }
+    return client.calls.open(signed, session.address, deposit);
   }
 
   const domainOf = ({ signed }: Pick<QuoteRecord, 'signed'>): MessageDomain => ({
@@ -115,12 +198,12 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
   async function submit(
     quote: QuoteRecord,
     key: string,
-    call: (client: EscrowClient) => Call,
+    call: (client: EscrowClient) => Call | Promise<Call>,
     signal?: AbortSignal,
   ): Promise<Refused | undefined> {
     const client = await clientOf(quote.signed.chainId, quote.signed.escrow, signal);
     const outbox = await chainOf(quote.signed.chainId).outbox(signal);
-    const { to, data } = call(client);
+    const { to, data } = await call(client);
     const submitted = await outbox.submit({ key, to, data }, signal);
     return submitted.outcome === 'refused' ? submitted.refusal : undefined;
   }
@@ -156,20 +239,19 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
     async facts(quote: QuoteRecord, record: LeaseRecord, outer?: AbortSignal): Promise<ChainFact> {
       const { chainId, escrow } = quote.signed;
       const token = quote.signed.quote.token as Address;
-      const timeout = AbortSignal.timeout(readTimeoutMs);
-      const signal = outer ? AbortSignal.any([outer, timeout]) : timeout;
-      try {
+      const read = async (signal: AbortSignal): Promise<ChainFact> => {
         const client = await clientOf(chainId, escrow, signal);
         // Time first, then the escrow: one that is absent from the later block was absent from the earlier one too. The node that
         // is asked next may be behind the one that named the head, so the safe block is read as the one it was.
         const [head, safeHead] = await Promise.all([client.block('latest', signal), client.block('safe', signal)]);
-        const [latest, safe, balance, gas, allowance, known] = await Promise.all([
+        const [latest, safe, balance, gas, allowance, known, signing] = await Promise.all([
           client.lease(quote.leaseId, 'latest', signal),
           client.lease(quote.leaseId, safeHead, signal),
           client.balance(token, wallet.address, signal),
           client.gasBalance(wallet.address, signal),
           client.allowance(token, wallet.address, signal),
           txs(quote, record, signal),
+          signingTokenOf(client, token, signal),
         ]);
         remember(quote.leaseId, latest, head.timestamp);
         return {
@@ -178,9 +260,18 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
           blockTime: head.timestamp,
           safe: { escrow: safe, blockTime: safeHead.timestamp },
           claimWindowSeconds: client.claimWindowSeconds,
-          wallet: { address: wallet.address, balance, gas, allowance },
+          wallet: {
+            address: wallet.address,
+            balance,
+            gas,
+            allowance,
+            ...(signing && { signs: { permit: signing.permit, authorization: signing.authorization } }),
+          },
           txs: known,
         };
+      };
+      try {
+        return await inTime(chainId, outer, read);
       } catch (error) {
         outer?.throwIfAborted();
         const wrong = error instanceof WrongChain || error instanceof NoContract;
@@ -195,33 +286,37 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
     },
 
     async railFact(rail: Rail, outer?: AbortSignal): Promise<RailFact> {
-      const timeout = AbortSignal.timeout(readTimeoutMs);
-      const signal = outer ? AbortSignal.any([outer, timeout]) : timeout;
-      try {
+      const wrong = (message: string): RailFact => ({ rail, ok: false, reason: 'RailNotAccepted', message });
+      const read = async (signal: AbortSignal): Promise<RailFact> => {
         const client = await clientOf(rail.chainId, rail.escrow, signal);
         const token = await client.token(rail.token as Address, signal);
         if (token.symbol !== rail.assetSymbol)
-          return {
-            rail,
-            ok: false,
-            reason: 'RailNotAccepted',
-            message: `Token ${rail.token} is ${token.symbol}, but spec.payment.rails says assetSymbol ${rail.assetSymbol}.`,
-          };
-        if (!token.allowed)
-          return {
-            rail,
-            ok: false,
-            reason: 'RailNotAccepted',
-            message: `The escrow ${rail.escrow} takes no new leases in ${token.symbol}.`,
-          };
-        return { rail, ok: true, decimals: token.decimals };
+          return wrong(
+            `Token ${rail.token} is ${token.symbol}, but spec.payment.rails says assetSymbol ${rail.assetSymbol}.`,
+          );
+        if (!token.allowed) return wrong(`The escrow ${rail.escrow} takes no new leases in ${token.symbol}.`);
+        const [balance, gas, gasPrice] = await Promise.all([
+          client.balance(rail.token as Address, wallet.address, signal),
+          client.gasBalance(wallet.address, signal),
+          client.rpc.call<Hex>('eth_gasPrice', [], signal).then(BigInt),
+        ]);
+        return {
+          rail,
+          ok: true,
+          decimals: token.decimals,
+          feeBps: token.feeBps,
+          gasPrice: steadyGasPrice(gasPrice),
+          wallet: { balance, gas },
+        };
+      };
+      try {
+        return await inTime(rail.chainId, outer, read);
       } catch (error) {
         outer?.throwIfAborted();
-        const wrong = error instanceof WrongChain || error instanceof NoContract;
         return {
           rail,
           ok: false,
-          reason: wrong ? 'WrongChain' : 'ChainUnreachable',
+          reason: error instanceof WrongChain || error instanceof NoContract ? 'WrongChain' : 'ChainUnreachable',
           message: (error instanceof Error ? error.message : String(error)).slice(0, 512),
         };
       }
@@ -262,20 +357,15 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
       return (await signAccess(session, domainOf(quote), access)).signature;
     },
 
-    approve: (quote: QuoteRecord, signal?: AbortSignal) =>
-      submit(
-        quote,
-        intents.approve(quote.signed.chainId, quote.signed.quote.token),
-        (c) => c.calls.approve(quote.signed.quote.token as Address),
-        signal,
-      ),
-    open: (quote: QuoteRecord, deposit: bigint, signal?: AbortSignal) =>
-      submit(
-        quote,
-        intents.open(quote.leaseId),
-        (c) => c.calls.open(signedOf(quote.signed), session.address, deposit),
-        signal,
-      ),
+    async approve(quote: QuoteRecord, amount?: bigint, signal?: AbortSignal) {
+      const key = intents.approve(quote.signed.chainId, quote.signed.quote.token);
+      const outbox = await chainOf(quote.signed.chainId).outbox(signal);
+      // Only asked for while the allowance does not reach: an approval that is final was used up, or taken back by hand.
+      if ((await outbox.state(key, signal))?.receipt?.safe) await outbox.forget(key, signal);
+      return submit(quote, key, (c) => c.calls.approve(quote.signed.quote.token as Address, amount), signal);
+    },
+    open: (quote: QuoteRecord, deposit: bigint, way: FundingWay, signal?: AbortSignal) =>
+      submit(quote, intents.open(quote.leaseId), (c) => opening(c, quote, deposit, way, signal), signal),
     topUp: (quote: QuoteRecord, amount: bigint, total: bigint, signal?: AbortSignal) =>
       submit(quote, intents.topUp(quote.leaseId, total), (c) => c.calls.topUp(quote.leaseId, amount), signal),
     closeWithRelease: (quote: QuoteRecord, servedSeconds: number, signature: Hex, signal?: AbortSignal) =>
@@ -299,7 +389,7 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
 
     async strays(hasRecord: (leaseId: string) => boolean, signal?: AbortSignal) {
       const found: { leaseId: Hex32; chainId: number; contract: Address }[] = [];
-      for (const { chainId, outbox } of chains.values()) {
+      const onChain = async ({ chainId, outbox }: ChainAccess) => {
         const opened = (await (await outbox(signal)).entries(signal)).flatMap(({ key, to }) => {
           const leaseId = intents.openedBy(key);
           return leaseId !== undefined && !hasRecord(leaseId) ? [{ leaseId, chainId, contract: to }] : [];
@@ -309,7 +399,12 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
           const escrow = await client.lease(one.leaseId, 'latest', signal);
           if (escrow && !escrow.closed) found.push(one);
         }
-      }
+      };
+      const looked = await Promise.allSettled([...chains.values()].map(onChain));
+      signal?.throwIfAborted();
+      // Those of a chain that does not answer are looked for at the next sweep; where none does, that is to be known.
+      const failed = looked.filter((one) => one.status === 'rejected');
+      if (failed.length > 0 && failed.length === looked.length) throw failed[0]!.reason;
       return found;
     },
 
@@ -344,3 +439,13 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
     },
   };
 }
+
+/** The next power of two: what ways are compared by does not change with each block. */
+const steadyGasPrice = (price: bigint): bigint => (price <= 1n ? 1n : 1n << BigInt((price - 1n).toString(2).length));
+
+const whenAborted = (signal: AbortSignal): Promise<never> =>
+  new Promise((_, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    else signal.addEventListener('abort', abort, { once: true });
+  });

@@ -47,7 +47,9 @@ export interface EscrowChains {
   rails(): readonly ProviderRail[];
   chain(chainId: number, escrow: string): EscrowChain | undefined;
   all(): readonly EscrowChain[];
-  /** All have been reached. */
+  /** This contract is one of ours, and has not been reached since the start. */
+  awaited(chainId: number, escrow: string): boolean;
+  /** One at least has been reached: leases of the others wait, and no others do. */
   readonly connected: boolean;
   /** Dials until all are reached. Rejects for a configuration that cannot be right: a wrong chain, no contract. */
   connect(signal: AbortSignal): Promise<void>;
@@ -154,8 +156,12 @@ export function createEscrowChains(options: EscrowChainsOptions): EscrowChains {
     chain: (chainId, escrow) =>
       [...reached.values()].find(({ chain }) => chain.chainId === chainId && sameEscrow(chain.escrow, escrow))?.chain,
     all: () => [...reached.values()].map(({ chain }) => chain),
+    awaited: (chainId, escrow) =>
+      options.rails.some(
+        (config) => config.chainId === chainId && sameEscrow(config.escrow, escrow) && !reached.has(config),
+      ),
     get connected() {
-      return reached.size === options.rails.length;
+      return reached.size > 0;
     },
     async connect(signal) {
       await Promise.all(

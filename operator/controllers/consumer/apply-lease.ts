@@ -83,16 +83,20 @@ export async function applyAction(
     case 'requestQuote':
       await requestQuote(world, seen, action.candidates, signal);
       return;
-    case 'approveToken':
-      await submit(
+    case 'approveToken': {
+      const sent = await submit(
         intents.approve(action.quote.signed.chainId, action.quote.signed.quote.token),
-        world.money.approve(action.quote, signal),
+        world.money.approve(action.quote, action.amount, signal),
       );
+      // What an opening was refused for with a signature in it says nothing of one without.
+      if (sent) delete hints.refusedTx[intents.open(action.quote.leaseId)];
       return;
+    }
     case 'openEscrow': {
       const wished = record().deposit === undefined ? await reserve('openEscrow', (one) => one.deposit) : action;
-      if (wished)
-        await submit(intents.open(wished.quote.leaseId), world.money.open(wished.quote, wished.deposit, signal));
+      if (!wished) return;
+      const opened = world.money.open(wished.quote, wished.deposit, wished.way, signal);
+      await submit(intents.open(wished.quote.leaseId), opened);
       return;
     }
     case 'topUp': {

@@ -16,6 +16,7 @@ import type { Receipt, UnsealedReceipt } from '../../api/receipt.ts';
 import type { Meter } from '../../core/lease/meter.ts';
 import type { ChainFact, LeaseRecord, NodeFact, QuoteRecord, Refused } from '../../core/lease/observed.ts';
 import type { Escrow } from '../../core/money/escrow.ts';
+import type { FundingWay } from '../../core/money/funding.ts';
 import type { LeaseEnd } from '../../core/node/disruption.ts';
 import type { Answer, RailFact } from '../../core/provider/assess.ts';
 import type { SettlementTrail } from '../../core/receipt/build.ts';
@@ -55,8 +56,9 @@ export interface LeaseMoney {
   leaseRef(leaseUid: string, attempt: number): Hex32;
   promiseHash(node: SignedQuote['node']): Hex32;
   signVoucher(quote: QuoteRecord, servedSeconds: number, last: boolean): Promise<Hex>;
-  approve(quote: QuoteRecord, signal?: AbortSignal): Promise<Refused | undefined>;
-  open(quote: QuoteRecord, deposit: bigint, signal?: AbortSignal): Promise<Refused | undefined>;
+  /** Of the quote's token, for its escrow contract. Without an amount: without limit. */
+  approve(quote: QuoteRecord, amount?: bigint, signal?: AbortSignal): Promise<Refused | undefined>;
+  open(quote: QuoteRecord, deposit: bigint, way: FundingWay, signal?: AbortSignal): Promise<Refused | undefined>;
   topUp(quote: QuoteRecord, amount: bigint, total: bigint, signal?: AbortSignal): Promise<Refused | undefined>;
   closeWithRelease(
     quote: QuoteRecord,

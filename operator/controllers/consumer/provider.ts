@@ -104,11 +104,15 @@ export const reconcileProvider =
     return { requeueAfterSeconds: provider.spec.probe.intervalSeconds };
   };
 
-/** A rail that was checked stays so while the chain cannot be read: an RPC outage closes no provider. */
+/**
+ * A rail that was checked stays so while the chain cannot be read: an RPC outage closes no provider. New leases are paid on
+ * another, where there is one.
+ */
 function keepKnown(rails: readonly RailFact[], before: readonly RailFact[] | undefined): RailFact[] {
   return rails.map((fact) => {
     if (fact.ok || fact.reason !== 'ChainUnreachable') return fact;
-    return before?.find((b) => b.ok && sameJson(b.rail, fact.rail)) ?? fact;
+    const known = before?.find((b) => b.ok && sameJson(b.rail, fact.rail));
+    return known?.ok ? { ...known, silent: true } : fact;
   });
 }
 

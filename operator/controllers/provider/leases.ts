@@ -118,6 +118,12 @@ export function createLeaseService(options: LeaseServiceOptions) {
     return chain;
   }
 
+  /** Of a chain that has not answered since the start, nobody knows which tokens it takes. */
+  function mustNotBeAwaited({ chainId, escrow }: { chainId: number; escrow: string }): void {
+    if (chains.awaited(chainId, escrow))
+      throw new Refusal(503, `chain ${chainId} does not answer yet: try again`, { retryAfterSeconds: 2 });
+  }
+
   async function readEscrow(chain: EscrowChain, leaseId: Hex32, signal?: AbortSignal) {
     try {
       const [escrow] = await chain.leases([leaseId], signal);
@@ -137,6 +143,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
     }
     const rail = railFor(chains.rails(), { ...request, token: quote.token });
     if (rail === undefined) {
+      mustNotBeAwaited(request);
       throw new Refusal('RailNotAccepted', 'the quote names a token, contract or chain that is not accepted here');
     }
     if (!(await notary.verifyQuote(domain, { message: quote, signature: request.signature as Hex }))) {
@@ -318,6 +325,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       if (offer === undefined) throw new Refusal('OfferNotFound', `there is no offer "${request.offerName}"`);
       const rail = railFor(chains.rails(), request);
       if (rail === undefined) {
+        mustNotBeAwaited(request);
         const accepted = chains
           .rails()
           .map((one) => `${one.assetSymbol} on chain ${one.chainId}`)

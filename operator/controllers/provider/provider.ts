@@ -26,7 +26,7 @@ import { sweep } from './sweep.ts';
 import { createTenantAddresses } from './tenant-addresses.ts';
 import { createTenantServices } from './tenant-services.ts';
 import { createTenants } from './tenants.ts';
-import type { Chains, Counters, Notary } from './world.ts';
+import type { Chains, Counters, EscrowChain, Notary } from './world.ts';
 
 export interface ProviderOptions {
   readonly cluster: Cluster;
@@ -243,7 +243,8 @@ export function createProvider(options: ProviderOptions): Provider {
           claimWindowSeconds: chain.claimWindowSeconds,
         };
       };
-      const settlement = { watched, records, chains, view: chainView, rules, now, log, counters, changed };
+      const rounds = { failed: new Set<EscrowChain>(), busy: new Set<EscrowChain>() };
+      const settlement = { watched, records, chains, view: chainView, rounds, rules, now, log, counters, changed };
       await Promise.all([
         leases.run(signal),
         offers.run(signal),

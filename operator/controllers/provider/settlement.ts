@@ -16,6 +16,7 @@ export interface SettlementOptions {
   readonly records: Records;
   readonly chains: Chains;
   readonly view: ChainView;
+  readonly rounds: Rounds;
   readonly rules: (chain: EscrowChain, token: string) => SettlementRules;
   readonly now: () => Date;
   readonly log: Log;
@@ -29,27 +30,49 @@ const settleBatch = 50;
 /** A transaction that did not bring what was hoped for is tried again under a new key after so long. */
 const retrySeconds = 300;
 
-/** One round over all leases of all chains. A chain that does not answer does not hold up the others. */
+/** Chains whose last round failed, and those of which one is under way. */
+export interface Rounds {
+  readonly failed: Set<EscrowChain>;
+  readonly busy: Set<EscrowChain>;
+}
+
+/**
+ * One round over all leases of all chains. A chain that failed is not waited for the next time, so that its silence, which may
+ * last as long as its time-outs, does not hold up the others.
+ */
 export async function settleAll(options: SettlementOptions, signal: AbortSignal): Promise<void> {
   const { log } = options;
+  const { failed, busy } = options.rounds;
   const records = options.watched
     .list()
     .map((secret) => readRecord(secret, log))
     .filter((record): record is LeaseRecord => record !== undefined && !record.settled);
   options.view.retain(new Set(records.map((record) => record.leaseId)));
   await Promise.all(
-    options.chains.all().map(async (chain) => {
-      const own = records.filter(
-        (record) => record.chainId === chain.chainId && record.escrow.toLowerCase() === chain.escrow.toLowerCase(),
-      );
-      try {
-        await settleChain(options, chain, own, signal);
-      } catch (error) {
-        signal.throwIfAborted();
-        log.warn({ chainId: chain.chainId, error: String(error) }, 'the round of settlements could not be finished');
-      }
+    options.chains.all().map((chain) => {
+      if (busy.has(chain)) return undefined;
+      const wait = !failed.has(chain);
+      const round = roundOf(chain);
+      return wait ? round : undefined;
     }),
   );
+
+  async function roundOf(chain: EscrowChain): Promise<void> {
+    const own = records.filter(
+      (record) => record.chainId === chain.chainId && record.escrow.toLowerCase() === chain.escrow.toLowerCase(),
+    );
+    busy.add(chain);
+    try {
+      await settleChain(options, chain, own, signal);
+      failed.delete(chain);
+    } catch (error) {
+      failed.add(chain);
+      if (!signal.aborted)
+        log.warn({ chainId: chain.chainId, error: String(error) }, 'the round of settlements could not be finished');
+    } finally {
+      busy.delete(chain);
+    }
+  }
 }
 
 const signedVoucher = (record: LeaseRecord, voucher: NonNullable<LeaseRecord['voucher']>): Signed<Voucher> => ({

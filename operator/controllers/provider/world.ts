@@ -63,8 +63,10 @@ export interface EscrowChain {
 
 /** The chains of the provider, as far as they have answered since the start. */
 export interface Chains {
-  /** Throws a Refusal (503) while not all chains have been reached. */
+  /** Of the chains that have been reached; throws a Refusal (503) while there are none. */
   rails(): readonly ProviderRail[];
+  /** This contract is one of ours, and has not been reached since the start. */
+  awaited(chainId: number, escrow: string): boolean;
   chain(chainId: number, escrow: string): EscrowChain | undefined;
   all(): readonly EscrowChain[];
 }

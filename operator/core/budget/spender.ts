@@ -69,6 +69,12 @@ export function unitsOf(amount: bigint, decimals: number): bigint {
   return amount / 10n ** BigInt(attoDecimals - decimals);
 }
 
+/** Rounded up: what is held is never below what it is. */
+export const unitsAbove = (amount: bigint, decimals: number): bigint =>
+  decimals >= attoDecimals
+    ? unitsOf(amount, decimals)
+    : unitsOf(amount + 10n ** BigInt(attoDecimals - decimals) - 1n, decimals);
+
 export const parseAtto = (amount: string): bigint => parseAmount(amount, attoDecimals);
 
 /** The bill for the seconds from one count to another. Differences of the whole sum, so that parts add up to the bill. */

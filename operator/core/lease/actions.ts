@@ -3,6 +3,7 @@
  * attempt, so the second run finds the first.
  */
 import type { Escrow } from '../money/escrow.ts';
+import type { FundingWay } from '../money/funding.ts';
 import type { Candidate, Match } from '../offer/match.ts';
 import type { Meter } from './meter.ts';
 import type { Ending, QuoteRecord } from './observed.ts';
@@ -11,9 +12,15 @@ export type Action =
   | { readonly do: 'addFinalizer' }
   /** Asks for signed quotes, best first, until one is good; stores it before anything else happens. */
   | { readonly do: 'requestQuote'; readonly candidates: readonly Candidate[]; readonly selection: Match['selection'] }
-  | { readonly do: 'approveToken'; readonly quote: QuoteRecord }
+  /** Without an amount: without limit. */
+  | { readonly do: 'approveToken'; readonly quote: QuoteRecord; readonly amount?: bigint }
   /** Stores the deposit, then opens the escrow. */
-  | { readonly do: 'openEscrow'; readonly quote: QuoteRecord; readonly deposit: bigint }
+  | {
+      readonly do: 'openEscrow';
+      readonly quote: QuoteRecord;
+      readonly deposit: bigint;
+      readonly way: FundingWay;
+    }
   | { readonly do: 'topUp'; readonly quote: QuoteRecord; readonly amount: bigint; readonly total: bigint }
   | { readonly do: 'allocate'; readonly quote: QuoteRecord }
   /** Makes the virtual node, or finds it again after a restart. */

@@ -6,6 +6,7 @@ import { type Escrow, mayStartAnotherAttempt, paidSeconds } from '../money/escro
 import { spendLimit } from './fund.ts';
 import { meterNow, servedSeconds } from './meter.ts';
 import type { Ending, Observed } from './observed.ts';
+import { limitsIn } from './pricing.ts';
 import { topUpOf } from './top-up.ts';
 
 /**
@@ -107,7 +108,10 @@ export function whyEnd(seen: Observed): Ending | undefined {
   // A small deposit pays for less than the drain may take: without the tenth it would end before it began.
   if (started && paid < escrow.maxSeconds && served >= paid - Math.min(lead, Math.floor(paid / 10))) {
     if (escrow.deposit >= spendLimit(seen, quote))
-      return end('SpendLimitReached', `spendLimit ${lease.spec.pricing.spendLimit} ${quote.assetSymbol} is reached.`);
+      return end(
+        'SpendLimitReached',
+        `spendLimit ${limitsIn(lease, quote.assetSymbol)?.spendLimit} ${quote.assetSymbol} is reached.`,
+      );
     const { short } = topUpOf(seen, served);
     return end(
       short?.reason === 'BudgetExceeded' ? 'BudgetExceeded' : 'InsufficientFunds',

@@ -1,11 +1,12 @@
 /** What the operator's leases lock and cost with each provider, from its own records: what limits are checked against. */
 import type { Address } from '../../api/messages.ts';
+import { atto, unitsAbove } from '../budget/spender.ts';
 import type { HeldElsewhere, LeaseRecord } from './observed.ts';
 
 export interface Exposure {
   readonly leases: number;
   readonly gpus: number;
-  /** Base units an hour, by asset. */
+  /** Atto tokens an hour, by asset: one symbol may have other decimals on another chain. */
   readonly perHour: Readonly<Record<string, bigint>>;
 }
 
@@ -23,7 +24,7 @@ export function exposureOf(providerName: string, records: Iterable<LeaseRecord>)
     leases += 1;
     gpus += terms.gpus;
     perHour[quote.assetSymbol] =
-      (perHour[quote.assetSymbol] ?? 0n) + BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus);
+      (perHour[quote.assetSymbol] ?? 0n) + atto(BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus), quote.decimals);
   }
   return { leases, gpus, perHour };
 }
@@ -41,10 +42,10 @@ export function heldElsewhere(
   for (const [other, theirs] of records) {
     if (other === uid || !open(theirs)) continue;
     const locked = BigInt(theirs.deposit!);
-    if (theirs.quote!.assetSymbol === quote.assetSymbol) inAsset += locked;
+    if (theirs.quote!.assetSymbol === quote.assetSymbol) inAsset += atto(locked, theirs.quote!.decimals);
     if (sameRail(theirs.quote!, quote)) onRail += locked;
   }
-  return { onRail, inAsset };
+  return { onRail, inAsset: unitsAbove(inAsset, quote.decimals) };
 }
 
 /** Locked with a provider in one token of one escrow. */

@@ -4,12 +4,14 @@ import type { Spender } from '../budget/spender.ts';
 import { formatAmount, parseAmount } from '../money/amount.ts';
 import { sizeDeposit } from '../money/deposit.ts';
 import { mayStartAnotherAttempt } from '../money/escrow.ts';
+import { amountToApprove, waysToFund } from '../money/funding.ts';
 import { priceOf } from '../money/price.ts';
 import { heldBack, limitReached, type ProviderFact } from '../offer/match.ts';
 import type { Action } from './actions.ts';
 import { intents, type Observed, type QuoteRecord } from './observed.ts';
 import { soonSeconds, untilSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
+import { limitsIn } from './pricing.ts';
 
 export const fund: Step = { condition: 'Funded', decide };
 
@@ -17,7 +19,7 @@ export const fund: Step = { condition: 'Funded', decide };
 export function spendLimit(seen: Pick<Observed, 'lease'>, quote: QuoteRecord): bigint {
   const terms = quote.signed.quote;
   const whole = priceOf(terms.maxSeconds, terms.gpus, BigInt(terms.pricePerGpuHour));
-  const written = seen.lease.spec.pricing.spendLimit;
+  const written = limitsIn(seen.lease, quote.assetSymbol)?.spendLimit;
   if (written === undefined) return whole;
   const limit = parseAmount(written, quote.decimals);
   return limit < whole ? limit : whole;
@@ -258,11 +260,21 @@ function decide(seen: Observed): Decision {
     };
   const approval = chain.txs[intents.approve(quote.signed.chainId, terms.token)];
   if (wallet.gas === 0n) return outOfGas(wallet.address, quote);
-  if (wallet.allowance < deposit) {
+  const [cheapest] = waysToFund({
+    amount: deposit,
+    allowance: wallet.allowance,
+    signatures: wallet.signs,
+    policy: settings.allowance,
+  });
+  // What was refused with a signature in it is tried without: an approval works with every token. What else was wrong shows then.
+  const refusedSigned = open?.state === 'refused' && open.refused?.name !== 'PayerOutOfGas';
+  const underWay = approval?.state === 'stored' || approval?.state === 'broadcast';
+  const way = cheapest !== 'Allowance' && (refusedSigned || underWay) ? 'Approve' : cheapest!;
+  if (way === 'Approve') {
+    const approve: Action = { do: 'approveToken', quote, amount: amountToApprove(settings.allowance, deposit) };
     // What was refused is wished for again now and then, or nobody would see that there is gas.
     if (approval?.problem === 'PayerOutOfGas') return outOfGas(wallet.address, quote);
-    if (approval?.refused?.name === 'PayerOutOfGas')
-      return outOfGas(wallet.address, quote, [{ do: 'approveToken', quote }]);
+    if (approval?.refused?.name === 'PayerOutOfGas') return outOfGas(wallet.address, quote, [approve]);
     return {
       status: 'Unknown',
       reason: approval?.state === 'refused' ? 'TransactionFailed' : 'EscrowPending',
@@ -270,27 +282,28 @@ function decide(seen: Observed): Decision {
         approval?.state === 'refused'
           ? `${approval.refused!.name}: ${approval.refused!.message}`
           : `Allowing the escrow contract to take ${quote.assetSymbol}.`,
-      actions: [{ do: 'approveToken', quote }],
+      actions: [approve],
       requeueAfterSeconds: approval?.state === 'refused' ? 15 : 1,
     };
   }
+  const wish: Action = { do: 'openEscrow', quote, deposit, way };
   if (open?.state === 'refused') {
     const { terminal, message, name } = open.refused!;
-    if (name === 'PayerOutOfGas') return outOfGas(wallet.address, quote, [{ do: 'openEscrow', quote, deposit }]);
+    if (name === 'PayerOutOfGas') return outOfGas(wallet.address, quote, [wish]);
     return {
       status: terminal ? 'False' : 'Unknown',
       reason: 'TransactionFailed',
       message: `${name}: ${message}`,
       stalled: terminal,
       requeueAfterSeconds: 15,
-      actions: terminal ? [] : [{ do: 'openEscrow', quote, deposit }],
+      actions: terminal ? [] : [wish],
     };
   }
   return {
     status: 'Unknown',
     reason: 'EscrowPending',
     message: `Opening the escrow with ${amount(deposit)}.`,
-    actions: [{ do: 'openEscrow', quote, deposit }],
+    actions: [wish],
     requeueAfterSeconds: soonSeconds(seen),
   };
 }

@@ -11,7 +11,9 @@ import type { Hex32 } from '../../api/messages.ts';
 import type { GpuOffer } from '../../api/offer.ts';
 import type { BudgetView } from '../budget/room.ts';
 import type { Escrow } from '../money/escrow.ts';
+import type { AllowancePolicy, TokenSignatures } from '../money/funding.ts';
 import type { Avoided, ProviderFact } from '../offer/match.ts';
+import type { Values } from '../offer/rank.ts';
 import type { Meter } from './meter.ts';
 
 /** What the operator remembers of a lease, stored before anything that depends on it is done. Base units are strings. */
@@ -107,6 +109,8 @@ export type ChainFact =
         readonly balance: bigint;
         readonly gas: bigint;
         readonly allowance: bigint;
+        /** What the wallet may sign in place of an approval of the quote's token. Absent: nobody could be asked. */
+        readonly signs?: TokenSignatures;
       };
       /** By intent: see `intents`. */
       readonly txs: Readonly<Record<string, TxFact | undefined>>;
@@ -146,6 +150,10 @@ export interface Settings {
   readonly closeTimeoutSeconds: number;
   /** Most that may be locked in all escrows of this operator, base units. Undefined: no limit was given, so nothing may. */
   readonly maxEscrow: (assetSymbol: string, decimals: number) => bigint | undefined;
+  /** What is left standing between deposits. */
+  readonly allowance: AllowancePolicy;
+  /** What tokens and gas are worth, as far as anybody said. */
+  readonly values?: Values;
 }
 
 /** What other leases of this operator hold, base units. */

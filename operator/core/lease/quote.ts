@@ -1,13 +1,15 @@
 /** Quoted: a provider has signed what the lease will cost. */
 import type { GpuLease } from '../../api/lease.ts';
-import { budgetRefusal } from '../budget/room.ts';
+import { type BudgetRefusal, budgetRefusal } from '../budget/room.ts';
 import type { Spender } from '../budget/spender.ts';
 import { parseAmount } from '../money/amount.ts';
 import { sizeDeposit } from '../money/deposit.ts';
 import { type Candidate, matchOffers } from '../offer/match.ts';
+import { standsInTheWay } from '../offer/rank.ts';
 import { overBudget } from './fund.ts';
-import type { Observed } from './observed.ts';
+import type { Observed, QuoteRecord } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
+import { assetsOf, limitsIn } from './pricing.ts';
 
 /** How many gateways are asked in one round. */
 const asked = 3;
@@ -25,7 +27,9 @@ function decide(seen: Observed): Decision {
       return {
         status: 'Unknown',
         reason: 'Quoting',
-        message: `The price has fallen since ${stored.providerName} quoted: asking ${cheaper.map((c) => c.provider.metadata.name).join(', ')} anew.`,
+        message: isSilent(seen, stored)
+          ? `Chain ${stored.signed.chainId} does not answer: asking ${namesOf(cheaper)} for a quote on another.`
+          : `The price has fallen since ${stored.providerName} quoted: asking ${namesOf(cheaper)} anew.`,
         actions: [{ do: 'requestQuote', candidates: cheaper, selection: lease.status?.selection ?? nothing }],
         requeueAfterSeconds: 0,
       };
@@ -59,13 +63,21 @@ function decide(seen: Observed): Decision {
     };
 
   // What no offer could change is said first: the wrong token, too many GPUs, a budget that is used up.
-  const hopeless = budgetRefusal(seen.budgets, leastWish(lease), now);
+  const hopes = assetsOf(lease).map(({ assetSymbol }) =>
+    budgetRefusal(seen.budgets, leastWish(lease, assetSymbol), now),
+  );
+  const hopeless = hopes.every((one) => one !== undefined) ? hopes[0] : undefined;
   if (hopeless) return overBudget(hopeless, now);
   const match = matchOffers({ ...seen, avoid: record?.avoid ?? [] });
   if (match.blocked) return { status: 'Unknown', ...match.blocked, requeueAfterSeconds: 30 };
-  const candidates = match.candidates.slice(0, asked);
-  // No quote is asked for that could not be used: the cheapest would not fit.
-  const over = budgetRefusal(seen.budgets, wish(seen, candidates[0]!), now);
+  // No quote is asked for that could not be used: where the cheapest does not fit, one in another token may.
+  const overs = new Map<string, BudgetRefusal | undefined>();
+  for (const candidate of match.candidates) {
+    const { assetSymbol } = candidate.rail;
+    if (!overs.has(assetSymbol)) overs.set(assetSymbol, budgetRefusal(seen.budgets, wish(seen, candidate), now));
+  }
+  const candidates = match.candidates.filter(({ rail }) => overs.get(rail.assetSymbol) === undefined).slice(0, asked);
+  const over = candidates.length === 0 ? overs.values().next().value : undefined;
   if (over) return overBudget(over, now);
   const refused = seen.refusals.map((r) => `${r.providerName}: ${r.message}`).join(' · ');
   const reason = seen.refusals.find(
@@ -74,10 +86,7 @@ function decide(seen: Observed): Decision {
   return {
     status: 'Unknown',
     reason: (reason?.reason as string | undefined) ?? 'Quoting',
-    message: (refused
-      ? `No quote was good: ${refused}`
-      : `Asking ${candidates.map((c) => c.provider.metadata.name).join(', ')} for a quote.`
-    ).slice(0, 1800),
+    message: (refused ? `No quote was good: ${refused}` : `Asking ${namesOf(candidates)} for a quote.`).slice(0, 1800),
     actions: [{ do: 'requestQuote', candidates, selection: match.selection }],
     requeueAfterSeconds: refused ? 10 : 0,
   };
@@ -94,14 +103,37 @@ function cheaperOffers(seen: Observed): readonly Candidate[] {
   const stored = record!.quote!;
   if (record!.deposit !== undefined || lease.spec.suspend || lease.spec.approval === 'Manual' || refusals.length > 0)
     return [];
+  const { candidates } = matchOffers({ ...seen, avoid: record!.avoid });
+  // Nothing was decided on a chain that is away: another is as good, if it answers.
+  if (isSilent(seen, stored)) {
+    const elsewhere = candidates.filter((one) => standsInTheWay(one, lease) === undefined);
+    if (elsewhere.length > 0) return elsewhere.slice(0, asked);
+  }
   const price = BigInt(stored.signed.quote.pricePerGpuHour);
-  return matchOffers({ ...seen, avoid: record!.avoid })
-    .candidates.filter(({ rail, pricePerGpuHour }) => rail.decimals === stored.decimals && pricePerGpuHour < price)
+  return candidates
+    .filter(
+      ({ rail, pricePerGpuHour }) =>
+        rail.assetSymbol === stored.assetSymbol && rail.decimals === stored.decimals && pricePerGpuHour < price,
+    )
     .slice(0, asked);
 }
 
-const leastWish = ({ spec }: GpuLease): Spender => ({
-  assetSymbol: spec.pricing.assetSymbol,
+/** Once each: a provider may be asked on several rails. */
+const namesOf = (candidates: readonly Candidate[]) =>
+  [...new Set(candidates.map((one) => one.provider.metadata.name))].join(', ');
+
+function isSilent({ providers }: Pick<Observed, 'providers'>, { providerName, signed }: QuoteRecord): boolean {
+  const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
+  const rail = providers
+    .get(providerName)
+    ?.rails.find(
+      (one) => one.chainId === signed.chainId && same(one.escrow, signed.escrow) && same(one.token, signed.quote.token),
+    );
+  return rail?.silent === true;
+}
+
+const leastWish = ({ spec }: GpuLease, assetSymbol: string): Spender => ({
+  assetSymbol,
   decimals: 6,
   gpus: spec.gpu.count,
   pricePerGpuHour: 0n,
@@ -111,14 +143,15 @@ const leastWish = ({ spec }: GpuLease): Spender => ({
 
 /** What the lease would deposit first at an offer's price. */
 function wish({ lease, settings }: Observed, { offer, rail, pricePerGpuHour }: Candidate): Spender {
-  const { gpu, term, pricing } = lease.spec;
+  const { gpu, term } = lease.spec;
+  const written = limitsIn(lease, rail.assetSymbol)?.spendLimit;
   const terms = {
     gpus: gpu.count,
     pricePerGpuHour,
     minSeconds: Math.min(offer.spec.minDurationSeconds, term.durationSeconds),
     maxSeconds: term.durationSeconds,
   };
-  const limit = pricing.spendLimit === undefined ? undefined : parseAmount(pricing.spendLimit, rail.decimals);
+  const limit = written === undefined ? undefined : parseAmount(written, rail.decimals);
   const size = sizeDeposit(terms, { spendLimit: limit, depositSeconds: settings.depositSeconds });
   // A spendLimit that is too low is told by `fund`, with the provider's own minimum.
   const deposit = size.ok ? size.deposit : 0n;

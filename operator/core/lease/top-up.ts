@@ -3,6 +3,7 @@ import { budgetRoom } from '../budget/room.ts';
 import { spenderOf } from '../budget/spender.ts';
 import { parseAmount } from '../money/amount.ts';
 import { sizeTopUp } from '../money/deposit.ts';
+import { amountToApprove } from '../money/funding.ts';
 import type { Action } from './actions.ts';
 import { railOf, spendLimit } from './fund.ts';
 import { intents, type Observed } from './observed.ts';
@@ -77,6 +78,8 @@ export function topUpActions(seen: Observed, { amount }: TopUp): Action[] {
   const { chain, record } = seen;
   if (amount === 0n || chain?.state !== 'known' || !chain.escrow) return [];
   const quote = record!.quote!;
-  if (chain.wallet.allowance < amount) return [{ do: 'approveToken', quote }];
+  // The contract takes no signature for a top-up: it is not urgent, and one approval serves all that follow.
+  if (chain.wallet.allowance < amount)
+    return [{ do: 'approveToken', quote, amount: amountToApprove(seen.settings.allowance, amount) }];
   return [{ do: 'topUp', quote, amount, total: chain.escrow.deposit + amount }];
 }

@@ -9,9 +9,14 @@ import { type PendingReason, pendingReasons } from '../../api/conditions.ts';
 import type { GpuLease, LeaseStatus, Requirement } from '../../api/lease.ts';
 import { modelOfProduct } from '../../api/models.ts';
 import type { GpuOffer } from '../../api/offer.ts';
-import type { GpuProvider, Rail } from '../../api/provider.ts';
+import type { GpuProvider } from '../../api/provider.ts';
+import { atto, parseAtto } from '../budget/spender.ts';
+import { type AssetLimits, assetsOf } from '../lease/pricing.ts';
 import { formatAmount, parseAmount } from '../money/amount.ts';
 import { parseQuantity } from '../quantity.ts';
+import { type Candidate, costsByRail, type KnownRail, rank, type Values } from './rank.ts';
+
+export type { Candidate } from './rank.ts';
 
 /** A provider, with what was observed of it. */
 export interface ProviderFact {
@@ -20,18 +25,10 @@ export interface ProviderFact {
   /** Why it is not ready, for people. */
   readonly reason?: string;
   readonly message?: string;
-  /** Rails that were checked against the chain, with the token's decimals. */
-  readonly rails: readonly (Rail & { readonly decimals: number })[];
-  /** What leases of this cluster hold with it now. */
+  /** Rails that were checked against the chain. */
+  readonly rails: readonly KnownRail[];
+  /** What leases of this cluster hold with it now; amounts an hour in atto tokens. */
   readonly held: { readonly leases: number; readonly gpus: number; readonly perHour: Readonly<Record<string, bigint>> };
-}
-
-export interface Candidate {
-  readonly offer: GpuOffer;
-  readonly provider: GpuProvider;
-  readonly rail: Rail & { readonly decimals: number };
-  /** Base units of the rail's token. */
-  readonly pricePerGpuHour: bigint;
 }
 
 export interface Avoided {
@@ -47,6 +44,7 @@ export interface MatchInput {
   readonly providers: ReadonlyMap<string, ProviderFact>;
   readonly avoid: readonly Avoided[];
   readonly now: Date;
+  readonly settings?: { readonly values?: Values };
 }
 
 export interface Match {
@@ -123,8 +121,31 @@ function notReadyReason({ reason }: ProviderFact): PendingReason {
   return pendingReasons.find((known) => known === reason) ?? 'ProviderUnreachable';
 }
 
-const price = (look: Look) => look.offer.spec.prices.find((p) => p.assetSymbol === look.lease.spec.pricing.assetSymbol);
-const rail = (look: Look) => look.fact?.rails.find((r) => r.assetSymbol === look.lease.spec.pricing.assetSymbol);
+/** Tokens of the lease that the offer has a price in. */
+const priced = ({ lease, offer }: Look) =>
+  assetsOf(lease).flatMap((asset) => {
+    const perGpuHour = offer.spec.prices.find((p) => p.assetSymbol === asset.assetSymbol)?.perGpuHour;
+    return perGpuHour === undefined ? [] : [{ asset, perGpuHour }];
+  });
+const above = ({ asset, perGpuHour }: { asset: AssetLimits; perGpuHour: string }): bigint =>
+  micro(perGpuHour) - micro(asset.maxPricePerGpuHour);
+/** Rails that it may be paid on, and the price there. */
+const payable = (look: Look) =>
+  priced(look)
+    .filter((one) => above(one) <= 0n)
+    .flatMap(({ asset, perGpuHour }) =>
+      (look.fact?.rails ?? []).filter((r) => r.assetSymbol === asset.assetSymbol).map((rail) => ({ rail, perGpuHour })),
+    );
+const limitOn = (look: Look, { rail, perGpuHour }: { rail: KnownRail; perGpuHour: string }) => {
+  const { count: gpus } = look.lease.spec.gpu;
+  const { decimals, assetSymbol } = rail;
+  return limitReached(look.fact!, {
+    gpus,
+    perHour: parseAmount(perGpuHour, decimals) * BigInt(gpus),
+    assetSymbol,
+    decimals,
+  });
+};
 const missed = (bad: boolean, closest?: string, distance?: number) => (bad ? { closest, distance } : undefined);
 
 /** Six places are all that an API amount can have, so comparing at six is exact. */
@@ -146,10 +167,8 @@ export function limitReached(
   if (limits?.leases !== undefined && held.leases + 1 > limits.leases) return `limits.leases ${limits.leases}`;
   if (limits?.gpus !== undefined && held.gpus + more.gpus > limits.gpus) return `limits.gpus ${limits.gpus}`;
   if (limits?.spendPerHour === undefined) return undefined;
-  const perHour = (held.perHour[more.assetSymbol] ?? 0n) + more.perHour;
-  return perHour > parseAmount(limits.spendPerHour, more.decimals)
-    ? `limits.spendPerHour ${limits.spendPerHour}`
-    : undefined;
+  const perHour = (held.perHour[more.assetSymbol] ?? 0n) + atto(more.perHour, more.decimals);
+  return perHour > parseAtto(limits.spendPerHour) ? `limits.spendPerHour ${limits.spendPerHour}` : undefined;
 }
 
 const checks: readonly Check[] = [
@@ -240,18 +259,17 @@ const checks: readonly Check[] = [
   {
     name: 'AssetNotPriced',
     reason: 'NoMatchingOffer',
-    miss: (look) => missed(!price(look), look.offer.spec.prices.map((p) => p.assetSymbol).join(', ')),
+    miss: (look) => missed(priced(look).length === 0, look.offer.spec.prices.map((p) => p.assetSymbol).join(', ')),
   },
   {
     name: 'PriceAboveLimit',
     reason: 'PriceAboveLimit',
     miss: (look) => {
-      const [asked, limit] = [micro(price(look)!.perGpuHour), micro(look.lease.spec.pricing.maxPricePerGpuHour)];
-      return missed(
-        asked > limit,
-        `${price(look)!.perGpuHour}, +${formatAmount(asked - limit, 6)}`,
-        Number(asked - limit),
-      );
+      const all = priced(look);
+      if (all.some((one) => above(one) <= 0n)) return undefined;
+      const [first] = all;
+      const excess = above(first!);
+      return { closest: `${first!.perGpuHour}, +${formatAmount(excess, 6)}`, distance: Number(excess) };
     },
   },
   {
@@ -270,17 +288,14 @@ const checks: readonly Check[] = [
   {
     name: 'NoSharedRail',
     reason: 'WrongChain',
-    miss: (look) => missed(!rail(look), look.fact!.provider.metadata.name),
+    miss: (look) => missed(payable(look).length === 0, look.fact!.provider.metadata.name),
   },
   {
     name: 'LimitReached',
     reason: 'LimitReached',
     miss: (look) => {
-      const { decimals, assetSymbol } = rail(look)!;
-      const { count: gpus } = look.lease.spec.gpu;
-      const perHour = parseAmount(price(look)!.perGpuHour, decimals) * BigInt(gpus);
-      const above = limitReached(look.fact!, { gpus, perHour, assetSymbol, decimals });
-      return missed(above !== undefined, above);
+      const limits = payable(look).map((way) => limitOn(look, way));
+      return limits.some((limit) => limit === undefined) ? undefined : { closest: limits[0] };
     },
   },
   {
@@ -311,7 +326,7 @@ const checks: readonly Check[] = [
 /** Filters and ranks. Pure; the CLI asks it the same question. */
 export function matchOffers(input: MatchInput): Match {
   const rejected = new Map<string, { count: number; closest?: string; distance: number }>();
-  const candidates: Candidate[] = [];
+  const found: Candidate[] = [];
   let furthest = -1;
   // In one order, whatever the cache's: of two that missed by as much, always the same is shown.
   const offers = input.offers.toSorted((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1));
@@ -334,27 +349,17 @@ export function matchOffers(input: MatchInput): Match {
       furthest = Math.max(furthest, at);
       continue;
     }
-    const chosen = rail(look)!;
-    candidates.push({
-      offer,
-      provider: look.fact!.provider,
-      rail: chosen,
-      pricePerGpuHour: parseAmount(price(look)!.perGpuHour, chosen.decimals),
-    });
+    for (const way of payable(look)) {
+      if (limitOn(look, way) !== undefined) continue;
+      const { rail, perGpuHour } = way;
+      const pricePerGpuHour = parseAmount(perGpuHour, rail.decimals);
+      found.push({ offer, provider: look.fact!.provider, rail, pricePerGpuHour });
+    }
   }
-  // Cheapest first; then the provider preferred by the platform team; then by name, so that the order never flaps.
-  candidates.sort(
-    (a, b) =>
-      Number(
-        micro(price({ ...input, offer: a.offer, fact: undefined })!.perGpuHour) -
-          micro(price({ ...input, offer: b.offer, fact: undefined })!.perGpuHour),
-      ) ||
-      b.provider.spec.weight - a.provider.spec.weight ||
-      (a.offer.metadata.name < b.offer.metadata.name ? -1 : 1),
-  );
+  const candidates = rank(found, input.lease, input.settings?.values);
   const selection = {
     considered: input.offers.length,
-    eligible: candidates.length,
+    eligible: new Set(candidates.map((one) => one.offer)).size,
     rejected: [...rejected]
       .map(([reason, { count, closest }]) => ({
         reason,
@@ -362,6 +367,7 @@ export function matchOffers(input: MatchInput): Match {
         ...(closest ? { closest: closest.slice(0, 256) } : {}),
       }))
       .slice(0, 16),
+    rails: costsByRail(candidates, input.lease, input.settings?.values),
   };
   if (candidates.length > 0) return { candidates, selection };
   return { candidates, selection, blocked: blocked(input, selection, furthest) };

@@ -11,6 +11,7 @@ import type { OfferInfo, ProviderInfo } from '../../api/gateway.ts';
 import { apiVersion, labels, managedBy } from '../../api/labels.ts';
 import { type GpuOffer, type OfferSpec, offerSpec } from '../../api/offer.ts';
 import type { GpuProvider, Rail } from '../../api/provider.ts';
+import type { KnownRail } from '../offer/rank.ts';
 
 export type Answer<T> =
   | { readonly ok: true; readonly value: T }
@@ -21,7 +22,7 @@ export type Answer<T> =
     };
 
 export type RailFact =
-  | { readonly rail: Rail; readonly ok: true; readonly decimals: number }
+  | ({ readonly rail: Rail; readonly ok: true } & Omit<KnownRail, keyof Rail>)
   | {
       readonly rail: Rail;
       readonly ok: false;
@@ -45,7 +46,7 @@ export interface Assessment {
   readonly message: string;
   readonly conditions: readonly Verdict[];
   /** Sound on chain, and accepted by the provider: what leases may be paid on. */
-  readonly rails: readonly (Rail & { readonly decimals: number })[];
+  readonly rails: readonly KnownRail[];
   /** Undefined: nothing was learnt, keep what is mirrored. */
   readonly mirrored?: readonly GpuOffer[];
 }
@@ -91,16 +92,16 @@ export function assess(seen: SeenProvider): Assessment {
   return { ready, reason, message, conditions, rails: sharedRails(seen), mirrored };
 }
 
-function sharedRails({ rails, info }: SeenProvider): (Rail & { decimals: number })[] {
+function sharedRails({ rails, info }: SeenProvider): KnownRail[] {
   const same = (a: Rail, b: { chainId: number; escrow: string; token: string }) =>
     a.chainId === b.chainId &&
     a.escrow.toLowerCase() === b.escrow.toLowerCase() &&
     a.token.toLowerCase() === b.token.toLowerCase();
-  return rails.flatMap((fact) =>
-    fact.ok && info.ok && info.value.rails.some((theirs) => same(fact.rail, theirs))
-      ? [{ ...fact.rail, decimals: fact.decimals }]
-      : [],
-  );
+  return rails.flatMap((fact) => {
+    if (!fact.ok || !info.ok || !info.value.rails.some((theirs) => same(fact.rail, theirs))) return [];
+    const { rail, ok: _, ...known } = fact;
+    return [{ ...rail, ...known }];
+  });
 }
 
 function reachable({ info, failures, provider }: SeenProvider) {

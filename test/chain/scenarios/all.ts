@@ -6,7 +6,9 @@ import { load } from './load.ts';
 import { nonces } from './nonces.ts';
 import { outages } from './outages.ts';
 import { parties } from './parties.ts';
+import { rails } from './rails.ts';
 import { reorgs } from './reorgs.ts';
+import { sponsor } from './sponsor.ts';
 
 export const chainScenarios: readonly ChainScenario[] = [
   ...crashes,
@@ -15,6 +17,8 @@ export const chainScenarios: readonly ChainScenario[] = [
   ...reorgs,
   ...nonces,
   ...gas,
+  ...rails,
+  ...sponsor,
   ...parties,
   ...load,
 ];

@@ -214,7 +214,11 @@ describe('silence', () => {
     for (let probe = 0; probe < 5; probe++) await reconcile();
     expect([condition('Ready'), condition('EscrowReady')]).toEqual(['True Serving', 'True Checked']);
     expect(stored()?.status?.escrowed).toHaveLength(1);
-    expect(book.get('ams')?.assessment.rails).toHaveLength(1);
+    // For new leases it comes last.
+    expect(book.get('ams')?.assessment.rails).toEqual([{ ...rail(), decimals: 6, silent: true }]);
+    railFact = { rail: rail(), ok: true, decimals: 6 };
+    await reconcile();
+    expect(book.get('ams')?.assessment.rails).toEqual([{ ...rail(), decimals: 6 }]);
   });
 
   it('of the chain says so of a provider that was never checked', async () => {

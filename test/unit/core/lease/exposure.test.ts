@@ -22,7 +22,7 @@ describe('what leases hold', () => {
     expect(exposureOf('ams', all.values())).toEqual({
       leases: 3,
       gpus: 4,
-      perHour: { USDC: 1_080_000n, GPU: 360_000n },
+      perHour: { USDC: 1_080_000n * 10n ** 12n, GPU: 360_000n * 10n ** 12n },
     });
   });
 
@@ -33,6 +33,17 @@ describe('what leases hold', () => {
 
   it('elsewhere is nothing for who has no quote', () => {
     expect(heldElsewhere('never began', records['never began'], all)).toEqual({ onRail: 0n, inAsset: 0n });
+  });
+
+  it('in one token of two chains is added up as whole tokens, however many decimals it has there, and rounded up', () => {
+    const elsewhere = open('1500000000000', { gpus: 2 }, { decimals: 18, providerName: 'fra' });
+    const both = new Map([
+      ['here', open('200')],
+      ['there', elsewhere],
+    ]);
+    expect(heldElsewhere('here', both.get('here'), both)).toEqual({ onRail: 0n, inAsset: 2n });
+    expect(heldElsewhere('there', elsewhere, both)).toEqual({ onRail: 0n, inAsset: 200n * 10n ** 12n });
+    expect(exposureOf('fra', both.values()).perHour).toEqual({ USDC: 720_000n });
   });
 
   it('on a rail is that of one token, contract and chain', () => {

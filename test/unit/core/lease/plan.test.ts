@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import type { GpuBudget } from '../../../../operator/api/budget.ts';
 import { finalizers } from '../../../../operator/api/labels.ts';
+import type { Address } from '../../../../operator/api/messages.ts';
 import { reportBudget } from '../../../../operator/core/budget/report.ts';
 import { type BudgetView, viewBudgets } from '../../../../operator/core/budget/room.ts';
 import type { Action } from '../../../../operator/core/lease/actions.ts';
@@ -57,7 +58,9 @@ const wishesOf = (actions: readonly Action[]) =>
   actions.map((action) => {
     switch (action.do) {
       case 'openEscrow':
-        return `openEscrow ${action.deposit}`;
+        return `openEscrow ${action.deposit}${action.way === 'Allowance' ? '' : ` by ${action.way}`}`;
+      case 'approveToken':
+        return `approveToken${action.amount === undefined ? '' : ` ${action.amount}`}`;
       case 'topUp':
         return `topUp ${action.amount} to ${action.total}`;
       case 'vouch':
@@ -79,6 +82,31 @@ const wishesOf = (actions: readonly Action[]) =>
         return action.do;
     }
   });
+
+const otherToken: Address = `0x${'9'.repeat(40)}`;
+const bothPrices = [
+  { assetSymbol: 'USDC', perGpuHour: '0.36' },
+  { assetSymbol: 'GPU', perGpuHour: '0.30' },
+];
+/** GPU is what it would rather pay with. */
+const inBoth = {
+  assetSymbol: 'GPU',
+  maxPricePerGpuHour: '0.50',
+  alternatives: [{ assetSymbol: 'USDC', maxPricePerGpuHour: '0.60', spendLimit: '0.2' }],
+};
+/** USDC on chain 31337, GPU on chain 31338; either may be silent. */
+function onTwoRails(usdcSilent = false, gpuSilent = false) {
+  const second = rail({ chainId: 31338, token: otherToken, assetSymbol: 'GPU' });
+  return factsOf(
+    providerFact({
+      provider: provider({ payment: { rails: [rail(), second] } }),
+      rails: [
+        { ...rail(), decimals: 6, silent: usdcSilent },
+        { ...second, decimals: 18, silent: gpuSilent },
+      ],
+    }),
+  );
+}
 
 function check(rows: readonly Row[]): void {
   it.each(rows)('%s', (_, situation, expected) => {
@@ -262,6 +290,51 @@ describe('before anything is promised', () => {
       { ready: 'False BudgetExceeded', kstatus: 'Stalled', says: 'the lease pays with GPU', wishes: [] },
     ],
     [
+      'asks in its other token where its budget has none of the first',
+      {
+        lease: lease({ pricing: inBoth }),
+        offers: [offer({ prices: bothPrices })],
+        providers: onTwoRails(),
+        budgets: under([perDay('10')], 0, undefined),
+      },
+      { ready: 'Unknown Quoting', wishes: ['requestQuote ams-rtx4090'] },
+    ],
+    [
+      'asks elsewhere, when nothing was decided yet, where the chain of its quote does not answer',
+      quoted({
+        offers: [offer({ prices: bothPrices })],
+        lease: lease({ pricing: inBoth }),
+        providers: onTwoRails(true),
+      }),
+      {
+        ready: 'Unknown Quoting',
+        says: 'Chain 31337 does not answer',
+        wishes: ['requestQuote ams-rtx4090'],
+        within: 0,
+      },
+    ],
+    [
+      'keeps its quote while its chain does not answer, once a deposit was decided',
+      quoted({
+        record: withQuote({ deposit: '360000' }),
+        offers: [offer({ prices: bothPrices })],
+        lease: lease({ pricing: inBoth }),
+        providers: onTwoRails(true),
+        chain: { state: 'unknown', reason: 'ChainUnreachable', message: 'no answer' },
+      }),
+      { ready: 'Unknown ChainUnreachable', wishes: [] },
+    ],
+    [
+      'keeps its quote while its chain does not answer, where no other would do',
+      quoted({
+        lease: lease({ pricing: inBoth }),
+        providers: onTwoRails(true, true),
+        offers: [offer({ prices: bothPrices })],
+        chain: { state: 'unknown', reason: 'ChainUnreachable', message: 'no answer' },
+      }),
+      { ready: 'Unknown ChainUnreachable', wishes: [] },
+    ],
+    [
       'waits for a person where its budget can never hold it',
       { budgets: under([perDay('0.3')], 0, undefined) },
       { ready: 'False BudgetExceeded', kstatus: 'Stalled', says: 'Raise its limit, or ask for fewer', wishes: [] },
@@ -349,8 +422,60 @@ describe('money', () => {
       { wishes: ['openEscrow 123456'] },
     ],
     [
+      'deposits no more than is allowed in the token that it pays with, be that an alternative',
+      quoted({ lease: lease({ pricing: inBoth }), providers: onTwoRails(), offers: [] }),
+      { wishes: ['openEscrow 200000'] },
+    ],
+    [
       'allows the contract to take the token first',
       quoted({ chain: chain(0, { wallet: { allowance: 0n } }) }),
+      { ready: 'Unknown EscrowPending', wishes: ['approveToken'] },
+    ],
+    [
+      'signs the allowance into the opening where the token can: one transaction, not two',
+      quoted({ chain: chain(0, { wallet: { allowance: 0n, signs: { permit: true, authorization: true } } }) }),
+      { ready: 'Unknown EscrowPending', wishes: ['openEscrow 360000 by Permit'] },
+    ],
+    [
+      'opens by the allowance that stands, whatever could be signed',
+      quoted({ chain: chain(0, { wallet: { signs: { permit: true, authorization: true } } }) }),
+      { wishes: ['openEscrow 360000'] },
+    ],
+    [
+      'leaves no allowance where none may stand: signs for this deposit alone',
+      quoted({
+        chain: chain(0, { wallet: { allowance: 0n, signs: { permit: true, authorization: true } } }),
+        settings: settings({ allowance: 'PerDeposit' }),
+      }),
+      { wishes: ['openEscrow 360000 by Authorization'] },
+    ],
+    [
+      'approves this deposit alone where none may stand and the token takes no signature for one',
+      quoted({
+        chain: chain(0, { wallet: { allowance: 0n, signs: { permit: true, authorization: false } } }),
+        settings: settings({ allowance: 'PerDeposit' }),
+      }),
+      { wishes: ['approveToken 360000'] },
+    ],
+    [
+      'sends an approval when an opening with a signature in it was refused, for good or for now',
+      quoted({
+        record: paidRecord(),
+        chain: chain(0, {
+          wallet: { allowance: 0n, signs: { permit: true, authorization: true } },
+          txs: openTx('refused', terminal),
+        }),
+      }),
+      { ready: 'Unknown EscrowPending', wishes: ['approveToken'] },
+    ],
+    [
+      'waits for an approval that is under way, and signs nothing beside it',
+      quoted({
+        chain: chain(0, {
+          wallet: { allowance: 0n, signs: { permit: true, authorization: true } },
+          txs: { [intents.approve(31337, token)]: tx('broadcast') },
+        }),
+      }),
       { ready: 'Unknown EscrowPending', wishes: ['approveToken'] },
     ],
     [
@@ -805,6 +930,11 @@ describe('service', () => {
       'tops up when the token is allowed',
       low({}, { wallet: { allowance: 1n } }),
       { wishes: ['startNode', 'approveToken'] },
+    ],
+    [
+      'approves a top-up by itself where no allowance may stand',
+      low({ settings: settings({ allowance: 'PerDeposit' }) }, { wallet: { allowance: 1n } }),
+      { wishes: ['startNode', 'approveToken 550000'] },
     ],
     [
       'tops up once: not while one is on its way, though a later second would want more',

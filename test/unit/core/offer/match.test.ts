@@ -175,7 +175,7 @@ const misses: Record<string, Miss> = {
   'the limit of spending': {
     fact: {
       provider: provider({ limits: { spendPerHour: '1' } }),
-      held: { leases: 1, gpus: 2, perHour: { USDC: 640_001n, GPU: 10n ** 18n } },
+      held: { leases: 1, gpus: 2, perHour: { USDC: 640_001n * 10n ** 12n, GPU: 10n ** 18n } },
     },
     check: 'LimitReached',
     closest: 'limits.spendPerHour 1',
@@ -248,7 +248,7 @@ describe('an offer will do', () => {
       providers: factsOf(
         providerFact({
           provider: provider({ limits: { leases: 2, gpus: 3, spendPerHour: '1' } }),
-          held: { leases: 1, gpus: 2, perHour: { USDC: 640_000n } },
+          held: { leases: 1, gpus: 2, perHour: { USDC: 640_000n * 10n ** 12n } },
         }),
       ),
     },

@@ -164,3 +164,14 @@ export function serviceMetrics(
     },
   });
 }
+
+/** Tells of a pod that was ended at this provider. */
+export function strayPods(registry: Registry): (provider: string) => void {
+  const counter = new Counter({
+    name: 'gpulease_stray_pods_total',
+    help: 'Pods that ran at a provider with no pod here that they stood for, and were ended. Deleting pods by force makes some.',
+    labelNames: ['provider'],
+    registers: [registry],
+  });
+  return (provider) => counter.inc({ provider });
+}

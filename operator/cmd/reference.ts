@@ -129,6 +129,8 @@ function papers(out: string[]): void {
     '',
     "In the operator's /metrics, what leased nodes cost is found under OpenCost's names and labels: `node_gpu_hourly_cost`, `node_gpu_count`, `node_cpu_hourly_cost`, `node_ram_hourly_cost`, `node_total_hourly_cost`, `kubecost_node_is_spot`, with the further label `asset`. `gpulease_quote_vs_billed_ratio` is what was billed over what the quote says that the billed seconds cost, the highest of all leases that this process settled: above 1 somebody was billed too much.",
     '',
+    'Escrows that both sides have left behind are finalized by whoever pays for the gas: `npx gpulease sweep --chain ID=URL --escrow ADDRESS` says which, what it would cost and what would go back to depositors; `--key-file FILE --yes` does it. The last line is JSON; the exit status is 0, or 1 when the contract refused some, 2 when the command was not understood, 3 when something could not be asked or was not seen in a block.',
+    '',
     'Rounding, each amount once and from sums: `claimed` = min(deposit, ⌊servedSeconds × gpus × pricePerGpuHour / 3600⌋), `fee` = ⌊claimed × feeBps / 10000⌋, `referrerFee` = ⌊fee × referrerBps / 10000⌋, `paid` = claimed − fee, `refunded` = deposit − claimed.',
     '',
     '### Fields of a receipt',

@@ -1,4 +1,4 @@
-/** The papers of settled leases, for people, accountants and their tools. `gpulease.ts` gives it a terminal. */
+/** The papers of settled leases, for people, accountants and their tools; and the sweep. `gpulease.ts` gives it a terminal. */
 import { existsSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
@@ -23,10 +23,11 @@ import { inOrder, statementCsv, statementMarkdown, statementOf } from '../core/r
 import { type ChainWords, type Fault, faultsOf, remarksOn } from '../core/receipt/verify.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { isApiError, UnknownOutcomeError } from '../engine/errors.ts';
-import { type Option, pairs, parseOptions, text, UsageError } from './options.ts';
+import { integer, type Option, pairs, parseOptions, text, UsageError } from './options.ts';
+import { NotNow, sweepEscrows } from './sweep.ts';
 
 const usage = `
-The papers of settled leases.
+The papers of settled leases, and escrows that nobody ended.
 
   gpulease receipt list                  one line a receipt; --format json gives them whole, as an archive
   gpulease receipt show ESCROW           one receipt: id of the escrow (or its beginning), or name of the lease
@@ -34,6 +35,7 @@ The papers of settled leases.
   gpulease statement                     what one namespace leased in one month: --lease-namespace, --month
   gpulease focus                         charges in the columns of FinOps FOCUS ${focusVersion}: --rate, --currency
   gpulease focus schema                  the metadata that goes with them
+  gpulease sweep                         finalize abandoned escrows: --chain, --escrow; says what that would cost, --yes does it
 
 Receipts are read from the operator's Secrets, which takes the right to list Secrets in its namespace, or from --from: files
 or folders, - for standard input. A file holds one receipt or a list of them. Statements and charges are made of receipts that verify, and of no others.
@@ -42,6 +44,12 @@ or folders, - for standard input. A file holds one receipt or a list of them. St
   gpulease receipt verify archive.json --chain 42161=https://arb1.example.org
   gpulease statement --lease-namespace ml --month 2026-11
   gpulease focus --month 2026-11 --currency USD --rate USDC=1 --from archive.json > focus.csv
+  gpulease sweep --chain 42161=https://arb1.example.org --escrow 0x… --from-block 1000000 --key-file sweeper.json --yes
+
+A sweep reads the contract's log from --from-block to the safe head, and finalizes what is past its claim window. Anyone may;
+what was not earned goes back to who paid it. The contract takes one escrow a transaction. Give it an account that nothing else
+sends from, never a wallet of operator or gateway: each account has one writer. It may be stopped and repeated at any time. Its
+last line is JSON. It exits with 1 when the contract refused some, with 3 when some were not seen in a block.
 
 Exit status: 0 all is well; 1 a receipt is not true, each fault with its field, what it says and what it should say;
 2 the command was not understood; 3 something could not be read or asked, so nothing is known.
@@ -79,7 +87,20 @@ const declared = {
       return t as (typeof formats)[number];
     },
   },
-  chain: pairs('verify: ask this chain, too, by its JSON-RPC endpoints.', 'ID=URL[,URL]'),
+  chain: pairs(
+    'verify: ask this chain, too, by its JSON-RPC endpoints. sweep: the one that the escrows are on.',
+    'ID=URL[,URL]',
+  ),
+  escrow: address('sweep: the contract.'),
+  fromBlock: integer('sweep: the block from which on escrows are looked for.', 'NUMBER', 0, Number.MAX_SAFE_INTEGER, 0),
+  keyFile: text(
+    'sweep: private key (32 bytes in hexadecimal) or keystore of the account that pays for the gas.',
+    'FILE',
+  ),
+  passwordFile: text('sweep: password of the keystore.', 'FILE'),
+  yes: { description: 'sweep: send the transactions. Without it nothing is sent.', parse: (t: string) => t === 'true' },
+  most: integer('sweep: finalize no more than so many.', 'NUMBER', 1, 10_000, 1000),
+  maxFeeGwei: integer('sweep: pay no more for a unit of gas.', 'GWEI', 1, 1_000_000, 500),
   provider: address('verify: the provider that must have signed.'),
   consumer: address("verify: the consumer's wallet that the quote must be bound to."),
   sessionKey: address('verify: the session key that must have signed; see `settlement.signer` of a receipt you trust.'),
@@ -130,7 +151,7 @@ export async function runGpulease(args: readonly string[], io: Surroundings): Pr
 
 /** Only a fact about a receipt may be called false. */
 const isUnknown = (error: unknown): boolean =>
-  [Unknown, UnreadableSource, ChainUnavailable, NoContract, WrongChain, RpcError, UnknownOutcomeError].some(
+  [Unknown, NotNow, UnreadableSource, ChainUnavailable, NoContract, WrongChain, RpcError, UnknownOutcomeError].some(
     (kind) => error instanceof kind,
   ) || isApiError(error);
 
@@ -165,9 +186,18 @@ async function answer(words: readonly string[], given: Options, io: Surroundings
     case 'focus schema':
       takes(0, 'no names');
       return { text: json(focusSchema()) };
+    case 'sweep': {
+      takes(0, 'no names');
+      const settings = { ...given, yes: given.yes === true };
+      const { lines, status } = await sweepEscrows(settings, {
+        tell: (line) => io.err(`${line}\n`),
+        now: () => new Date(),
+      });
+      return { text: lines.join('\n'), status };
+    }
     case '':
       throw new UsageError(
-        'say what to do: receipt list, receipt show, receipt verify, statement or focus. See --help.',
+        'say what to do: receipt list, receipt show, receipt verify, statement, focus or sweep. See --help.',
       );
     default:
       throw new UsageError(`there is no command ${JSON.stringify(command)}. See --help.`);

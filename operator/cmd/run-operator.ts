@@ -41,7 +41,7 @@ import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
 import { costMetrics } from './cost-metrics.ts';
-import { budgetMetrics, leaseMetrics, serviceMetrics } from './operator-metrics.ts';
+import { budgetMetrics, leaseMetrics, serviceMetrics, strayPods } from './operator-metrics.ts';
 import { choice, integer, pairs, parseOptions, portRange, text, UsageError } from './options.ts';
 import { ownAddress } from './own-address.ts';
 
@@ -250,6 +250,7 @@ export async function runOperator(
       clock,
       log,
       metrics: metrics.engine,
+      onStrayPod: strayPods(metrics.registry),
     });
     serviceMetrics(metrics.registry, () => nodes.traffic());
     const leaseNodes = createLeaseNodes({

@@ -90,7 +90,16 @@ async function main(): Promise<void> {
     figures ??= { failed: (error as Error).message.slice(0, 500) };
   } finally {
     if (!abort.signal.aborted) {
-      await lab?.stop();
+      // What its programs wrote is searched for secrets then.
+      const leak = await lab?.stop().then(
+        () => undefined,
+        (error: Error) => error.message,
+      );
+      if (leak !== undefined) {
+        say(leak);
+        process.exitCode = 1;
+        figures = { ...figures, failed: leak.slice(0, 500) };
+      }
       off();
     }
   }

@@ -4,6 +4,7 @@ import { checkChain } from '../../test/chain/check.ts';
 import { type ChainLab, type Mode, startChainLab } from '../../test/chain/lab.ts';
 import type { ChainScenario } from '../../test/chain/scenario.ts';
 import { chainScenarios } from '../../test/chain/scenarios/all.ts';
+import { createSecrets } from '../../test/support/secrets.ts';
 import { stopWithSignals } from '../sandbox/processes.ts';
 import { choice, parseOptions, UsageError } from './options.ts';
 
@@ -38,6 +39,14 @@ interface Outcome {
 }
 
 const started = Date.now();
+
+/** All that is written here is searched: the words of nodes, contracts and outboxes stand in it, and those of killed payers. */
+const secrets = createSecrets();
+let written = '';
+function write(line: string): void {
+  console.log(line);
+  written += `${line}\n`;
+}
 const tenth = (milliseconds: number) => Math.round(milliseconds / 100) / 10;
 const row = (name: string, mode: string, broke: string, seconds: string, seen: string) =>
   `${name.padEnd(26)}${mode.padEnd(14)}${broke.padEnd(112)}${seconds.padStart(8)}  ${seen}`;
@@ -65,13 +74,16 @@ async function main(): Promise<void> {
   }, console.log);
   const outcomes: Outcome[] = [];
   let escrows = 0;
-  console.log(row('scenario', 'blocks', 'what was broken', 'seconds', 'what was seen'));
+  write(row('scenario', 'blocks', 'what was broken', 'seconds', 'what was seen'));
   try {
     for (const mode of modes) {
       for (const scenario of chosen) {
         if (stopped) return;
         if (scenario.once && mode !== modes[0]) continue;
-        lab ??= await startChainLab(mode);
+        if (!lab) {
+          lab = await startChainLab(mode);
+          for (const { privateKey } of lab.anvil.accounts) secrets.add('a private key of the chain', privateKey);
+        }
         const outcome = await runOne(scenario, lab);
         outcomes.push(outcome);
         // What failed may have left anything behind: others begin with a chain of their own.
@@ -91,7 +103,9 @@ async function main(): Promise<void> {
     }
   }
   const count = (verdict: Outcome['verdict']) => outcomes.filter((one) => one.verdict === verdict).length;
-  if (count('failed') > 0 || count('ok') === 0) process.exitCode = 1;
+  const leaks = secrets.search('what was written', written);
+  for (const { what, where } of leaks) console.log(`FAILED: ${what} stands in ${where}`);
+  if (count('failed') > 0 || count('ok') === 0 || leaks.length > 0) process.exitCode = 1;
   const rows: Record<string, number> = {};
   for (const { of, verdict } of outcomes) if (verdict === 'ok') rows[of] = (rows[of] ?? 0) + 1;
   console.log(
@@ -102,6 +116,7 @@ async function main(): Promise<void> {
       skipped: count('skipped'),
       failures: outcomes.filter((one) => one.verdict === 'failed').map(({ name, mode, why }) => ({ name, mode, why })),
       cases: rows,
+      leaks: leaks.length,
       escrows,
       seconds: tenth(Date.now() - started),
     }),
@@ -112,7 +127,7 @@ async function runOne(scenario: ChainScenario, lab: ChainLab): Promise<Outcome> 
   const { name, of, broke } = scenario;
   const { mode } = lab;
   if (scenario.missing) {
-    console.log(row(name, mode, broke, '', `skipped: ${scenario.missing}`));
+    write(row(name, mode, broke, '', `skipped: ${scenario.missing}`));
     return { name, of, mode, verdict: 'skipped', seconds: 0, why: scenario.missing };
   }
   const since = Date.now();
@@ -121,12 +136,12 @@ async function runOne(scenario: ChainScenario, lab: ChainLab): Promise<Outcome> 
     await lab.mend();
     await checkChain(lab);
     const seconds = tenth(Date.now() - since);
-    console.log(row(name, mode, broke, seconds.toFixed(1), `ok: ${seen}`));
+    write(row(name, mode, broke, seconds.toFixed(1), `ok: ${seen}`));
     return { name, of, mode, verdict: 'ok', seconds };
   } catch (error) {
     const why = String((error as Error).message).slice(0, 600);
-    console.log(row(name, mode, broke, tenth(Date.now() - since).toFixed(1), `FAILED: ${why}`));
-    if (process.env.GPULEASE_VERBOSE) console.log((error as Error).stack);
+    write(row(name, mode, broke, tenth(Date.now() - since).toFixed(1), `FAILED: ${why}`));
+    if (process.env.GPULEASE_VERBOSE) write(String((error as Error).stack));
     return { name, of, mode, verdict: 'failed', seconds: tenth(Date.now() - since), why };
   }
 }

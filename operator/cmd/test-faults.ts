@@ -85,12 +85,18 @@ async function main(): Promise<void> {
   const outcomes: Outcome[] = [];
   let sandboxes = 0;
   const totals = { escrows: 0, leases: 0, pods: 0, checks: 0 };
+  const leaks: string[] = [];
   const leave = async () => {
     const left = bench;
     bench = undefined;
     if (!left) return;
     for (const key of Object.keys(totals) as (keyof typeof totals)[]) totals[key] += left.checker.totals[key];
-    await left.lab.stop();
+    // What its programs wrote is searched for secrets then.
+    await left.lab.stop().catch((error: Error) => {
+      leaks.push(error.message);
+      console.log(`FAILED: ${error.message}`);
+      process.exitCode = 1;
+    });
   };
   console.log(row('scenario', 'what was broken', 'seconds', 'verdict'));
   try {
@@ -131,6 +137,7 @@ async function main(): Promise<void> {
         outcomes.filter((one) => one.verdict === 'ok').map((one) => [one.name, one.seconds]),
       ),
       ...totals,
+      leaks: leaks.length,
       sandboxes,
       seconds: tenth(elapsed()),
     }),

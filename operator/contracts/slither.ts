@@ -1,10 +1,11 @@
 /**
  * Slither, the static analyser, on the contracts as they are shipped. Every finding needs an answer in
- * slither-answers.json, by the analyser's own id; a finding without an answer fails, and so does an answer without a finding.
+ * slither-answers.json; a finding without an answer fails, and so does an answer without a finding.
  *
  * It is a Python program: a virtual environment of its own is made once, outside of the repository.
  */
 import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdir, readFile, rename, rm } from 'node:fs/promises';
 import { homedir } from 'node:os';
@@ -14,6 +15,7 @@ import { contractsFolder, copyProject, findForge } from './forge.ts';
 export const slitherVersion = '0.11.6';
 
 export interface Finding {
+  /** See `idOf`. */
   readonly id: string;
   readonly check: string;
   readonly impact: string;
@@ -53,8 +55,8 @@ export async function analyse(): Promise<Analysis> {
       results: { detectors?: readonly Finding[] };
     };
     if (!report.success) throw new Error(`slither failed: ${report.error}`);
-    const findings: Finding[] = (report.results.detectors ?? []).map(({ id, check, impact, description }) => ({
-      id,
+    const findings: Finding[] = (report.results.detectors ?? []).map(({ check, impact, description }) => ({
+      id: idOf(check, description),
       check,
       impact,
       description: description.trim(),
@@ -76,6 +78,15 @@ export async function analyse(): Promise<Analysis> {
   } finally {
     await copy.remove();
   }
+}
+
+/**
+ * What was found, wherever it stands by now. The analyser's own ids hold the numbers of lines, so that a comment further up
+ * would take its answer from every finding below.
+ */
+export function idOf(check: string, description: string): string {
+  const words = description.replaceAll(/#\d+(-\d+)?/g, '').trim();
+  return `${check}:${createHash('sha256').update(words).digest('hex').slice(0, 16)}`;
 }
 
 /** Path of the program. Installs it where it is missing, and says what is needed where that fails. */

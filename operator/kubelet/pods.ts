@@ -9,7 +9,7 @@
  * made again. Silence of the provider ends nothing: only its NotFound does, and only while it says that it serves the lease.
  * A pod that has ended stays as it ended.
  */
-import { annotations } from '../api/labels.ts';
+import { annotations, apiVersion } from '../api/labels.ts';
 import { mayUseLease } from '../core/node/access.ts';
 import {
   type Claimed,
@@ -76,6 +76,8 @@ export interface PodCarrierOptions {
   /** Domain of the cluster's Services. */
   readonly clusterDomain?: string;
   readonly events: EventRecorder;
+  /** A pod at a provider is ended that no pod here stands for. */
+  readonly onStray?: (host: PodHost) => void;
   readonly clock: Clock;
   readonly log: Log;
 }
@@ -494,13 +496,25 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
         if ((holder === host && remote.metadata.name === expected) || remote.metadata.deletionTimestamp) continue;
         const live = await consumer.get<Pod>(resources.pods, key, signal);
         if (live && live.spec.nodeName === holder.name && remoteNameOf(live) === remote.metadata.name) continue;
-        log.info({ pod: keyText(key), node: holder.name }, 'ending a pod at the provider that is gone here');
+        const { lease, providerName } = holder.spec;
+        log.info(
+          { pod: keyText(key), node: holder.name, provider: providerName },
+          'ending a pod at the provider that is gone here',
+        );
         await holder.remote.delete(
           resources.pods,
           { name: remote.metadata.name },
           { uid: remote.metadata.uid },
           signal,
         );
+        // Its name is what the provider says, and perhaps nobody's here: the lease is told.
+        events.event(
+          { apiVersion, kind: 'GpuLease', metadata: lease },
+          'Normal',
+          'StrayPodEnded',
+          `${keyText(key)} still ran at ${providerName}, and no pod here stands for it any more: it is ended there.`,
+        );
+        options.onStray?.(holder);
       }
     }
   }

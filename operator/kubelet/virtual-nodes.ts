@@ -83,6 +83,8 @@ export interface VirtualNodesOptions {
   readonly servicePorts?: { readonly from: number; readonly to: number };
   /** Of the consumer's cluster: the end of its Services' names. cluster.local by default. */
   readonly clusterDomain?: string;
+  /** A pod that no pod here stands for was ended at this provider. */
+  readonly onStrayPod?: (provider: string) => void;
   /** Instead of opening a port for each node: for tests that need none. */
   readonly startServer?: StartKubeletServer;
 }
@@ -234,6 +236,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     claimOf: volumes.answer,
     clusterDomain: options.clusterDomain,
     events,
+    onStray: (host) => options.onStrayPod?.(host.spec.providerName),
     clock,
     log,
   });

@@ -18,7 +18,7 @@ import { type KubeObject, resources } from '../../operator/engine/types.ts';
 import type { RealNode } from '../../operator/sandbox/clusters/node.ts';
 import type { Plane, PlaneProgram } from '../../operator/sandbox/clusters/plane.ts';
 import type { ManagedProcess, Report } from '../../operator/sandbox/processes.ts';
-import { type Link, namespace, type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
+import { type Link, namespace, type Sandbox } from '../../operator/sandbox/sandbox.ts';
 import {
   kubectl,
   leaseManifest,
@@ -32,6 +32,7 @@ import { type Witness, watchLease } from '../../operator/sandbox/watch-lease.ts'
 import { type CuttingProxy, startCuttingProxy } from '../support/cutting-proxy.ts';
 import type { FaultOrder } from '../support/faulty-operator.ts';
 import { type FaultyRpc, startFaultyRpc } from '../support/faulty-rpc.ts';
+import { startSandbox } from '../support/watched-sandbox.ts';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
 

@@ -4,7 +4,7 @@ import type { GpuBudget } from '../../operator/api/budget.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
 import { formatAmount } from '../../operator/core/money/amount.ts';
 import { type KubeObject, resources } from '../../operator/engine/types.ts';
-import { example, type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
+import { example, type Sandbox } from '../../operator/sandbox/sandbox.ts';
 import {
   checkConservation,
   kubectl,
@@ -16,6 +16,7 @@ import {
   until,
 } from '../../operator/sandbox/scenario.ts';
 import { quiet, scratch } from '../support/clusters.ts';
+import { startSandbox } from '../support/watched-sandbox.ts';
 
 let sandbox: Sandbox | undefined;
 afterAll(() => sandbox?.stop());

@@ -11,7 +11,7 @@ import { gpuToken } from '../../operator/contracts/generated/gpu-token.ts';
 import { type KubeObject, resources } from '../../operator/engine/types.ts';
 import { papersOf } from '../../operator/sandbox/papers.ts';
 import { freePorts } from '../../operator/sandbox/processes.ts';
-import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
+import type { Sandbox } from '../../operator/sandbox/sandbox.ts';
 import {
   checkConservation,
   escrowClient,
@@ -26,6 +26,7 @@ import {
   until,
 } from '../../operator/sandbox/scenario.ts';
 import { quiet, scratch } from '../support/clusters.ts';
+import { startSandbox } from '../support/watched-sandbox.ts';
 
 const run = promisify(execFile);
 let sandbox: Sandbox;

@@ -14,9 +14,10 @@ import { tokenSecretName } from '../../operator/core/node/token-wish.ts';
 import { downwardAnnotation } from '../../operator/core/node/translate-pod.ts';
 import { type KubeObject, type Resource, resources } from '../../operator/engine/types.ts';
 import { TOOLS_IMAGE } from '../../operator/sandbox/clusters/images.ts';
-import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
+import type { Sandbox } from '../../operator/sandbox/sandbox.ts';
 import { lease, leaseManifest, namespaceReady, offersReady, until } from '../../operator/sandbox/scenario.ts';
 import { quiet, scratch } from '../support/clusters.ts';
+import { startSandbox } from '../support/watched-sandbox.ts';
 
 const run = promisify(execFile);
 const ns = 'ml';

@@ -8,7 +8,7 @@ import type { OutboxEntry } from '../../operator/adapters/chain/outbox.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
 import { leaseEscrow } from '../../operator/contracts/generated/lease-escrow.ts';
 import { type KubeObject, resources } from '../../operator/engine/types.ts';
-import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
+import type { Sandbox } from '../../operator/sandbox/sandbox.ts';
 import {
   checkConservation,
   kubectl,
@@ -21,6 +21,7 @@ import {
   until,
 } from '../../operator/sandbox/scenario.ts';
 import { quiet, scratch } from '../support/clusters.ts';
+import { startSandbox } from '../support/watched-sandbox.ts';
 
 let sandbox: Sandbox | undefined;
 const figures: Record<string, unknown> = {};

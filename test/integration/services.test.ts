@@ -26,11 +26,12 @@ import type { RealNode } from '../../operator/sandbox/clusters/node.ts';
 import { connectNode, disconnectNode } from '../../operator/sandbox/clusters/node-network.ts';
 import { hostAddress } from '../../operator/sandbox/clusters/plane.ts';
 import { createSupervisor } from '../../operator/sandbox/processes.ts';
-import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
+import type { Sandbox } from '../../operator/sandbox/sandbox.ts';
 import { kubectl, lease, leaseManifest, namespaceReady, offersReady, until } from '../../operator/sandbox/scenario.ts';
 import { ensureTools } from '../../operator/sandbox/tools/tools.ts';
 import { quiet, scratch } from '../support/clusters.ts';
 import { type CuttingProxy, startCuttingProxy } from '../support/cutting-proxy.ts';
+import { startSandbox } from '../support/watched-sandbox.ts';
 
 const run = promisify(execFile);
 const hollow = process.env.GPULEASE_NODES === 'hollow';

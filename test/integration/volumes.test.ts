@@ -14,10 +14,11 @@ import type { Pod } from '../../operator/core/node/pod.ts';
 import type { Claim, PersistentVolume } from '../../operator/core/node/storage.ts';
 import { type KubeObject, type Resource, resources } from '../../operator/engine/types.ts';
 import { TOOLS_IMAGE } from '../../operator/sandbox/clusters/images.ts';
-import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
+import type { Sandbox } from '../../operator/sandbox/sandbox.ts';
 import { kubectl, lease, leaseManifest, namespaceReady, offersReady } from '../../operator/sandbox/scenario.ts';
 import { eventually, quiet, scratch } from '../support/clusters.ts';
 import { type LeasedNode, type LeaseLab, podOn, startLeaseLab } from '../support/leased-node.ts';
+import { startSandbox } from '../support/watched-sandbox.ts';
 
 const hollow = process.env.GPULEASE_NODES === 'hollow';
 /** This machine may be busy with other things. */

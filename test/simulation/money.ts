@@ -288,6 +288,18 @@ export function providerChains(
     claimWindowSeconds,
     leases: (ids, signal) =>
       network.call(party, place, 'escrows', () => ids.map((id) => chain.head.state.escrow.leases.get(id)), signal),
+    reads: (ids, signal) =>
+      network.call(
+        party,
+        place,
+        'escrows',
+        () => {
+          const { head, safe } = chain;
+          const at = (block: typeof head, id: Hex32) => block.state.escrow.leases.get(id);
+          return ids.map((id) => ({ latest: at(head, id), safe: at(safe, id), safeBlockTime: safe.timestamp }));
+        },
+        signal,
+      ),
     calls: {
       settle: ({ message }: Signed<Voucher>) => call({ do: 'settle', from: account, voucher: message, signedBy: by }),
       settleMany: (vouchers) =>

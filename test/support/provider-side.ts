@@ -20,6 +20,7 @@ import { type KubeObject, type Log, resources } from '../../operator/engine/type
 import { createGateway, type Gateway, type GatewayOptions } from '../../operator/gateway/app.ts';
 import type { NodePages } from '../../operator/gateway/service.ts';
 import { type FakeCluster, fakeCluster } from './fake-cluster.ts';
+import { createSecrets, Leak } from './secrets.ts';
 
 export const chainId = 31337;
 export const escrowAddress: Address = '0x00000000000000000000000000000000000e5c01';
@@ -35,6 +36,8 @@ export interface FakeChain extends EscrowChain {
   state: EscrowModel;
   /** Every call throws, as when no endpoint answers. */
   unreachable: boolean;
+  /** How escrows stood at the safe head, where that is not how they stand now. */
+  unsafe?: ReadonlyMap<Hex32, EscrowModel['leases'] extends ReadonlyMap<Hex32, infer E> ? E | undefined : never>;
   /** What was sent and taken, in order. */
   readonly sent: string[];
   call(call: EscrowCall): void;
@@ -66,6 +69,13 @@ export function fakeChain(nowSeconds: () => number, claimWindowSeconds = 600): F
     async leases(ids) {
       must();
       return ids.map((id) => chain.state.leases.get(id));
+    },
+    async reads(ids) {
+      must();
+      return ids.map((id) => {
+        const latest = chain.state.leases.get(id);
+        return { latest, safe: chain.unsafe?.has(id) ? chain.unsafe.get(id) : latest, safeBlockTime: nowSeconds() };
+      });
     },
     calls: {
       settle: ({ message }) => encode({ do: 'settle', from, voucher: message, signedBy }),
@@ -272,6 +282,10 @@ export async function startProviderSide(
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
 
+  const secrets = createSecrets();
+  for (const digit of ['1', '2', '3', '4']) secrets.add('a private key', `0x${digit.repeat(64)}`);
+  secrets.add('the key of the lease tokens', Buffer.alloc(32, 7));
+
   async function call(method: 'GET' | 'POST', path: string, body?: unknown, token?: string) {
     const response = await gateway.app.inject({
       method,
@@ -283,6 +297,10 @@ export async function startProviderSide(
       payload: body === undefined ? undefined : JSON.stringify(body),
     });
     const text = response.body;
+    // A refusal that repeats what was sent, or tells what we know, hands it to whoever reads it next.
+    const leaks =
+      response.statusCode < 400 ? [] : secrets.search(`answer ${response.statusCode} to ${method} ${path}`, text);
+    if (leaks.length > 0) throw new Leak(leaks);
     return {
       status: response.statusCode,
       body: (text === '' ? undefined : JSON.parse(text)) as never,

@@ -14,8 +14,8 @@ import { decodeRefusal, type Refusal } from './refusal.ts';
 import { connectRpc, NoContract, type Rpc, type RpcOptions } from './rpc.ts';
 
 /**
- * `latest` for starting work, `safe` for accounting. A block itself, where its time and what is read must belong together: with
- * several nodes behind an address, `safe` may be another block at each call.
+ * `latest` for starting work, `safe` for accounting: ARCHITECTURE.md has the table of all reads. A block itself, where its time
+ * and what is read must belong together: with several nodes behind an address, `safe` may be another block at each call.
  */
 export type ReadAt = 'latest' | 'safe' | 'finalized';
 
@@ -37,6 +37,14 @@ export interface TokenInfo {
   /** Fee that a new escrow would be opened with. */
   readonly feeBps: number;
   readonly allowed: boolean;
+}
+
+/** What somebody else than the consumer put into an escrow. */
+export interface Sponsorship {
+  readonly index: number;
+  readonly sponsor: Address;
+  /** What is left of it: nothing before the close, and nothing once it was credited. */
+  readonly refundable: bigint;
 }
 
 export interface PermitSignature {
@@ -93,7 +101,13 @@ export interface EscrowClient {
   block(at?: ReadAt, signal?: AbortSignal): Promise<Block>;
   lease(leaseId: Hex32, at?: ReadAt | Block, signal?: AbortSignal): Promise<Escrow | undefined>;
   /** In the order asked, one request a hundred. */
-  leases(leaseIds: readonly Hex32[], at?: ReadAt, signal?: AbortSignal): Promise<readonly (Escrow | undefined)[]>;
+  leases(
+    leaseIds: readonly Hex32[],
+    at?: ReadAt | Block,
+    signal?: AbortSignal,
+  ): Promise<readonly (Escrow | undefined)[]>;
+  /** The first hundred of them, as of now. Strangers can make more, of dust. */
+  sponsorships(leaseId: Hex32, signal?: AbortSignal): Promise<readonly Sponsorship[]>;
   token(token: Address, signal?: AbortSignal): Promise<TokenInfo>;
   balance(token: Address, account: Address, signal?: AbortSignal): Promise<bigint>;
   /** What the escrow may pull from the account. */
@@ -119,6 +133,7 @@ export type EscrowOptions = { readonly escrow: Address } & (
 const escrowAbi = new Interface(leaseEscrow.abi);
 const tokenAbi = new Interface(gpuToken.abi);
 const leasesPerRead = 100;
+const mostSponsorships = 100;
 
 /**
  * Throws WrongChain or NoContract (terminal) when the configuration cannot be right, ChainUnavailable when nobody answers.
@@ -219,6 +234,16 @@ export async function connectEscrow(options: EscrowOptions, signal?: AbortSignal
         const some = leaseIds.slice(from, from + leasesPerRead);
         const found = (await readSince('leases', [some], at, outer))?.[0] as Result | undefined;
         for (const [index, leaseId] of some.entries()) all.push(found && escrowOf(leaseId, found[index]));
+      }
+      return all;
+    },
+
+    async sponsorships(leaseId, outer) {
+      const count = Math.min(Number((await read('sponsorships', [leaseId], 'latest', outer))[0]), mostSponsorships);
+      const all: Sponsorship[] = [];
+      for (let index = 0; index < count; index++) {
+        const { sponsor, refundable } = (await read('sponsorship', [leaseId, index], 'latest', outer))[0];
+        all.push({ index, sponsor, refundable });
       }
       return all;
     },

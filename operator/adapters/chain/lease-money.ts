@@ -17,7 +17,7 @@ import {
   type Refused,
   type TxFact,
 } from '../../core/lease/observed.ts';
-import { type Escrow, wayToClose } from '../../core/money/escrow.ts';
+import { type Escrow, newestOf, wayToClose } from '../../core/money/escrow.ts';
 import type { FundingWay } from '../../core/money/funding.ts';
 import type { RailFact } from '../../core/provider/assess.ts';
 import { type Call, connectEscrow, type EscrowClient } from './escrow-client.ts';
@@ -253,10 +253,11 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
           txs(quote, record, signal),
           signingTokenOf(client, token, signal),
         ]);
-        remember(quote.leaseId, latest, head.timestamp);
+        const newest = newestOf({ latest, safe });
+        remember(quote.leaseId, newest, head.timestamp);
         return {
           state: 'known',
-          escrow: latest,
+          escrow: newest,
           blockTime: head.timestamp,
           safe: { escrow: safe, blockTime: safeHead.timestamp },
           claimWindowSeconds: client.claimWindowSeconds,

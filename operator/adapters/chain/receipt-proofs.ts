@@ -1,6 +1,7 @@
 /** What the signatures and hashes in a receipt say, and what the chain says of it. What follows is decided in core/receipt. */
 import type { Address, Hex, Hex32, MessageDomain, Signed } from '../../api/messages.ts';
 import type { Receipt, UnsealedReceipt } from '../../api/receipt.ts';
+import { newestOf } from '../../core/money/escrow.ts';
 import type { ChainWords, Proofs } from '../../core/receipt/verify.ts';
 import type { EscrowClient } from './escrow-client.ts';
 import type { ChainKey } from './key.ts';
@@ -15,7 +16,7 @@ import {
   signerOf,
   signReceipt,
 } from './messages.ts';
-import type { Rpc } from './rpc.ts';
+import { ChainUnavailable, type Rpc } from './rpc.ts';
 import { touchedBy } from './settlement-trail.ts';
 
 const domainOf = ({ quote }: Pick<Receipt, 'quote'>): MessageDomain => ({
@@ -67,13 +68,19 @@ export async function proofsOf(receipt: Receipt, raw: object, chain?: ContractCa
   };
 }
 
-/** Throws when the chain cannot be asked; that it has no such escrow is an answer. */
+/** Throws when the chain cannot be asked, or may yet take its word back; that it has no such escrow is an answer. */
 export async function chainWordsOf(receipt: Receipt, client: EscrowClient, signal?: AbortSignal): Promise<ChainWords> {
   const leaseId = receipt.leaseId as Hex32;
-  const [escrow, token] = await Promise.all([
+  const [latest, safe, token] = await Promise.all([
     client.lease(leaseId, 'latest', signal),
+    client.lease(leaseId, 'safe', signal),
     client.token(receipt.quote.quote.token as Address, signal),
   ]);
+  const escrow = newestOf({ latest, safe });
+  if (escrow?.closed && !safe?.closed)
+    throw new ChainUnavailable(
+      `escrow ${leaseId} was closed in a block that is not safe yet: ask again in some minutes`,
+    );
   const transactions = new Map<string, { blockNumber: number; touches: boolean } | undefined>();
   for (const { hash } of receipt.settlement.transactions)
     transactions.set(hash, await transactionOf(client.rpc, client.address, hash, leaseId, signal));

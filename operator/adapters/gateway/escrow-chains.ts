@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Address, Hex, Hex32, Signed, Voucher } from '../../api/messages.ts';
 import type { ProviderRail } from '../../core/allocation/quote.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
-import type { Escrow, ProviderCloseReason } from '../../core/money/escrow.ts';
+import type { Escrow, EscrowReads, ProviderCloseReason } from '../../core/money/escrow.ts';
 import type { Log } from '../../engine/types.ts';
 import { connectEscrow, type EscrowClient } from '../chain/escrow-client.ts';
 import type { ChainKey } from '../chain/key.ts';
@@ -26,6 +26,7 @@ export interface EscrowChain {
   readonly escrow: Address;
   readonly claimWindowSeconds: number;
   leases(leaseIds: readonly Hex32[], signal?: AbortSignal): Promise<readonly (Escrow | undefined)[]>;
+  reads(leaseIds: readonly Hex32[], signal?: AbortSignal): Promise<readonly EscrowReads[]>;
   readonly calls: {
     settle(voucher: Signed<Voucher>): Call;
     settleMany(vouchers: readonly Signed<Voucher>[]): Call;
@@ -117,27 +118,11 @@ export function createEscrowChains(options: EscrowChainsOptions): EscrowChains {
         payee: options.payee,
       });
     }
-    reached.set(config, { chain: chainOf(client, outbox), rails });
+    reached.set(config, { chain: escrowChain(client, outbox), rails });
     log.info(
       { chainId: config.chainId, escrow: config.escrow, assets: rails.map((rail) => rail.assetSymbol) },
       'a chain is connected',
     );
-  }
-
-  function chainOf(client: EscrowClient, outbox: Outbox): EscrowChain {
-    return {
-      chainId: client.chainId,
-      escrow: client.address,
-      claimWindowSeconds: client.claimWindowSeconds,
-      calls: client.calls,
-      leases: (leaseIds, signal) => client.leases(leaseIds, 'latest', signal),
-      submit: (intent, signal) => outbox.submit(intent, signal),
-      tick: (signal) => outbox.tick(signal),
-      async inFlight(signal) {
-        const entries = await outbox.entries(signal);
-        return entries.filter(({ state }) => state === 'stored' || state === 'broadcast').map((entry) => entry.key);
-      },
-    };
   }
 
   const sameEscrow = (one: string, other: string) => one.toLowerCase() === other.toLowerCase();
@@ -178,6 +163,32 @@ export function createEscrowChains(options: EscrowChainsOptions): EscrowChains {
           }
         }),
       );
+    },
+  };
+}
+
+/** One contract and the account that sends to it, as the provider's controllers see them. */
+export function escrowChain(client: EscrowClient, outbox: Outbox): EscrowChain {
+  return {
+    chainId: client.chainId,
+    escrow: client.address,
+    claimWindowSeconds: client.claimWindowSeconds,
+    calls: client.calls,
+    leases: (leaseIds, signal) => client.leases(leaseIds, 'latest', signal),
+    async reads(leaseIds, signal) {
+      // The block first, and then by its name: the node that is asked next may have another safe head.
+      const head = await client.block('safe', signal);
+      const [latest, safe] = await Promise.all([
+        client.leases(leaseIds, 'latest', signal),
+        client.leases(leaseIds, head, signal),
+      ]);
+      return leaseIds.map((_, at) => ({ latest: latest[at], safe: safe[at], safeBlockTime: head.timestamp }));
+    },
+    submit: (intent, signal) => outbox.submit(intent, signal),
+    tick: (signal) => outbox.tick(signal),
+    async inFlight(signal) {
+      const entries = await outbox.entries(signal);
+      return entries.filter(({ state }) => state === 'stored' || state === 'broadcast').map((entry) => entry.key);
     },
   };
 }

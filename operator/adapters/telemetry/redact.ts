@@ -12,6 +12,8 @@ const patterns: readonly [RegExp, string][] = [
   [/\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*/g, '[token]'],
   [/\b(Bearer|Basic)\s+[\w.~+/=-]{6,}/gi, '$1 [redacted]'],
   [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(-----END [A-Z ]*PRIVATE KEY-----|$)/g, '[private key]'],
+  // A signature, a signed transaction, or calldata that holds one: 65 bytes at least.
+  [/\b(0x)?[0-9a-f]{130,}\b/gi, '[bytes]'],
   // `token: 0x…` with twenty bytes is a contract's address.
   [
     /\b(client-key-data|token|password|passphrase|mnemonic|private-?_?key)(["']?\s*[:=]\s*["']?)(?!0x[0-9a-f]{40}\b)[^\s"',}]{6,}/gi,

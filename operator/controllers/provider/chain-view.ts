@@ -1,4 +1,7 @@
-/** What the chain said last about each lease. Silence changes nothing: what was read stays until something else is read. */
+/**
+ * What the chain said last about each lease, by its newest block: enough to serve on, within the grace. Silence changes
+ * nothing: what was read stays until something else is read.
+ */
 import type { Hex32 } from '../../api/messages.ts';
 import type { SeenEscrow } from '../../core/allocation/plan.ts';
 import type { Escrow } from '../../core/money/escrow.ts';

@@ -5,7 +5,7 @@
 import type { Hex32, Signed, Voucher } from '../../api/messages.ts';
 import type { LeaseRecord } from '../../core/allocation/record.ts';
 import { planSettlement, type Settlement, type SettlementRules } from '../../core/allocation/settlement.ts';
-import type { Escrow } from '../../core/money/escrow.ts';
+import { type Escrow, newestOf } from '../../core/money/escrow.ts';
 import type { Informer, Log } from '../../engine/types.ts';
 import type { ChainView } from './chain-view.ts';
 import { type RecordSecret, type Records, readRecord } from './records.ts';
@@ -98,20 +98,21 @@ async function settleChain(
   const wishes: { record: LeaseRecord; wish: Settlement }[] = [];
   for (let from = 0; from < records.length; from += readBatch) {
     const batch = records.slice(from, from + readBatch);
-    const escrows = await chain.leases(
+    const reads = await chain.reads(
       batch.map((record) => record.leaseId),
       signal,
     );
     // After the read, so that the escrow is at least as new as the time it is judged by is old.
     const nowSeconds = Math.floor(now().getTime() / 1000);
     for (const [index, record] of batch.entries()) {
-      const escrow = escrows[index];
+      const seen = reads[index]!;
+      const escrow = newestOf(seen);
       const before = view.seen(record.leaseId);
       view.set(record.leaseId, escrow);
       if (!before.known || differs(before.escrow, escrow)) options.changed(record.leaseId);
       wishes.push({
         record,
-        wish: planSettlement(record, escrow, options.rules(chain, record.quote.token), nowSeconds),
+        wish: planSettlement(record, seen, options.rules(chain, record.quote.token), nowSeconds),
       });
     }
   }

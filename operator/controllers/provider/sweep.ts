@@ -4,6 +4,7 @@
  */
 import type { Hex32 } from '../../api/messages.ts';
 import type { NodeLedger } from '../../core/allocation/ledger.ts';
+import { moneyIsOver } from '../../core/allocation/settlement.ts';
 import type { Log } from '../../engine/types.ts';
 import { type Ledgers, ledgerOfConfigMap } from './ledgers.ts';
 import type { Records } from './records.ts';
@@ -76,8 +77,8 @@ async function sweepTenant(options: SweepOptions, tenant: Tenant, signal: AbortS
     log.warn({ namespace, ...paid }, `a tenant without a record is paid on a chain that is not known here: ${byHand}`);
     return;
   }
-  const [escrow] = await chain.leases([paid.leaseId], signal);
-  if (escrow && !escrow.closed) return;
+  const [seen] = await chain.reads([paid.leaseId], signal);
+  if (!moneyIsOver(seen!, createdAt)) return;
   log.warn({ namespace, leaseId: paid.leaseId }, 'a tenant without a record and without money is taken down');
   await tenants.tearDown(paid.leaseId, true, signal);
 }

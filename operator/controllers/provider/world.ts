@@ -11,7 +11,7 @@ import type {
   Voucher,
 } from '../../api/messages.ts';
 import type { ProviderRail } from '../../core/allocation/quote.ts';
-import type { Escrow, ProviderCloseReason } from '../../core/money/escrow.ts';
+import type { Escrow, EscrowReads, ProviderCloseReason } from '../../core/money/escrow.ts';
 
 /** Signs as the provider and checks what others signed. The key stays behind it. */
 export interface Notary {
@@ -44,8 +44,10 @@ export interface EscrowChain {
   readonly chainId: number;
   readonly escrow: Address;
   readonly claimWindowSeconds: number;
-  /** At the latest block. Undefined is a fact; silence throws. */
+  /** At the latest block: for starting work. Undefined is a fact; silence throws. */
   leases(leaseIds: readonly Hex32[], signal?: AbortSignal): Promise<readonly (Escrow | undefined)[]>;
+  /** At the latest block and at the safe one: for everything that follows. */
+  reads(leaseIds: readonly Hex32[], signal?: AbortSignal): Promise<readonly EscrowReads[]>;
   readonly calls: {
     settle(voucher: Signed<Voucher>): Call;
     settleMany(vouchers: readonly Signed<Voucher>[]): Call;

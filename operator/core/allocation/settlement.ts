@@ -4,8 +4,19 @@
  * A transaction costs gas, so vouchers are left to grow while a lease runs; the consumer's deposit is the security. At the
  * end the consumer usually closes, with its last voucher handed to us or with our Release; we wait some minutes for that
  * before we pay for a settlement of our own. Refunds come only after the tenant is gone.
+ *
+ * Invariant: what the newest block says is acted upon, what the safe one says is relied upon. A settlement that a
+ * reorganisation may still take back is none: until it is safe, nothing is closed without the seconds that it counted, and
+ * no record is forgotten.
  */
-import { dueFor, type Escrow, finalizableAt, type ProviderCloseReason } from '../money/escrow.ts';
+import {
+  dueFor,
+  type EscrowReads,
+  mayFinalize,
+  mayStartAnotherAttempt,
+  newestOf,
+  type ProviderCloseReason,
+} from '../money/escrow.ts';
 import type { LeaseRecord, StoredVoucher } from './record.ts';
 
 export interface SettlementRules {
@@ -27,21 +38,20 @@ export type Settlement =
   | { readonly do: 'forget' }
   | { readonly do: 'wait' };
 
-/** An escrow that was seen may vanish in a reorganisation; its open is sent again as long as the quote holds, and longer. */
-const reorgPatienceSeconds = 900;
-
 export function planSettlement(
   record: LeaseRecord,
-  escrow: Escrow | undefined,
+  seen: EscrowReads,
   rules: SettlementRules,
   nowSeconds: number,
 ): Settlement {
+  const escrow = newestOf(seen);
   const over = record.state === 'Ended' || record.state === 'Suspended' || record.state === 'Ending';
   if (escrow === undefined) {
-    const gone = record.state === 'Ended' && nowSeconds > record.quote.expiresAt + reorgPatienceSeconds;
+    // A reorganisation may have taken it, and its opening be sent again for as long as the quote holds.
+    const gone = record.state === 'Ended' && mayStartAnotherAttempt(record.quote, undefined, seen.safeBlockTime);
     return { do: gone ? 'forget' : 'wait' };
   }
-  if (escrow.closed) return { do: record.state === 'Ended' ? 'forget' : 'wait' };
+  if (escrow.closed) return { do: record.state === 'Ended' && seen.safe?.closed ? 'forget' : 'wait' };
 
   const { voucher } = record;
   const worth = voucher === undefined ? 0n : dueFor(escrow, voucher.servedSeconds, nowSeconds) - escrow.claimed;
@@ -57,12 +67,30 @@ export function planSettlement(
   // The clock of the claim window runs: settle at once, whatever still runs here.
   if (escrow.closingAt !== 0 && settle !== undefined) return settle;
   if (!record.tornDown) return { do: 'wait' };
-  if (record.reason === 'Unpaid') return settle ?? { do: 'providerClose', reason: 'ProviderUnpaid' };
+  // A close without a voucher gives up what is not counted by then.
+  const isCounted =
+    voucher === undefined ||
+    (seen.safe !== undefined && dueFor(seen.safe, voucher.servedSeconds, nowSeconds) <= seen.safe.claimed);
+  if (record.reason === 'Unpaid')
+    return settle ?? (isCounted ? { do: 'providerClose', reason: 'ProviderUnpaid' } : { do: 'wait' });
 
   const endedAt = record.endedAt === undefined ? nowSeconds : Date.parse(record.endedAt) / 1000;
   if (nowSeconds < endedAt + rules.patienceSeconds) return { do: 'wait' };
   if (record.reason === 'CapacityExhausted') return { do: 'providerClose', reason: 'ProviderCapacityLost' };
   if (settle !== undefined) return settle;
   // A second later than the contract wants it: the next block may be stamped with the present second.
-  return nowSeconds > finalizableAt(escrow, rules.claimWindowSeconds) + 1 ? { do: 'finalize' } : { do: 'wait' };
+  const abandoned = mayFinalize(escrow, rules.claimWindowSeconds, nowSeconds - 2);
+  return { do: abandoned && isCounted ? 'finalize' : 'wait' };
+}
+
+/** No quote holds longer (`--quote-seconds`): an opening that a reorganisation took may be sent again for so long. */
+const longestQuoteSeconds = 3600;
+
+/**
+ * Whether nothing will ever be paid again for a tenant whose record was lost, so that it may go, with all its data. The
+ * quote is lost with the record; the escrow stood in some block before the tenant was made.
+ */
+export function moneyIsOver(seen: EscrowReads, tenantMadeAt: Date): boolean {
+  if (newestOf(seen) === undefined) return seen.safeBlockTime > tenantMadeAt.getTime() / 1000 + longestQuoteSeconds;
+  return seen.safe?.closed === true;
 }

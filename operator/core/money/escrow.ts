@@ -54,6 +54,32 @@ export interface Escrow {
   readonly closed: boolean;
 }
 
+/**
+ * What two reads of an escrow said: at the newest block, on whose word work is started; and at the safe head, below which no
+ * reorganisation reaches, and on whose word alone something is given up, forgotten or destroyed.
+ */
+export interface EscrowReads {
+  readonly latest: Escrow | undefined;
+  readonly safe: Escrow | undefined;
+  /** Of the block that `safe` was read at. */
+  readonly safeBlockTime: number;
+}
+
+/**
+ * The newer of the two. An escrow only ever gains: it appears, its sums grow, it closes. Where the newest block shows less
+ * than the safe one, a node answered that is behind, and what it does not know has not therefore not happened.
+ */
+export function newestOf({ latest, safe }: Pick<EscrowReads, 'latest' | 'safe'>): Escrow | undefined {
+  if (safe === undefined || latest === undefined) return latest ?? safe;
+  const behind =
+    (safe.closed && !latest.closed) ||
+    (safe.closingAt !== 0 && latest.closingAt === 0) ||
+    safe.deposit > latest.deposit ||
+    safe.servedSeconds > latest.servedSeconds ||
+    safe.claimed > latest.claimed;
+  return behind ? safe : latest;
+}
+
 /** Seconds that a settlement of so many signed seconds would count at `now`. */
 export function billableSeconds(escrow: Escrow, servedSeconds: number, now: number): number {
   const until = Math.min(now, escrow.endsAt, escrow.closingAt === 0 ? Number.POSITIVE_INFINITY : escrow.closingAt);
@@ -78,6 +104,11 @@ export function finalizableAt(escrow: Escrow, claimWindowSeconds: number): numbe
   return stop + claimWindowSeconds;
 }
 
+/** Whether that time has come, by the chain's clock: nobody has closed it, and whoever pays for the gas may. */
+export function mayFinalize(escrow: Escrow, claimWindowSeconds: number, blockTime: number): boolean {
+  return !escrow.closed && blockTime >= finalizableAt(escrow, claimWindowSeconds);
+}
+
 /**
  * How a consumer closes an escrow when nobody signs anything: the clock is stopped first, then the provider has the claim
  * window for what it was promised, then anyone may finalize. Undefined: closed, or nothing to do before that window ends.
@@ -89,7 +120,7 @@ export function wayToClose(
 ): 'requestClose' | 'finalize' | undefined {
   if (escrow.closed) return undefined;
   if (escrow.closingAt === 0 && blockTime < escrow.endsAt) return 'requestClose';
-  return blockTime >= finalizableAt(escrow, claimWindowSeconds) ? 'finalize' : undefined;
+  return mayFinalize(escrow, claimWindowSeconds, blockTime) ? 'finalize' : undefined;
 }
 
 /** What the payee earned so far, after the fee. */

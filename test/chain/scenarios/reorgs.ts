@@ -1,6 +1,10 @@
 /** Blocks are taken back, and come again without what was in them. */
-import type { Hex } from '../../../operator/api/messages.ts';
+
+import { signRelease } from '../../../operator/adapters/chain/messages.ts';
+import type { Hex, Hex32 } from '../../../operator/api/messages.ts';
 import { priceOf } from '../../../operator/core/money/price.ts';
+import { startGateway } from '../gateway.ts';
+import type { ChainLab } from '../lab.ts';
 import { type ChainScenario, expect } from '../scenario.ts';
 
 const of = 'reorg';
@@ -77,7 +81,97 @@ const closing = (depth: number): ChainScenario => ({
   },
 });
 
+/** Takes back what another party sent in the last blocks; its sender is gone, so it does not come again. */
+async function takeBack(lab: ChainLab, sinceBlock: number): Promise<void> {
+  await lab.hold();
+  const head = Number(await lab.anvil.rpc<Hex>('eth_blockNumber'));
+  await lab.reorganise(head - sinceBlock + 1);
+  await lab.go();
+}
+
+/** What the provider has earned in it, fee taken off. */
+const earnedOf = async (lab: ChainLab) => lab.chain.client.credit(lab.chain.usdc, lab.chain.keys.provider.address);
+
+/** Until the escrow is closed, as the gateway goes on looking. */
+async function untilClosed(lab: ChainLab, gateway: { round(): Promise<void> }, leaseId: Hex32): Promise<void> {
+  await lab.until('close of the escrow', async () => {
+    await gateway.round();
+    return (await lab.lease(leaseId))?.closed ? true : undefined;
+  });
+}
+
+const billed = (seconds: number): bigint => {
+  const claimed = priceOf(seconds, 1, 340_000n);
+  return claimed - (claimed * 200n) / 10_000n;
+};
+
+const forgetting: ChainScenario = {
+  name: 'reorg-forgotten-close',
+  of,
+  broke:
+    'the consumer closes with our Release, the gateway sees it, and then the close is taken back and never comes again',
+  async run(lab) {
+    const { client, keys } = lab.chain;
+    const lease = await lab.open();
+    await lab.chain.pass(100);
+    await lab.makeSafe();
+    const { leaseId } = lease;
+    const gateway = await startGateway(lab, lease, await lab.voucher(leaseId, 50, true), {
+      state: 'Ended',
+      reason: 'Released',
+    });
+    const before = await earnedOf(lab);
+    const release = await signRelease(keys.provider, client.domain, { leaseId, servedSeconds: 50 });
+    const { blockNumber } = await lab.chain.send(keys.consumer, client.calls.closeWithRelease(release));
+    await gateway.round();
+    expect(!(await gateway.record()).settled, 'a record was forgotten whose close could be taken back');
+    await takeBack(lab, blockNumber);
+    expect((await lab.lease(leaseId))?.closed === false, 'the close was not taken back');
+    await untilClosed(lab, gateway, leaseId);
+    expect((await earnedOf(lab)) - before === billed(50), `${(await earnedOf(lab)) - before} was credited`);
+    await gateway.round();
+    expect(!(await gateway.record()).settled, 'it was forgotten before its own close was safe');
+    await lab.makeSafe();
+    await gateway.round();
+    expect((await gateway.record()).settled === true, 'it is not forgotten when all is safe');
+    return 'the gateway closed it itself with the last voucher; paid once, forgotten when that was safe';
+  },
+};
+
+const givingUp: ChainScenario = {
+  name: 'reorg-given-up-voucher',
+  of,
+  broke:
+    'a stranger settles the last voucher of who did not pay, the gateway sees it, and then the settlement is taken back',
+  async run(lab) {
+    const { client, keys } = lab.chain;
+    const lease = await lab.open();
+    await lab.chain.pass(100);
+    await lab.makeSafe();
+    const { leaseId } = lease;
+    const voucher = await lab.voucher(leaseId, 50);
+    const gateway = await startGateway(lab, lease, voucher, { state: 'Suspended', reason: 'Unpaid' });
+    const before = await earnedOf(lab);
+    const { blockNumber } = await lab.chain.send(keys.stranger, client.calls.settle(voucher));
+    await gateway.round();
+    await gateway.round();
+    expect((await lab.lease(leaseId))?.closed === false, 'closed on the strength of a settlement that is not safe');
+    await takeBack(lab, blockNumber);
+    expect((await lab.lease(leaseId))?.servedSeconds === 0, 'the settlement was not taken back');
+    await lab.until('settlement', async () => {
+      await gateway.round();
+      return (await lab.lease(leaseId))!.servedSeconds === 50 ? true : undefined;
+    });
+    await lab.makeSafe();
+    await untilClosed(lab, gateway, leaseId);
+    expect((await earnedOf(lab)) - before === billed(50), `${(await earnedOf(lab)) - before} was credited`);
+    return 'settled again by the gateway, and closed once that was safe; the 50 s are paid';
+  },
+};
+
 export const reorgs: ChainScenario[] = [
+  forgetting,
+  givingUp,
   opening(1),
   opening(5),
   opening(20),

@@ -126,4 +126,19 @@ describe('gpulease', () => {
     expect(stdout).toContain('--chain ID=URL[,URL]');
     await expect(start('receipt', 'verify', tampered)).rejects.toMatchObject({ code: 1 });
   });
+
+  test.each<[string, string[], string]>([
+    ['a contract', ['--chain', '1=http://127.0.0.1:1'], '--escrow ADDRESS'],
+    ['a chain', ['--escrow', `0x${'e'.repeat(40)}`], '--chain ID=URL'],
+    ['a key, to send', ['--chain', '1=http://x', '--escrow', `0x${'e'.repeat(40)}`, '--yes'], '--key-file FILE'],
+    [
+      'a file that holds one, and shows nothing of it',
+      ['--chain', '1=http://x', '--escrow', `0x${'e'.repeat(40)}`, '--key-file', written('no.key', 'hunter2hunter2')],
+      'holds neither',
+    ],
+  ])('wants to be told of %s before it sweeps', async (_, args, words) => {
+    const { code, err } = await run(['sweep', ...args]);
+    expect([code, err]).toEqual([2, expect.stringContaining(words)]);
+    expect(err).not.toContain('hunter2');
+  });
 });

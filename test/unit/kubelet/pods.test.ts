@@ -371,6 +371,21 @@ describe('a pod that is deleted', () => {
     w.say(pod, running);
     w.consumer.erase(resources.pods, { namespace: 'team-a', name: 'web' });
     await eventually(() => expect(w.remote(pod)?.metadata.deletionTimestamp).toBeDefined());
+    await eventually(() => expect(w.strays).toEqual(['acme']));
+    expect(w.told.find(({ reason }) => reason === 'StrayPodEnded')).toMatchObject({
+      pod: 'team-a/train',
+      message: expect.stringContaining('team-a/web still ran at acme'),
+    });
+  });
+
+  test('in the usual way leaves no stray', async () => {
+    const pod = await carried();
+    w.say(pod, running);
+    await remove('web', 1);
+    await eventually(() => expect(w.remote(pod)?.metadata.deletionTimestamp).toBeDefined());
+    w.provider.erase(resources.pods, { namespace: 'tenant', name: w.remotes()[0]!.metadata.name });
+    await eventually(() => expect(w.pod('web')).toBeUndefined());
+    expect(w.strays).toEqual([]);
   });
 
   test('and made anew under its name is another pod there, the old one ended', async () => {

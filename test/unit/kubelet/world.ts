@@ -27,6 +27,8 @@ export interface World {
   readonly lease: FakeLease;
   readonly nodes: VirtualNodes;
   readonly told: Told[];
+  /** Providers at which a pod was ended that nobody here knows, one entry a pod. */
+  readonly strays: string[];
   health: { ready: boolean; reason?: string; message?: string };
   /** How often objects are read that cannot be watched. */
   objectPollSeconds: number;
@@ -52,6 +54,7 @@ export function world(): World {
   const consumer = fakeCluster({ name: 'consumer' });
   const provider = fakeCluster({ name: 'provider' });
   const told: Told[] = [];
+  const strays: string[] = [];
   let stopping = new AbortController();
   let running: Promise<void> = Promise.resolve();
   let nodes: VirtualNodes | undefined;
@@ -61,6 +64,7 @@ export function world(): World {
     provider,
     lease: connection,
     told,
+    strays,
     health: { ready: true },
     objectPollSeconds: 0.2,
     get nodes() {
@@ -86,6 +90,7 @@ export function world(): World {
             told.push({ pod: `${about.metadata.namespace}/${about.metadata.name}`, type, reason, message }),
         },
         log: silentLog,
+        onStrayPod: (name) => strays.push(name),
         evictionGuard: it.evictionGuard,
         heartbeatSeconds: 0.2,
         objectPollSeconds: it.objectPollSeconds,

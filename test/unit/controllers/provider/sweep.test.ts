@@ -27,6 +27,9 @@ interface World {
   readonly record?: object;
   /** What the chain says of the escrow; `silent` when nobody answers; `foreign` when it is no chain of ours. */
   readonly escrow?: { closed: boolean } | 'silent' | 'foreign';
+  /** What it said at the safe head, where that is something else. */
+  readonly safe?: { closed: boolean } | 'none';
+  readonly safeBlockTime?: Date;
   readonly ledgers?: readonly { node: string; since: Date }[];
 }
 
@@ -57,9 +60,11 @@ async function swept(world: World): Promise<string[]> {
         world.escrow === 'foreign'
           ? undefined
           : {
-              leases: async () => {
+              reads: async () => {
                 if (world.escrow === 'silent') throw new Error('no answer');
-                return [world.escrow];
+                const safe = world.safe === 'none' ? undefined : (world.safe ?? world.escrow);
+                const safeBlockTime = (world.safeBlockTime ?? now).getTime() / 1000;
+                return [{ latest: world.escrow, safe, safeBlockTime }];
               },
             },
     },
@@ -91,9 +96,29 @@ describe('a tenant', () => {
       ['count tenant', 'tear down 0xa1a1'],
     ],
     [
+      'without a record stays while the close of its escrow may be taken back',
+      { tenants: [tenant()], escrow: { closed: true }, safe: { closed: false } },
+      ['count tenant'],
+    ],
+    [
+      'without a record stays while only the newest block has its escrow, and it is closed there',
+      { tenants: [tenant()], escrow: { closed: true }, safe: 'none' },
+      ['count tenant'],
+    ],
+    [
+      'without a record stays when a node that is behind knows of no escrow',
+      { tenants: [tenant()], escrow: undefined, safe: { closed: false } },
+      ['count tenant'],
+    ],
+    [
       'without a record and without an escrow is taken down',
-      { tenants: [tenant()] },
+      { tenants: [tenant()], safeBlockTime: new Date(old.getTime() + 3_601_000) },
       ['count tenant', 'tear down 0xa1a1'],
+    ],
+    [
+      'without a record, whose escrow may still be opened again, stays',
+      { tenants: [tenant()], safeBlockTime: new Date(old.getTime() + 3_600_000) },
+      ['count tenant'],
     ],
     [
       'stays while the chain is silent',

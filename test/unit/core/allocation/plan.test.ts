@@ -3,7 +3,7 @@ import { type Observed, planAllocation } from '../../../../operator/core/allocat
 import { zeroAddress, zeroHash } from '../../../../operator/core/allocation/quote.ts';
 import { type LeaseRecord, parseRecord, RecordError, recordText } from '../../../../operator/core/allocation/record.ts';
 import { planSettlement, type SettlementRules } from '../../../../operator/core/allocation/settlement.ts';
-import type { Escrow } from '../../../../operator/core/money/escrow.ts';
+import type { Escrow, EscrowReads } from '../../../../operator/core/money/escrow.ts';
 
 const now = 10_000;
 const record = (changes: Partial<LeaseRecord> = {}): LeaseRecord => ({
@@ -211,9 +211,75 @@ describe('what goes to the chain', () => {
       'providerClose',
     ],
     ['nothing more once it is closed', ended(), escrow({ closed: true }), now, 'forget'],
-    ['nothing for an escrow that a reorganisation took', ended(), undefined, now, 'wait'],
-    ['nothing more when it does not come back', ended(), undefined, now + 1000, 'forget'],
+    ['nothing for an escrow that a reorganisation took', ended(), undefined, now - 101, 'wait'],
+    ['nothing more when its quote has run out without it', ended(), undefined, now - 100, 'forget'],
   ])('%s', (_name, lease, onChain, at, wish) => {
-    expect(planSettlement(lease, onChain, rules, at).do).toBe(wish);
+    expect(planSettlement(lease, { latest: onChain, safe: onChain, safeBlockTime: at }, rules, at).do).toBe(wish);
+  });
+
+  const unpaid = record({ state: 'Suspended', tornDown: true, reason: 'Unpaid', voucher: voucher(9) });
+  const settled = escrow({ servedSeconds: 9, claimed: 9n });
+  test.each<[string, LeaseRecord, Pick<EscrowReads, 'latest' | 'safe'>, number, string]>([
+    [
+      'keeps a record whose close may be taken back',
+      ended(),
+      { latest: escrow({ closed: true }), safe: escrow() },
+      now,
+      'wait',
+    ],
+    [
+      'keeps one whose opening and close both may be',
+      ended(),
+      { latest: escrow({ closed: true }), safe: undefined },
+      now,
+      'wait',
+    ],
+    ['does not give up what was settled a moment ago', unpaid, { latest: settled, safe: escrow() }, now, 'wait'],
+    ['nor what was settled in an escrow that is that young', unpaid, { latest: settled, safe: undefined }, now, 'wait'],
+    ['closes once the settlement is safe', unpaid, { latest: settled, safe: settled }, now, 'providerClose'],
+    [
+      'does not finalize over a settlement that may be taken back',
+      ended({ voucher: voucher(9) }),
+      { latest: settled, safe: escrow() },
+      now + 3600 + 302,
+      'wait',
+    ],
+    [
+      'finalizes once it is safe',
+      ended({ voucher: voucher(9) }),
+      { latest: settled, safe: settled },
+      now + 3600 + 302,
+      'finalize',
+    ],
+    [
+      'settles nothing twice because a node is behind',
+      unpaid,
+      { latest: escrow(), safe: settled },
+      now,
+      'providerClose',
+    ],
+    [
+      'forgets nothing because a node knows no escrow',
+      ended(),
+      { latest: undefined, safe: escrow() },
+      now + 1000,
+      'wait',
+    ],
+    [
+      'forgets what is closed, whatever a node that is behind says',
+      ended(),
+      { latest: escrow(), safe: escrow({ closed: true }) },
+      now,
+      'forget',
+    ],
+  ])('%s', (_name, lease, seen, at, wish) => {
+    expect(planSettlement(lease, { ...seen, safeBlockTime: at }, rules, at).do).toBe(wish);
+  });
+
+  test('goes by the time of the safe block, not by ours, when an opening can no longer come', () => {
+    const at = record().quote.expiresAt;
+    const absent = (safeBlockTime: number) =>
+      planSettlement(ended(), { latest: undefined, safe: undefined, safeBlockTime }, rules, at + 10_000).do;
+    expect([absent(at - 1), absent(at)]).toEqual(['wait', 'forget']);
   });
 });

@@ -5,7 +5,9 @@ import type { Address } from '../api/messages.ts';
 import { isObjectName } from '../core/allocation/kube-path.ts';
 import { bytesOf } from '../core/allocation/room.ts';
 import { QuantityError } from '../core/quantity.ts';
-import { choice, integer, type Option, pairs, parseOptions, portRange, text, UsageError } from './options.ts';
+import { accountOf } from '../core/rights/accounts.ts';
+import { gatewayNamespace, provisionerNamespace } from '../core/rights/provider.ts';
+import { choice, integer, type Option, pairs, parseOptions, portRange, someOf, text, UsageError } from './options.ts';
 
 const usage = `
 Rents out the GPUs of this cluster: offers, quotes, tenants, vouchers, settlement.
@@ -36,6 +38,11 @@ const address = (t: string): Address => {
 };
 
 export const gatewayOptions = {
+  with: someOf(
+    'What this process does beside listening, where it is no process of its own.',
+    ['provisioner'],
+    'provisioner',
+  ),
   kubeconfig: text(
     'Kubeconfig of the provider\'s cluster; "in-cluster" for a pod\'s own service account.',
     'FILE',
@@ -46,6 +53,18 @@ export const gatewayOptions = {
     'NAME',
     'gpulease-system',
   ),
+  privateNamespace: text('Where the provisioner keeps what it signed: its transactions. Default: --namespace.', 'NAME'),
+  gatewayAccount: {
+    description:
+      "Service account of a gateway that is a process of its own: the provisioner lets it into tenants' namespaces, and nowhere else.",
+    value: 'NAMESPACE/NAME',
+    parse: (t: string) => {
+      const [namespace = '', name = '', more] = t.split('/');
+      if (more !== undefined || !isObjectName(namespace) || !isObjectName(name))
+        throw new Error('must be a service account such as gpulease-system/gpulease-gateway');
+      return { namespace, name };
+    },
+  } as Option<{ readonly namespace: string; readonly name: string }>,
   name: text('Name of the provider, as consumers are told.', 'NAME', 'provider'),
   listen: text('Address and port that consumers connect to.', 'HOST:PORT', '0.0.0.0:8443'),
   publicUrl: list('URL by which consumers reach this gateway.', 'URL'),
@@ -141,6 +160,59 @@ export const gatewayOptions = {
   logFormat: choice('For machines or for people.', ['json', 'pretty'], 'json'),
 };
 
+const provisionerUsage = `
+Makes the tenants that paid escrows stand for, takes them down, and settles. It listens to nobody, and believes what the
+gateway has stored as far as the chain bears it out. Flags that the gateway has, too, get the same values.
+
+  provisioner --key-file FILE --chain ID=URL --addresses FILE [options]
+`;
+
+/** Flags of the gateway that mean nothing where nobody listens. */
+const listenerOnly = [
+  'with',
+  'name',
+  'listen',
+  'publicUrl',
+  'tlsCert',
+  'tlsKey',
+  'maxUnpaid',
+  'quoteSeconds',
+  'gpuRuntimeClass',
+  'kubeletCertificateAuthority',
+  'kubeletInsecureTls',
+  'consumerServices',
+  'tunnelAddress',
+  'tunnelPorts',
+  'held',
+  'requestsPerSecond',
+] as const;
+
+type ListenerOnly = (typeof listenerOnly)[number];
+
+export const provisionerOptions = {
+  ...(Object.fromEntries(
+    Object.entries(gatewayOptions).filter(([name]) => !(listenerOnly as readonly string[]).includes(name)),
+  ) as Omit<typeof gatewayOptions, ListenerOnly>),
+  privateNamespace: text(
+    'Where it keeps what it signed: its transactions. Nobody else should read Secrets there.',
+    'NAME',
+    provisionerNamespace,
+  ),
+  gatewayAccount: {
+    ...gatewayOptions.gatewayAccount,
+    fallback: `${gatewayNamespace}/${accountOf('gateway').serviceAccount}`,
+  },
+};
+
+export function parseProvisionerOptions(args: readonly string[], env: NodeJS.ProcessEnv): GatewaySettings | undefined {
+  const options = parseOptions(provisionerUsage, provisionerOptions, args, env);
+  if (!options) return undefined;
+  if (!options.keyFile) throw new UsageError('--key-file is missing: the key that settles');
+  const unused = parseOptions('', gatewayOptions, [], {});
+  if (!unused) throw new Error('the defaults of the gateway do not parse');
+  return { ...unused, ...options, keyFile: options.keyFile, ...settingsOf(options), host: '', port: 0 };
+}
+
 export function parseGatewayOptions(args: readonly string[], env: NodeJS.ProcessEnv) {
   const options = parseOptions(usage, gatewayOptions, args, env);
   if (!options) return undefined;
@@ -159,6 +231,17 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
   if (options.kubeletCertificateAuthority !== undefined && options.kubeletInsecureTls) {
     throw new UsageError('--kubelet-certificate-authority and --kubelet-insecure-tls contradict each other: give one');
   }
+  return { ...options, keyFile: options.keyFile, ...settingsOf(options), ...hostAndPort(options.listen) };
+}
+
+/** What both processes need of files and flags together. */
+function settingsOf(options: {
+  readonly storageClass?: string;
+  readonly maxStorage?: number;
+  readonly addresses: readonly string[];
+  readonly rails: readonly string[];
+  readonly chain: readonly (readonly [string, string])[];
+}) {
   if ((options.storageClass === undefined) !== (options.maxStorage === undefined)) {
     throw new UsageError('--storage-class and --max-storage are given together, or neither');
   }
@@ -183,14 +266,7 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
     options.storageClass === undefined
       ? undefined
       : { className: options.storageClass, bytes: options.maxStorage ?? 0 };
-  return {
-    ...options,
-    keyFile: options.keyFile,
-    rails: merged(rails),
-    rpcUrls,
-    storage,
-    ...hostAndPort(options.listen),
-  };
+  return { rails: merged(rails), rpcUrls, storage };
 }
 
 /** Whole bytes, more than none; undefined for what is no size. */
@@ -248,7 +324,7 @@ function readJson(flag: string, file: string): unknown {
 
 const isAddress = (value: unknown): value is Address => typeof value === 'string' && /^0x[0-9a-fA-F]{40}$/.test(value);
 
-function railsOfAddresses(file: string): RailConfig[] {
+export function railsOfAddresses(file: string): RailConfig[] {
   const { chainId, escrow, tokens } = (readJson('addresses', file) ?? {}) as Record<string, unknown>;
   const found = Object.values((tokens ?? {}) as Record<string, { address?: unknown } | null>).map(
     (token) => token?.address,
@@ -259,7 +335,7 @@ function railsOfAddresses(file: string): RailConfig[] {
   return [{ chainId: chainId as number, escrow, tokens: found as Address[] }];
 }
 
-function railsOfFile(file: string): RailConfig[] {
+export function railsOfFile(file: string): RailConfig[] {
   const rails = readJson('rails', file);
   if (!Array.isArray(rails)) throw new UsageError(`--rails: ${file} must be a list of {chainId, escrow, token}`);
   return rails.map((rail: Record<string, unknown> | null, index) => {

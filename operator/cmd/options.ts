@@ -53,6 +53,23 @@ export const choice = <const C extends string>(
   },
 });
 
+/** Words with commas between them; "none" for none of them. */
+export const someOf = <const C extends string>(
+  description: string,
+  choices: readonly C[],
+  fallback: string,
+): Defaulted<readonly C[]> => ({
+  description: `${description} Some of ${choices.join(', ')}, with commas between them, or none.`,
+  value: 'WORD[,WORD]',
+  fallback,
+  parse: (t) => {
+    const words = t === 'none' ? [] : t.split(',');
+    if (!words.every((word) => choices.includes(word as C)))
+      throw new Error(`must be none, or some of ${choices.join(', ')} with commas between them`);
+    return words as C[];
+  },
+});
+
 /** KEY=VALUE pairs, the flag given several times or separated by spaces in the environment. */
 export const pairs = (description: string, value: string): Option<readonly [string, string]> & { many: true } => ({
   description,

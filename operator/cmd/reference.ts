@@ -9,10 +9,15 @@ import { policies } from '../api/policies.ts';
 import { receipt } from '../api/receipt.ts';
 import { claimReasons, storageClass } from '../api/storage-class.ts';
 import { receiptField, receiptSecretType } from '../controllers/consumer/receipts.ts';
+import { listenerInTenantRules, tenantRole } from '../core/allocation/rights.ts';
 import { tablesWithin } from '../core/node/field-table.ts';
 import { podSpecTable } from '../core/node/pod-fields.ts';
 import { focusColumns, focusVersion } from '../core/receipt/focus.ts';
 import { faultMeanings } from '../core/receipt/verify.ts';
+import { accounts } from '../core/rights/accounts.ts';
+import { operatorInNamespaceRules, operatorTokensRules } from '../core/rights/consumer.ts';
+import { guards } from '../core/rights/guards.ts';
+import type { Rule } from '../core/rights/rule.ts';
 
 interface Field {
   type?: string;
@@ -115,6 +120,55 @@ function storage(out: string[]): void {
     '|---|---|',
   );
   for (const [reason, meaning] of Object.entries(claimReasons)) out.push(`| \`${reason}\` | ${cell(meaning)} |`);
+}
+
+/** What each service account may do, and what it could do in other hands. */
+function accountsOf(out: string[]): void {
+  out.push(
+    '',
+    '## Processes and service accounts',
+    '',
+    'Where the sides are split (`operator --with none`, `gateway --with none`), each process has an account of its own with these rights and no others; `npm run sandbox -- --split` runs them so. One process that does all (`operator`, `gateway`) has the rights of all its parts, and holds their keys.',
+    '',
+    '| process | account | holds | if it were stolen, it could | it could not |',
+    '|---|---|---|---|---|',
+  );
+  const items = (words: readonly string[]) => cell(words.join('; '));
+  for (const { process, namespace, serviceAccount, holds, ifStolen } of accounts)
+    out.push(
+      `| \`${process}\` | \`${namespace}/${serviceAccount}\` | ${cell(holds)} | ${items(ifStolen.could)} | ${items(ifStolen.couldNot)} |`,
+    );
+  out.push(
+    '',
+    `Two admission policies say what RBAC cannot: ${guards({ operator: '', approver: '' })
+      .filter(({ kind }) => kind === 'ValidatingAdmissionPolicy')
+      .map(({ metadata }) => `\`${metadata.name}\``)
+      .join(
+        ' and ',
+      )}. Without them the operator could change any pod and node, and the approver bind its two roles to anybody.`,
+    '',
+    '### Rights',
+    '',
+    '| account | where | resources | verbs |',
+    '|---|---|---|---|',
+  );
+  const rows = (account: string, where: string, rules: readonly Rule[]) => {
+    for (const { apiGroups, resources, verbs, resourceNames } of rules) {
+      const group = apiGroups.filter((one) => one !== '').join(', ');
+      const named = resourceNames ? ` named ${resourceNames.map((one) => `\`${one}\``).join(', ')}` : '';
+      out.push(
+        `| ${account} | ${where} | ${resources.map((one) => `\`${one}\``).join(', ')}${group === '' ? '' : ` (${group})`}${named} | ${verbs.join(', ')} |`,
+      );
+    }
+  };
+  for (const { process, cluster, within } of accounts) {
+    rows(process, 'cluster', cluster);
+    for (const { namespace, rules } of within) rows(process, `\`${namespace}\``, rules);
+  }
+  rows('operator', 'namespaces with a lease, bound by the approver', operatorInNamespaceRules);
+  rows('operator', 'those where a lease says `serviceAccountTokens: Bound`', operatorTokensRules);
+  rows('gateway', 'namespaces of tenants, bound by the provisioner', listenerInTenantRules);
+  rows("tenant's own, which the gateway acts as", 'its namespace, bound by the provisioner', tenantRole.rules);
 }
 
 /** Receipts, the command that reads them, and what it makes of them. */
@@ -221,6 +275,7 @@ export function reference(): string {
   podFields(out);
   storage(out);
   papers(out);
+  accountsOf(out);
   out.push('', '## Labels and taints', '');
   for (const value of new Set([...Object.values(labels), `${accessLabelPrefix}NAMESPACE`, ...Object.values(taints)]))
     out.push(`- \`${value}\``);

@@ -1,6 +1,5 @@
-/** The gateway, the provider's side: reads configuration, wires, starts, stops. */
+/** The provider's side, gateway and provisioner, in one process or two: reads configuration, wires, starts, stops. */
 import { randomBytes } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { hostname } from 'node:os';
 import { Counter, Gauge, type Registry } from 'prom-client';
@@ -25,22 +24,33 @@ import { isAlreadyExists } from '../engine/errors.ts';
 import { runAsLeader } from '../engine/leader.ts';
 import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
 import { createGateway } from '../gateway/app.ts';
-import { type GatewaySettings, parseGatewayOptions, readText } from './gateway-options.ts';
+import { type GatewaySettings, parseGatewayOptions, parseProvisionerOptions, readText } from './gateway-options.ts';
 import { UsageError } from './options.ts';
 import { localAddress, ownAddress } from './own-address.ts';
-
-const version = (
-  JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
-).version;
+import { version } from './version.ts';
 
 /** Runs until SIGTERM or SIGINT. Throws UsageError for configuration that cannot be right. */
 export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv): Promise<void> {
   const options = parseGatewayOptions(args, env);
-  if (!options) return;
+  if (options)
+    await runProvider('gateway', { listens: true, provisions: options.with.includes('provisioner') }, options);
+}
+
+/** The same without a listener. */
+export async function runProvisioner(args: readonly string[], env: NodeJS.ProcessEnv): Promise<void> {
+  const options = parseProvisionerOptions(args, env);
+  if (options) await runProvider('provisioner', { listens: false, provisions: true }, options);
+}
+
+async function runProvider(
+  program: 'gateway' | 'provisioner',
+  { listens, provisions }: { readonly listens: boolean; readonly provisions: boolean },
+  options: GatewaySettings,
+): Promise<void> {
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => stop.abort(new Error(name)));
   const { signal } = stop;
-  const log = createLog({ name: 'gateway', level: options.logLevel, pretty: options.logFormat === 'pretty' });
+  const log = createLog({ name: program, level: options.logLevel, pretty: options.logFormat === 'pretty' });
   const metrics = createMetrics();
   const now = () => new Date();
   const { namespace } = options;
@@ -52,7 +62,7 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
   const cluster = connectCluster({
     name: 'provider',
     kubeconfig: options.kubeconfig,
-    userAgent: `gpulease-gateway/${version}`,
+    userAgent: `gpulease-${program}/${version}`,
     metrics: metrics.engine,
   });
   const chains = createEscrowChains({
@@ -61,13 +71,17 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     key,
     payee: options.payee ?? key.address,
     store: (chainId) =>
-      createSecretStore<OutboxRecord>({ cluster, namespace, name: `gpulease-gateway-outbox-${chainId}` }),
+      createSecretStore<OutboxRecord>({
+        cluster,
+        namespace: options.privateNamespace ?? namespace,
+        name: `gpulease-gateway-outbox-${chainId}`,
+      }),
     now,
     log,
   });
   const notary = createNotary(key);
   const reverse =
-    options.consumerServices === 'on'
+    listens && options.consumerServices === 'on'
       ? {
           address: options.tunnelAddress
             ? localAddress('--tunnel-address', options.tunnelAddress)
@@ -83,7 +97,9 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     notary,
     chains,
     terms: { provider: notary.address, maxUnpaid: options.maxUnpaid, quoteSeconds: options.quoteSeconds },
+    provisions,
     tenant: {
+      ...(options.gatewayAccount !== undefined && { gatewayAccount: options.gatewayAccount }),
       deniedCidrs: options.denyEgress,
       gateway: {
         namespace,
@@ -118,49 +134,18 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
     live: () => ({ process: true }),
     ready: () => ({ chains: chains.connected, cluster: provider.synced }),
   });
-  log.info({ version, provider: notary.address, namespace, operationsPort: operations.port }, 'gateway starts');
+  log.info({ version, provider: notary.address, namespace, operationsPort: operations.port }, `${program} starts`);
 
-  await ensureNamespace(cluster, namespace, signal);
-  const { key: tokenKey } = await sharedSecret(
-    cluster,
-    { namespace, name: 'gpulease-gateway-access' },
-    () => ({ key: randomKey() }),
-    signal,
-  );
-  const tls = await certificate(options, cluster, signal);
-  const nodePages = createKubeletPages({
-    cluster,
-    credentials: readCredentials(options.kubeconfig),
-    ca: kubeletCa(options.kubeletCertificateAuthority),
-    insecure: options.kubeletInsecureTls,
-    clock: systemClock,
-    log,
-  });
-  if (options.kubeletInsecureTls) {
-    log.warn({}, 'certificates of kubelets are not verified: whoever answers at a node’s address learns our token');
-  }
-  const gateway = createGateway({
-    service: provider.service,
-    upstream: cluster,
-    nodePages,
-    tokenKey: tokenKey!,
-    publicUrls: options.publicUrl,
-    now,
-    log,
-    tls,
-    gpuRuntimeClass: options.gpuRuntimeClass,
-    reverse,
-    requestsPerSecond: options.requestsPerSecond,
-  });
-
+  if (provisions) await ensureNamespace(cluster, namespace, signal);
   const work: Promise<unknown>[] = [chains.connect(signal), provider.watch(signal)];
   const identity = `${hostname()}_${process.pid}_${randomBytes(4).toString('hex')}`;
-  if (options.leaderElection === 'off') work.push(provider.lead(signal));
-  else {
+  if (provisions && options.leaderElection === 'off') work.push(provider.lead(signal));
+  else if (provisions) {
     const leader = runAsLeader(
       {
         cluster,
         namespace,
+        // One lock, so that a provisioner of its own and a gateway that takes it in never lead at once.
         name: 'gpulease-gateway',
         identity,
         log,
@@ -176,17 +161,7 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
       }),
     );
   }
-  await gateway.app.listen({ host: options.host, port: options.port });
-  const { port } = gateway.app.server.address() as AddressInfo;
-  log.info(
-    {
-      address: `${options.host}:${port}`,
-      url: options.publicUrl[0],
-      spkiSHA256: spkiSha256(tls.cert),
-      provider: notary.address,
-    },
-    'gateway listening',
-  );
+  const listener = listens ? await listen() : undefined;
 
   try {
     await Promise.all(work);
@@ -197,12 +172,64 @@ export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv
       log.error({ seconds: closeSeconds }, 'not everything could be closed in time; ending the process');
       process.exit(1);
     }, closeSeconds * 1000);
-    await gateway.close();
-    nodePages.close();
+    await listener?.close();
     await Promise.allSettled(work);
     await operations.close();
     clearTimeout(late);
-    log.info({}, 'gateway stopped');
+    log.info({}, `${program} stopped`);
+  }
+
+  async function listen(): Promise<{ close(): Promise<void> }> {
+    const { key: tokenKey } = await sharedSecret(
+      cluster,
+      { namespace, name: 'gpulease-gateway-access' },
+      () => ({ key: randomKey() }),
+      signal,
+    );
+    const tls = await certificate(options, cluster, signal);
+    const nodePages = createKubeletPages({
+      cluster,
+      credentials: readCredentials(options.kubeconfig),
+      ca: kubeletCa(options.kubeletCertificateAuthority),
+      insecure: options.kubeletInsecureTls,
+      clock: systemClock,
+      log,
+    });
+    if (options.kubeletInsecureTls) {
+      log.warn({}, 'certificates of kubelets are not verified: whoever answers at a node’s address learns our token');
+    }
+    const gateway = createGateway({
+      service: provider.service,
+      upstream: cluster,
+      nodePages,
+      tokenKey: tokenKey!,
+      publicUrls: options.publicUrl,
+      now,
+      log,
+      tls,
+      gpuRuntimeClass: options.gpuRuntimeClass,
+      reverse,
+      requestsPerSecond: options.requestsPerSecond,
+    });
+
+    await gateway.app.listen({ host: options.host, port: options.port });
+    const { port } = gateway.app.server.address() as AddressInfo;
+    log.info(
+      {
+        address: `${options.host}:${port}`,
+        url: options.publicUrl[0],
+        spkiSHA256: spkiSha256(tls.cert),
+        provider: notary.address,
+      },
+      'gateway listening',
+    );
+
+    return {
+      async close() {
+        await gateway.close();
+        nodePages.close();
+      },
+    };
   }
 }
 

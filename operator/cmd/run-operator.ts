@@ -4,14 +4,14 @@ import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { keyFromHex, loadKey, newKeyHex } from '../adapters/chain/key.ts';
 import { type ChainAccess, createLeaseMoney } from '../adapters/chain/lease-money.ts';
-import { createOutbox, type Outbox, type OutboxFaults, type OutboxRecord } from '../adapters/chain/outbox.ts';
-import { connectRpc, type Rpc } from '../adapters/chain/rpc.ts';
+import type { OutboxFaults } from '../adapters/chain/outbox.ts';
 import { createSecretStore } from '../adapters/kube/secret-store.ts';
-import { createCertificateApprover, servingCertificates, whoAmI } from '../adapters/kube/serving-certificate.ts';
+import { servingCertificates, whoAmI } from '../adapters/kube/serving-certificate.ts';
 import { createGateways } from '../adapters/provider/gateways.ts';
 import { createLog } from '../adapters/telemetry/log.ts';
 import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
+import { connectWallet, type WalletClient } from '../adapters/wallet/client.ts';
 import type { GpuBudget } from '../api/budget.ts';
 import type { GpuLease } from '../api/lease.ts';
 import type { GpuOffer } from '../api/offer.ts';
@@ -27,27 +27,29 @@ import { collectRefunds } from '../controllers/consumer/treasury.ts';
 import type { LeaseWorld } from '../controllers/consumer/world.ts';
 import { parseAmount } from '../core/money/amount.ts';
 import { allowancePolicies } from '../core/money/funding.ts';
-import { virtualNodePrefix } from '../core/node/names.ts';
 import { parseValue, type Values } from '../core/offer/rank.ts';
-import { systemClock } from '../engine/clock.ts';
+import { walletName, walletNamespace } from '../core/rights/consumer.ts';
+import { sleep, systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { createController, watches } from '../engine/controller.ts';
 import { createEventRecorder } from '../engine/events.ts';
 import { fenced } from '../engine/fence.ts';
 import { createInformer } from '../engine/informer.ts';
 import { runAsLeader } from '../engine/leader.ts';
-import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
+import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
 import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
+import { approverPart } from './approver-part.ts';
 import { costMetrics } from './cost-metrics.ts';
+import { every } from './every.ts';
+import { readText } from './gateway-options.ts';
 import { budgetMetrics, leaseMetrics, serviceMetrics, strayPods } from './operator-metrics.ts';
-import { choice, integer, pairs, parseOptions, portRange, text, UsageError } from './options.ts';
+import { choice, integer, pairs, parseOptions, portRange, someOf, text, UsageError } from './options.ts';
 import { ownAddress } from './own-address.ts';
+import { version } from './version.ts';
+import { chainConnection, chainIdOf, walletPart } from './wallet-part.ts';
 
-const version = (
-  JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
-).version;
 /** The Kubernetes release whose kubelet API the virtual nodes speak. */
 const kubeletVersion = `v1.36.3+gpulease.${version}`;
 
@@ -55,9 +57,16 @@ const usage = `
 Leases GPUs from provider clusters for this cluster.
 
   operator --wallet-key-file FILE --chain ID=URL --max-escrow SYMBOL=AMOUNT [options]
+
+With --with none the wallet and the approver are processes of their own: see wallet --help, approver --help.
 `;
 
-const declared = {
+export const operatorOptions = {
+  with: someOf(
+    "What this process does beside the operator's own work, where it is no process of its own.",
+    ['wallet', 'approver'],
+    'wallet,approver',
+  ),
   kubeconfig: text(
     'Kubeconfig of the consumer cluster; "in-cluster" for a pod\'s own service account.',
     'FILE',
@@ -66,6 +75,12 @@ const declared = {
   namespace: text('Where the operator keeps its Secrets and its leader lock.', 'NAME', 'gpulease-system'),
   walletKeyFile: text('Key of the account that pays: 32 bytes in hexadecimal, or a keystore.', 'FILE'),
   walletPasswordFile: text('Password of the keystore.', 'FILE'),
+  walletNamespace: text('Where a wallet that is a process of its own says where it is.', 'NAME', walletNamespace),
+  walletTokenFile: text(
+    'Token that is shown to such a wallet: of this account, for the audience gpulease-wallet. Read anew for each request.',
+    'FILE',
+    '/var/run/secrets/gpulease/wallet/token',
+  ),
   chain: pairs('Chain that leases may be paid on, and its JSON-RPC endpoints.', 'ID=URL[,URL]'),
   tokenValue: pairs(
     'What one whole token is worth, in a unit of your choice: by this, prices in different tokens are compared where a lease takes several. Without it for one of them, a lease takes the first that can be paid with, in its own order.',
@@ -149,9 +164,13 @@ export async function runOperator(
   env: NodeJS.ProcessEnv,
   faults: OperatorFaults = {},
 ): Promise<void> {
-  const options = parseOptions(usage, declared, args, env);
+  const options = parseOptions(usage, operatorOptions, args, env);
   if (!options) return;
-  if (!options.walletKeyFile) throw new UsageError('--wallet-key-file is missing: the key of the account that pays');
+  const withWallet = options.with.includes('wallet');
+  if (withWallet && !options.walletKeyFile)
+    throw new UsageError('--wallet-key-file is missing: the key of the account that pays');
+  if (!withWallet && options.walletKeyFile)
+    throw new UsageError('--wallet-key-file is for the wallet, which is a process of its own: give it the key there');
   if (options.chain.length === 0)
     throw new UsageError('--chain is missing: e.g. --chain 42161=https://rpc.example.com');
 
@@ -164,10 +183,13 @@ export async function runOperator(
   const clock = { ...systemClock, now };
   const { namespace } = options;
 
-  const wallet = await loadKey(
-    options.walletKeyFile,
-    options.walletPasswordFile && readFileSync(options.walletPasswordFile, 'utf8').trim(),
-  );
+  const key =
+    options.walletKeyFile === undefined
+      ? undefined
+      : await loadKey(
+          options.walletKeyFile,
+          options.walletPasswordFile && readFileSync(options.walletPasswordFile, 'utf8').trim(),
+        );
   const api = connectCluster({
     name: 'consumer',
     kubeconfig: options.kubeconfig,
@@ -195,9 +217,29 @@ export async function runOperator(
     ready: () => ({ watch: !leading || stale() < 120 || 'the API server has said nothing for two minutes' }),
   });
   log.info(
-    { version, wallet: wallet.address, nodeAddress: address, operationsPort: operations.port },
+    { version, with: options.with, wallet: key?.address, nodeAddress: address, operationsPort: operations.port },
     'operator starts',
   );
+
+  /** Its address is in every quote, so nothing begins without it; what runs at providers goes on meanwhile. */
+  const findWallet = async (cluster: Cluster, leadSignal: AbortSignal): Promise<WalletClient | undefined> => {
+    const place = { namespace: options.walletNamespace, name: walletName };
+    const token = () => readText('wallet-token-file', options.walletTokenFile).trim();
+    let told: string | undefined;
+    while (!leadSignal.aborted) {
+      try {
+        const found = await connectWallet({ cluster, place, token, clock }, leadSignal);
+        log.info({ wallet: found.address }, 'the wallet is found');
+        return found;
+      } catch (error) {
+        const { message } = error as Error;
+        if (message !== told) log.warn({ error: message }, 'the wallet is not found yet; trying again');
+        told = message;
+        await sleep(systemClock, 1000, leadSignal).catch(() => undefined);
+      }
+    }
+    return undefined;
+  };
 
   const identity = `${hostname()}_${process.pid}_${randomBytes(4).toString('hex')}`;
   const lead = async (leadSignal: AbortSignal, isLeader = () => true): Promise<void> => {
@@ -207,11 +249,30 @@ export async function runOperator(
     if (!clusterUid)
       throw new Error('the cluster has no namespace kube-system, whose UID names this cluster in every lease');
     const session = keyFromHex(await sessionKey(cluster, namespace, leadSignal));
-    const chains = new Map<number, ChainAccess & { opened: () => Outbox | undefined }>();
-    for (const [id, urls] of options.chain)
-      chains.set(
-        chainId(id),
-        chainAccess(chainId(id), urls.split(','), cluster, namespace, wallet, now, log, faults.outbox),
+    const own =
+      key &&
+      walletPart({
+        cluster,
+        namespace,
+        key,
+        chains: options.chain,
+        rules: {},
+        limits: {},
+        now,
+        log,
+        faults: faults.outbox,
+      });
+    const elsewhere = own ? undefined : await findWallet(cluster, leadSignal);
+    const wallet = key ?? elsewhere;
+    if (!wallet) return; // Stopped before there was one.
+    const chains: ReadonlyMap<number, ChainAccess> =
+      own ??
+      new Map(
+        options.chain.map(([id, urls]) => {
+          const connection = chainConnection(chainIdOf(id), urls.split(','), log);
+          const payer = elsewhere!.payer(connection.chainId);
+          return [connection.chainId, { ...connection, outbox: async () => payer }];
+        }),
       );
 
     const money = createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs: clock.monotonicMs });
@@ -227,15 +288,16 @@ export async function runOperator(
     const namespaces = createInformer<KubeObject>({ ...informer, resource: resources.namespaces, trim: labelsOnly });
     stale = () => Math.max(leases.staleSeconds, providers.staleSeconds);
 
-    const isOurNode = (name: string) => name.startsWith(virtualNodePrefix);
-    const approver = createCertificateApprover({
-      cluster,
-      isOurNode,
-      addresses: [address],
-      requesters: [await whoAmI(cluster, leadSignal)],
-      now,
-      log,
-    });
+    const approver = options.with.includes('approver')
+      ? approverPart({
+          cluster,
+          operator: await whoAmI(cluster, leadSignal),
+          addresses: [address],
+          closed: [namespace],
+          clock,
+          log,
+        })
+      : undefined;
     const evictionGuard = createEvictionGuard({ cluster, clock, log });
     const nodes = createVirtualNodes({
       cluster,
@@ -379,27 +441,9 @@ export async function runOperator(
     });
     const sweep = createSweep(world, (uid) => orphans.enqueue({ name: uid }));
 
-    const every = async (seconds: number, what: string, work: () => Promise<void>) => {
-      while (!leadSignal.aborted) {
-        await work().catch((error: Error) => {
-          if (!leadSignal.aborted) log.warn({ error: error.message }, `${what} failed; trying again`);
-        });
-        await new Promise<void>((resolve) => {
-          const timer = setTimeout(resolve, seconds * 1000);
-          leadSignal.addEventListener(
-            'abort',
-            () => {
-              clearTimeout(timer);
-              resolve();
-            },
-            { once: true },
-          );
-        });
-      }
-    };
     // Transactions that an earlier process stored are looked after before anything new is wished for.
     await Promise.all(
-      [...chains.values()].map((chain) =>
+      [...(own?.values() ?? [])].map((chain) =>
         chain
           .outbox(leadSignal)
           .catch((error: Error) =>
@@ -408,13 +452,15 @@ export async function runOperator(
       ),
     );
     const least = () => 0n;
+    const regularly = (seconds: number, what: string, work: () => Promise<void>) =>
+      every(seconds, what, work, log, leadSignal);
     await Promise.all([
       leases.run(leadSignal),
       providers.run(leadSignal),
       offers.run(leadSignal),
       budgets.run(leadSignal),
       namespaces.run(leadSignal),
-      approver.run(leadSignal),
+      approver?.run(leadSignal),
       evictionGuard.run(leadSignal),
       nodes.run(leadSignal),
       controller.run(leadSignal),
@@ -422,22 +468,23 @@ export async function runOperator(
       budgetController.run(leadSignal),
       orphans.run(leadSignal),
       // A loop each: a chain that is away holds up none of the others.
-      ...[...chains.values()].map((chain) =>
-        every(options.chainTickSeconds, `looking after transactions on chain ${chain.chainId}`, async () => {
-          await chain.opened()?.tick(leadSignal);
-        }),
+      ...[...(own?.values() ?? [])].map((chain) =>
+        regularly(options.chainTickSeconds, `looking after transactions on chain ${chain.chainId}`, () =>
+          chain.tick(leadSignal),
+        ),
       ),
-      every(options.sweepSeconds, 'sweeping', () => sweep(leadSignal)),
-      every(86_400, 'removing old receipts', async () => {
+      regularly(options.sweepSeconds, 'sweeping', () => sweep(leadSignal)),
+      regularly(86_400, 'removing old receipts', async () => {
         if (options.receiptRetentionDays === 0) return;
         const oldest = new Date(now().getTime() - options.receiptRetentionDays * 86_400_000);
         const removed = await receipts.removeBefore(oldest, leadSignal);
         if (removed > 0) log.info({ removed }, 'receipts were removed: their retention is over');
       }),
-      every(options.refundSeconds, 'collecting refunds', () =>
+      regularly(options.refundSeconds, 'collecting refunds', () =>
         collectRefunds(money, providers, least, log, leadSignal),
       ),
     ]);
+    elsewhere?.close();
     leaseNodes.close();
     await events.flush();
   };
@@ -478,13 +525,6 @@ function changedSpec({ type, object, old }: { type: string; object: KubeObject; 
   return same ? [] : [{ name: metadata.name }];
 }
 
-function chainId(text: string, flag = 'chain'): number {
-  const id = Number(text);
-  if (!Number.isSafeInteger(id) || id < 1)
-    throw new UsageError(`--${flag} must begin with a chain id, e.g. 42161=…; given: ${text}`);
-  return id;
-}
-
 function valuesOf(
   tokens: readonly (readonly [string, string])[],
   chains: readonly (readonly [string, string])[],
@@ -497,54 +537,8 @@ function valuesOf(
     }
   };
   const ofToken = new Map(tokens.map((pair) => read('token-value', pair)));
-  const ofGas = new Map(chains.map((pair) => [chainId(pair[0], 'gas-value'), read('gas-value', pair)[1]] as const));
+  const ofGas = new Map(chains.map((pair) => [chainIdOf(pair[0], 'gas-value'), read('gas-value', pair)[1]] as const));
   return { token: (symbol) => ofToken.get(symbol), gas: (id) => ofGas.get(id) };
-}
-
-function chainAccess(
-  id: number,
-  urls: readonly string[],
-  cluster: Cluster,
-  namespace: string,
-  key: Awaited<ReturnType<typeof loadKey>>,
-  now: () => Date,
-  log: Log,
-  faults: OutboxFaults | undefined,
-) {
-  let rpc: Promise<Rpc> | undefined;
-  let outbox: Outbox | undefined;
-  const connect = (signal?: AbortSignal) => {
-    const onDoubt = (host: string, doubt: string | undefined) =>
-      log.warn(
-        { chainId: id, host, doubt },
-        doubt ? 'an RPC endpoint is not believed' : 'an RPC endpoint is believed again',
-      );
-    rpc ??= connectRpc({ urls, chainId: id, onDoubt }, signal).catch((error) => {
-      rpc = undefined; // Ask again next time: an RPC that is down now may answer later.
-      throw error;
-    });
-    return rpc;
-  };
-  return {
-    chainId: id,
-    rpc: connect,
-    opened: () => outbox,
-    async outbox(signal?: AbortSignal) {
-      const connected = await connect(signal);
-      outbox ??= createOutbox({
-        rpc: connected,
-        key,
-        store: createSecretStore<OutboxRecord>({
-          cluster,
-          namespace,
-          name: `outbox-${id}-${key.address.slice(2, 12).toLowerCase()}`,
-        }),
-        now,
-        faults,
-      });
-      return outbox;
-    },
-  };
 }
 
 /** The key that signs vouchers and access: made once a cluster, kept in a Secret. */

@@ -33,6 +33,10 @@ const declared = {
   exit: { description: 'End by itself, and print figures as one line of JSON.', parse: () => true },
   serveSeconds: integer('With --exit: how long the first lease is served.', 'SECONDS', 10, 3600, 30),
   voucherPeriodSeconds: integer('How often the operator vouches for served seconds.', 'SECONDS', 1, 600, 5),
+  split: {
+    description: 'Each part a process of its own, under a service account with no more than its rights.',
+    parse: () => true,
+  },
   papers: text('With --exit: write receipts, statement and FOCUS charges of its leases into this folder.', 'DIR'),
   dir: text(
     'Where the clusters and logs live while it runs. The default one is removed afterwards.',
@@ -57,7 +61,7 @@ async function main(): Promise<void> {
   }, report);
   try {
     sandbox = await startSandbox(
-      { dir: options.dir, report, voucherPeriodSeconds: options.voucherPeriodSeconds },
+      { dir: options.dir, report, voucherPeriodSeconds: options.voucherPeriodSeconds, split: options.split === true },
       abort.signal,
     );
     if (sandbox.simulated) report('no real node can be had here: pods are simulated');

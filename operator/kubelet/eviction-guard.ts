@@ -21,6 +21,15 @@ export interface EvictionGuardOptions {
   readonly intervalSeconds?: number;
 }
 
+/** Whether all that is wanted is there; what the API server filled in besides does not matter. */
+function says(stored: unknown, wanted: unknown): boolean {
+  if (Array.isArray(wanted))
+    return Array.isArray(stored) && stored.length === wanted.length && wanted.every((one, i) => says(stored[i], one));
+  if (wanted === null || typeof wanted !== 'object') return stored === wanted;
+  if (stored === null || typeof stored !== 'object') return false;
+  return Object.entries(wanted).every(([key, one]) => says((stored as Record<string, unknown>)[key], one));
+}
+
 const fieldManager = 'gpulease-operator';
 const againSeconds = 10;
 /** No such kind, no right to it, or not as this server knows it: facts that last until somebody changes the cluster. */
@@ -42,6 +51,17 @@ export function createEvictionGuard({
     for (const handler of handlers) handler();
   }
 
+  /** Brought by whoever installed us: then we need no right to write policies, which is one to change anything. */
+  async function isThere(signal: AbortSignal): Promise<boolean> {
+    const { policy, binding } = evictionGuard();
+    const { name } = policy.metadata;
+    const [one, other] = await Promise.all([
+      cluster.get<KubeObject & { spec?: object }>(resources.mutatingPolicies, { name }, signal),
+      cluster.get<KubeObject & { spec?: object }>(resources.mutatingPolicyBindings, { name }, signal),
+    ]);
+    return says(one?.spec, policy.spec) && says(other?.spec, binding.spec);
+  }
+
   async function ensure(signal: AbortSignal): Promise<number> {
     const { policy, binding } = evictionGuard();
     try {
@@ -60,6 +80,11 @@ export function createEvictionGuard({
       if (signal.aborted) return 0;
       // Silence says nothing about a policy that was there, and a server that is busy does not either.
       if (!isApiError(error, ...refusals)) return againSeconds;
+      if (isApiError(error, 'Forbidden') && (await isThere(signal).catch(() => false))) {
+        found(true);
+        told = undefined;
+        return intervalSeconds;
+      }
       found(false);
       if (told !== error.message)
         log.info(

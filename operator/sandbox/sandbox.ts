@@ -12,6 +12,7 @@ import { type Deployment, type DeployResult, deployContracts } from '../adapters
 import { keyFromHex } from '../adapters/chain/key.ts';
 import { connectRpc } from '../adapters/chain/rpc.ts';
 import { applyManifests } from '../adapters/kube/apply-manifests.ts';
+import { audience } from '../adapters/wallet/protocol.ts';
 import { customResourceDefinition } from '../api/crd.ts';
 import { deviceClass } from '../api/device-class.ts';
 import { kinds } from '../api/kinds.ts';
@@ -19,10 +20,13 @@ import { apiVersion } from '../api/labels.ts';
 import type { Address } from '../api/messages.ts';
 import { policies } from '../api/policies.ts';
 import { csiDriver, storageClass } from '../api/storage-class.ts';
+import { ownAddress } from '../cmd/own-address.ts';
 import { gpuToken } from '../contracts/generated/gpu-token.ts';
 import { mockUsdc } from '../contracts/generated/mock-usdc.ts';
+import type { ProcessName } from '../core/rights/rule.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import type { Cluster } from '../engine/types.ts';
+import { applyAccounts, kubeconfigOf, tokenOf } from './accounts.ts';
 import { type Anvil, startAnvil } from './chain/anvil.ts';
 import { startGpuNode } from './clusters/gpu-node.ts';
 import { type GpuModel, H100, RTX_4090, simulatedGpus } from './clusters/gpus.ts';
@@ -46,6 +50,8 @@ export interface SandboxOptions {
   readonly gpus?: { readonly h100: number; readonly rtx4090: number };
   /** The gateway lets the pods of this sandbox's consumer use its hosts. */
   readonly trustConsumer?: boolean;
+  /** Each part a process and a service account of its own, with the rights of core/rights; else one process a side, as admin. */
+  readonly split?: boolean;
   /** The provider's nodes, instead of one with H100s and one with RTX 4090s. */
   readonly nodes?: readonly SandboxNode[];
   /** Further flags of the two programs. */
@@ -102,6 +108,8 @@ export interface Sandbox {
   readonly gatewayListens: string;
   readonly operator: ManagedProcess;
   readonly gateway: ManagedProcess;
+  /** Where the sides are split. */
+  readonly parts?: Readonly<Record<'wallet' | 'approver' | 'provisioner', ManagedProcess>>;
   /** Ports of /metrics, /livez and /readyz. */
   readonly operations: { readonly operator: number; readonly gateway: number };
   /** A second operator or gateway beside the first, under a name and a user of its own. Ends with the sandbox. */
@@ -199,6 +207,11 @@ async function build(
   ]);
   const { deployment, wallet, walletKey, providerKey, providerAddress } = deployed;
   await Promise.all([established(consumerCluster, signal), established(providerCluster, signal)]);
+  if (options.split)
+    await Promise.all([
+      applyAccounts(consumerCluster, 'consumer', signal),
+      applyAccounts(providerCluster, 'provider', signal),
+    ]);
   await applyManifests(providerCluster, offers(), { fieldManager: 'sandbox' }, signal);
 
   report('starting the gateway and the operator');
@@ -228,12 +241,20 @@ async function build(
   const gatewayChain = `${chain.chainId}=${await route('gateway-to-chain', chain.rpcUrl)}`;
   const operatorChain = `${chain.chainId}=${await route('operator-to-chain', chain.rpcUrl)}`;
 
+  const providerPace = [
+    ...['--chain-interval', '1', '--tick', '1'],
+    ...(options.trustConsumer ? ['--trusted-consumer', wallet] : []),
+    ...(options.gatewayArgs ?? []),
+  ];
+
   // What Node.js was asked for besides, a profile say, it writes at its end, and takes its time.
   const stopTimeoutSeconds = options.nodeArgs ? 60 : undefined;
 
   const startGateway = async (name: string, port: number, abort?: AbortSignal): Promise<Replica> => {
     const [operationsPort = 0] = await freePorts(1);
-    const kubeconfig = await provider.issueKubeconfig(`gpulease-${name}`, ['system:masters'], atProvider);
+    const kubeconfig = options.split
+      ? await kubeconfigOf(provider, providerCluster, 'gateway', atProvider, abort)
+      : await provider.issueKubeconfig(`gpulease-${name}`, ['system:masters'], atProvider);
     const started = await programs.start(
       {
         name,
@@ -262,12 +283,8 @@ async function build(
           addresses,
           '--operations-port',
           String(operationsPort),
-          '--chain-interval',
-          '1',
-          '--tick',
-          '1',
-          ...(options.trustConsumer ? ['--trusted-consumer', wallet] : []),
-          ...(options.gatewayArgs ?? []),
+          ...(options.split ? ['--with', 'none'] : []),
+          ...providerPace,
         ],
         ready: () => ready(operationsPort),
         readyTimeoutSeconds: 60,
@@ -279,7 +296,9 @@ async function build(
   };
   const startOperator = async (name: string, abort?: AbortSignal): Promise<Replica> => {
     const [operationsPort = 0] = await freePorts(1);
-    const kubeconfig = await consumer.issueKubeconfig(`gpulease-${name}`, ['system:masters'], atConsumer);
+    const kubeconfig = options.split
+      ? await kubeconfigOf(consumer, consumerCluster, 'operator', atConsumer, abort)
+      : await consumer.issueKubeconfig(`gpulease-${name}`, ['system:masters'], atConsumer);
     const started = await programs.start(
       {
         name,
@@ -294,8 +313,12 @@ async function build(
           namespace,
           '--chain',
           operatorChain,
-          '--wallet-key-file',
-          walletKeyFile,
+          ...(options.split
+            ? [
+                ...['--with', 'none', '--wallet-token-file'],
+                secret('wallet.token', await tokenOf(consumerCluster, 'operator', audience, abort)),
+              ]
+            : ['--wallet-key-file', walletKeyFile]),
           '--max-escrow',
           'USDC=1000',
           '--max-escrow',
@@ -321,6 +344,42 @@ async function build(
     );
     return { process: started, operationsPort };
   };
+  /** The three that are processes of their own where the sides are split. */
+  const startPart = async (name: 'wallet' | 'approver' | 'provisioner', args: readonly string[]) => {
+    const [operationsPort = 0] = await freePorts(1);
+    const [plane, cluster, at] =
+      name === 'provisioner' ? [provider, providerCluster, atProvider] : [consumer, consumerCluster, atConsumer];
+    const kubeconfig = secret(`${name}.kubeconfig`, await kubeconfigOf(plane, cluster, name, at, signal));
+    return programs.start(
+      {
+        name,
+        command: process.execPath,
+        args: [
+          ...shippedFlags(name),
+          join(root, `operator/cmd/${name}.ts`),
+          ...['--kubeconfig', kubeconfig, '--operations-port', String(operationsPort)],
+          ...args,
+        ],
+        ready: () => ready(operationsPort),
+        readyTimeoutSeconds: 60,
+        stopTimeoutSeconds,
+      },
+      signal,
+    );
+  };
+  const startParts = async () => {
+    const money = ['--addresses', addresses, '--chain'];
+    const [provisioner, walletProcess, approver] = await Promise.all([
+      startPart('provisioner', [...['--key-file', providerKeyFile, ...money, gatewayChain, ...providerPace]]),
+      startPart('wallet', [
+        ...['--key-file', walletKeyFile, ...money, operatorChain, '--listen', '0.0.0.0:0', '--chain-tick-seconds', '1'],
+        ...['--daily-limit', 'USDC=1000', '--daily-limit', 'GPU=1000'],
+      ]),
+      startPart('approver', ['--address', ownAddress('--node-address')]),
+    ]);
+    return { provisioner, wallet: walletProcess, approver };
+  };
+  const parts = options.split ? await startParts() : undefined;
   const gateway = await startGateway('gateway', gatewayPort, signal);
   const operator = await startOperator('operator', signal);
   await applyManifests(
@@ -345,6 +404,7 @@ async function build(
     gatewayListens: `127.0.0.1:${gatewayPort}`,
     operator: operator.process,
     gateway: gateway.process,
+    ...(parts && { parts }),
     operations: { operator: operator.operationsPort, gateway: gateway.operationsPort },
     async startReplica(of, name, abort) {
       if (of === 'operator') return startOperator(name, abort);
@@ -357,7 +417,7 @@ async function build(
 }
 
 /** Flags of Node.js with which `npm run` starts a program: of its memory, mostly. */
-export function shippedFlags(program: 'operator' | 'gateway'): string[] {
+export function shippedFlags(program: ProcessName): string[] {
   const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as {
     scripts: Record<string, string>;
   };

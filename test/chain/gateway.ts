@@ -66,7 +66,7 @@ export async function startGateway(
         {
           watched: { list: () => watched } as unknown as Informer<RecordSecret>,
           records,
-          chains: { rails: () => [], chain: () => ours, all: () => [ours] },
+          chains: { rails: () => [], chain: () => ours, all: () => [ours], awaited: () => false },
           view,
           rules: () => ({
             thresholdUnits: 1n,

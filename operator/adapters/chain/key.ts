@@ -29,20 +29,24 @@ export async function loadKey(file: string, password?: string): Promise<ChainKey
     const code = (error as NodeJS.ErrnoException).code ?? 'unreadable';
     throw new KeyError(`cannot read the key file ${file} (${code}): name a readable file with a private key`);
   }
+  return loadKeyText(`file ${file}`, text, password);
+}
+
+/** The same from text that was read elsewhere; `where` completes "the key …". */
+export async function loadKeyText(where: string, text: string, password?: string): Promise<ChainKey> {
   if (text.startsWith('{')) {
-    if (password === undefined)
-      throw new KeyError(`the key file ${file} is an encrypted keystore: give its password too`);
+    if (password === undefined) throw new KeyError(`the key ${where} is an encrypted keystore: give its password too`);
     try {
       return narrow(await Wallet.fromEncryptedJson(text, password));
     } catch {
       // The library's message may quote its input.
-      throw new KeyError(`the keystore ${file} does not open: wrong password, or not a keystore`);
+      throw new KeyError(`the keystore ${where} does not open: wrong password, or not a keystore`);
     }
   }
   try {
     return keyFromHex(text);
   } catch {
-    throw new KeyError(`the key file ${file} holds neither 32 bytes in hexadecimal nor a keystore`);
+    throw new KeyError(`the key ${where} holds neither 32 bytes in hexadecimal nor a keystore`);
   }
 }
 

@@ -21,6 +21,7 @@ import { type Escrow, newestOf, wayToClose } from '../../core/money/escrow.ts';
 import type { FundingWay } from '../../core/money/funding.ts';
 import type { RailFact } from '../../core/provider/assess.ts';
 import { type Call, connectEscrow, type EscrowClient } from './escrow-client.ts';
+import type { Payer } from './guarded-outbox.ts';
 import type { ChainKey } from './key.ts';
 import {
   authorizationNonce,
@@ -34,7 +35,6 @@ import {
   verifyQuote,
   verifyRelease,
 } from './messages.ts';
-import type { Outbox } from './outbox.ts';
 import { sealReceipt } from './receipt-proofs.ts';
 import { ChainUnavailable, NoContract, type Rpc, WrongChain } from './rpc.ts';
 import { settlementTrail } from './settlement-trail.ts';
@@ -44,11 +44,15 @@ export interface ChainAccess {
   readonly chainId: number;
   /** Connects when first needed; throws WrongChain or ChainUnavailable. */
   rpc(signal?: AbortSignal): Promise<Rpc>;
-  outbox(signal?: AbortSignal): Promise<Outbox>;
+  outbox(signal?: AbortSignal): Promise<Payer>;
 }
 
 export interface LeaseMoneyOptions {
-  readonly wallet: ChainKey;
+  /**
+   * Its key is the payer's, in this process or another. Where it is another's, `signTypedData` is absent: nothing but transactions
+   * is signed there, so a deposit that no allowance covers is approved first.
+   */
+  readonly wallet: Pick<ChainKey, 'address'> & Partial<Pick<ChainKey, 'signTypedData'>>;
   readonly session: ChainKey;
   readonly clusterUid: string;
   readonly chains: ReadonlyMap<number, ChainAccess>;
@@ -144,9 +148,12 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
   }
 
   const tokens = new Map<string, SigningToken>();
+  const { address, signTypedData } = wallet;
+  const signer = signTypedData && { address, signTypedData };
 
   /** Asked once a process: a token that learns it later is found out at the next start. Undefined: nobody could be asked. */
   async function signingTokenOf(client: EscrowClient, token: Address, signal?: AbortSignal) {
+    if (!signer) return undefined;
     const name = `${client.chainId}/${token.toLowerCase()}`;
     const known = tokens.get(name);
     if (known) return known;
@@ -173,14 +180,14 @@ export function createLeaseMoney({ wallet, session, clusterUid, chains, monotoni
     const { token: address, expiresAt } = signed.message;
     const deadline = Number(expiresAt);
     const token = way === 'Allowance' ? undefined : await signingTokenOf(client, address, signal);
-    if (way === 'Permit' && token) {
-      const permit = await signPermit(wallet, client.rpc, token.domain, client.address, deadline, signal);
+    if (way === 'Permit' && token && signer) {
+      const permit = await signPermit(signer, client.rpc, token.domain, client.address, deadline, signal);
       return client.calls.openWithPermit(signed, session.address, deposit, permit);
     }
-    if (way === 'Authorization' && token) {
+    if (way === 'Authorization' && token && signer) {
       const nonce = authorizationNonce(hashQuote(client.domain, signed.message), session.address);
       const terms = { to: client.address, value: deposit, nonce, validBefore: deadline };
-      const authorization = await signAuthorization(wallet, token.domain, terms);
+      const authorization = await signAuthorization(signer, token.domain, terms);
       return client.calls.openWithAuthorization(signed, session.address, deposit, authorization);
     }
     return client.calls.open(signed, session.address, deposit);

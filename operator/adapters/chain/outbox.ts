@@ -13,6 +13,7 @@
  */
 import { Transaction } from 'ethers';
 import type { Address, Hex, Hex32 } from '../../api/messages.ts';
+import { type Spent, transactions, withSpent } from '../../core/wallet/spend.ts';
 import type { ChainKey } from './key.ts';
 import { decodeRefusal, type Refusal } from './refusal.ts';
 import { ChainUnavailable, type Rpc, RpcError } from './rpc.ts';
@@ -64,6 +65,8 @@ export interface Intent {
   readonly to: Address;
   readonly data: Hex;
   readonly gasLimit?: bigint;
+  /** Counted against the limits of a day in the write that stores the transaction. */
+  readonly spends?: { readonly what: string; readonly amount: bigint };
 }
 
 export type Submitted =
@@ -131,6 +134,8 @@ export interface OutboxOptions {
   readonly store: Store<OutboxRecord>;
   readonly now: () => Date;
   readonly policy?: Partial<OutboxPolicy>;
+  /** Says no where an intent would go beyond what may be spent in a day. Absent: nothing is counted. */
+  readonly limit?: (spent: readonly Spent[], intent: Intent, nowSeconds: number) => Refusal | undefined;
   readonly faults?: OutboxFaults;
 }
 
@@ -139,6 +144,8 @@ export interface OutboxRecord {
   readonly chainId: number;
   readonly address: Address;
   readonly entries: readonly StoredEntry[];
+  /** What was spent in the last day, where that is limited. */
+  readonly spent?: readonly Spent[];
 }
 
 export interface StoredEntry {
@@ -214,9 +221,9 @@ export function createOutbox(options: OutboxOptions): Outbox {
     return held.record;
   }
 
-  async function save(entries: readonly StoredEntry[], signal?: AbortSignal): Promise<void> {
+  async function save(entries: readonly StoredEntry[], signal?: AbortSignal, spent?: readonly Spent[]): Promise<void> {
     const { record, version } = held!;
-    const next = { ...record, entries: prune(entries, policy.keepFinal) };
+    const next = { ...record, entries: prune(entries, policy.keepFinal), ...(spent && { spent }) };
     try {
       held = { record: next, version: await store.save(next, version, signal) };
     } catch (error) {
@@ -226,9 +233,9 @@ export function createOutbox(options: OutboxOptions): Outbox {
     }
   }
 
-  async function put(entry: StoredEntry, signal?: AbortSignal): Promise<void> {
+  async function put(entry: StoredEntry, signal?: AbortSignal, spent?: readonly Spent[]): Promise<void> {
     const others = (await load(signal)).entries.filter((other) => other.key !== entry.key);
-    await save([...others, entry], signal);
+    await save([...others, entry], signal, spent);
   }
 
   /** Sends the stored bytes. A node that says no, or nothing, leaves them for the next tick. */
@@ -283,10 +290,12 @@ export function createOutbox(options: OutboxOptions): Outbox {
   }
 
   async function submit(intent: Intent, signal?: AbortSignal): Promise<Submitted> {
-    const { entries } = await load(signal);
+    const { entries, spent = [] } = await load(signal);
     const known = entries.find((entry) => entry.key === intent.key);
     if (known && !hadNoEffect(known)) return { outcome: 'accepted', entry: shown(known) };
     refuseWhenFull(entries);
+    const over = options.limit?.(spent, intent, nowSeconds());
+    if (over) return { outcome: 'refused', refusal: over };
 
     const call = { to: intent.to, data: intent.data };
     let gasLimit: bigint;
@@ -321,8 +330,12 @@ export function createOutbox(options: OutboxOptions): Outbox {
       raw,
       submittedAt: nowSeconds(),
     };
+    const counted = options.limit && [
+      { what: transactions, amount: 1n },
+      ...(intent.spends === undefined ? [] : [intent.spends]),
+    ];
     // An entry that is replaced here is final and had no effect.
-    await put(entry, signal);
+    await put(entry, signal, counted && withSpent(spent, counted, nowSeconds()));
     const sent = await broadcast(entry, signal);
     await put(sent, signal);
     return { outcome: 'accepted', entry: shown(sent) };

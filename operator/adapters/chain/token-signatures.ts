@@ -112,7 +112,7 @@ function separatorOf({ name, version, chainId, verifyingContract }: TokenDomain)
  * first that is mined brings the allowance, and the escrow contract lets the others fail.
  */
 export async function signPermit(
-  key: ChainKey,
+  key: Pick<ChainKey, 'address' | 'signTypedData'>,
   rpc: Rpc,
   domain: TokenDomain,
   spender: Address,
@@ -128,7 +128,7 @@ export async function signPermit(
 
 /** For this receiver, this amount and this nonce alone, until it expires. */
 export async function signAuthorization(
-  key: ChainKey,
+  key: Pick<ChainKey, 'address' | 'signTypedData'>,
   domain: TokenDomain,
   terms: { readonly to: Address; readonly value: bigint; readonly nonce: Hex32; readonly validBefore: number },
 ): Promise<AuthorizationSignature> {

@@ -133,8 +133,9 @@ export function servingCertificates(options: {
 /** Approves what our virtual nodes ask for, and nothing else. Requests for other nodes are left to others. */
 export function createCertificateApprover(options: {
   readonly cluster: Cluster;
-  readonly isOurNode: (name: string) => boolean;
-  readonly addresses: readonly string[];
+  readonly isOurNode: (name: string, signal: AbortSignal) => boolean | Promise<boolean>;
+  /** Those of our virtual nodes; asked anew for each request where they may change. */
+  readonly addresses: readonly string[] | ((signal: AbortSignal) => Promise<readonly string[]>);
   /** User names that may ask: that of the operator. See `whoAmI`. */
   readonly requesters: readonly string[];
   readonly now: () => Date;
@@ -151,7 +152,14 @@ export function createCertificateApprover(options: {
   async function decide(request: SigningRequest, signal: AbortSignal): Promise<void> {
     const settled = request.status?.conditions?.some((c) => ['Approved', 'Denied', 'Failed'].includes(c.type));
     if (settled || request.metadata.deletionTimestamp) return;
-    const verdict = await reviewServingRequest(request, options);
+    const node = nodeOfRequest(request);
+    const isOurs = node !== undefined && (await options.isOurNode(node, signal));
+    if (!isOurs) return;
+    const verdict = await reviewServingRequest(request, {
+      isOurNode: (name) => name === node,
+      addresses: typeof options.addresses === 'function' ? await options.addresses(signal) : options.addresses,
+      requesters: options.requesters,
+    });
     if (verdict === undefined) return;
     const lastUpdateTime = options.now().toISOString();
     const condition =
@@ -189,6 +197,18 @@ export function createCertificateApprover(options: {
       }
     },
   };
+}
+
+/** The node that a request for a serving certificate is about; undefined: it is about something else. */
+function nodeOfRequest(request: Pick<SigningRequest, 'spec'>): string | undefined {
+  if (request.spec.signerName !== signerName) return undefined;
+  try {
+    const pem = Buffer.from(request.spec.request, 'base64').toString('utf8');
+    const names = new x509.Pkcs10CertificateRequest(pem).subjectName.getField('CN');
+    return /^system:node:(.+)$/.exec(names[0] ?? '')?.[1];
+  } catch {
+    return undefined;
+  }
 }
 
 /** Undefined: not about a node of ours. */

@@ -3,7 +3,8 @@
  * ended. Level-triggered: every few seconds each lease is looked at anew, from its record and the last chain read.
  */
 import type { Hex32 } from '../../api/messages.ts';
-import { planAllocation } from '../../core/allocation/plan.ts';
+import { enter, planAllocation } from '../../core/allocation/plan.ts';
+import type { Proof } from '../../core/allocation/proof.ts';
 import { type LeaseRecord, leaseIdOfRecordName, type Meter, recordName } from '../../core/allocation/record.ts';
 import type { Informer, ObjectKey, Result } from '../../engine/types.ts';
 import type { ChainView } from './chain-view.ts';
@@ -14,6 +15,12 @@ export interface AllocationOptions extends ProvisionOptions {
   readonly namespace: string;
   readonly watched: Informer<RecordSecret>;
   readonly chain: ChainView;
+  /** What the chain bears out of a record, by a look of its own. Throws while it does not answer. */
+  readonly prove: (record: LeaseRecord, signal: AbortSignal) => Promise<Proof>;
+  /** The record as this process decides it, see proof.ts. */
+  readonly decided: (record: LeaseRecord) => LeaseRecord;
+  /** Whether the session key of the lease signed what is stored as its voucher. */
+  readonly vouched: (record: LeaseRecord) => boolean;
   /** A lease has ended: the chain may be told. */
   readonly ended: () => void;
   /** How often a serving lease is looked at. */
@@ -31,6 +38,8 @@ export type AllocationReconciler = (key: ObjectKey, signal: AbortSignal) => Prom
 export function createAllocationReconciler(options: AllocationOptions): AllocationReconciler {
   const { records, ledgers, tenants, stock, chain, now, log, counters } = options;
   const meters = new Map<string, Meter>();
+  const believed = (record: LeaseRecord): LeaseRecord =>
+    record.voucher === undefined || options.vouched(record) ? record : { ...record, voucher: undefined };
 
   async function tearDown(record: LeaseRecord, signal: AbortSignal): Promise<Result> {
     const nodeReady = stock.node(record.nodeName)?.ready ?? false;
@@ -48,7 +57,8 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
     const leaseId = leaseIdOfRecordName(key.name);
     if (leaseId === undefined) return {};
     const nowSeconds = Math.floor(now().getTime() / 1000);
-    const seenOf = (stored: LeaseRecord) => {
+    const seenOf = (told: LeaseRecord) => {
+      const stored = believed(told);
       const meter = meters.get(leaseId) ?? stored.meter;
       return {
         record: meter === undefined || stored.state !== 'Serving' ? stored : { ...stored, meter },
@@ -87,7 +97,11 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
         (latest) => {
           if (latest.state !== stored.state) return latest;
           // Decided anew on the latest record: a voucher may have come in between.
-          const again = planAllocation({ ...seen, record: meter === undefined ? latest : { ...latest, meter } }).record;
+          const { voucher } = latest;
+          const told = believed(latest);
+          const plan = planAllocation({ ...seen, record: meter === undefined ? told : { ...told, meter } });
+          // What is not believed is not lost either: it is the gateway's to replace.
+          const again = voucher === undefined ? plan.record : { ...plan.record, voucher };
           return again.state === latest.state && again.state !== 'Serving' ? latest : again;
         },
         signal,
@@ -103,7 +117,13 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
 
     switch (plan.action?.do) {
       case 'provision': {
-        const provisioned = await provision(options, record, signal);
+        const proof = await options.prove(record, signal);
+        if (!proof.proven) {
+          if (proof.wait) return { requeueAfterSeconds: endingTickSeconds };
+          await disbelieve(record, proof.differs, nowSeconds, signal);
+          return { requeueAfterSeconds: 0.01 };
+        }
+        const provisioned = await provision(options, options.decided(record), signal);
         return { requeueAfterSeconds: provisioned.state === 'Provisioning' ? endingTickSeconds : options.tickSeconds };
       }
       case 'tearDown':
@@ -116,6 +136,20 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
     if (record.state === 'Ended') return retire(record, nowSeconds, signal);
     return { requeueAfterSeconds: options.tickSeconds };
   };
+
+  async function disbelieve(
+    record: LeaseRecord,
+    differs: readonly string[],
+    nowSeconds: number,
+    signal: AbortSignal,
+  ): Promise<void> {
+    log.error({ leaseId: record.leaseId, differs }, 'a record differs from its escrow: nothing is made of it');
+    await records.update(
+      record.leaseId,
+      (latest) => (latest.state === 'Provisioning' ? enter(latest, 'Ending', nowSeconds, 'Unproven') : latest),
+      signal,
+    );
+  }
 
   function shouldSave(stored: LeaseRecord, record: LeaseRecord, nowSeconds: number): boolean {
     if (record.state !== 'Serving') return false;

@@ -47,7 +47,6 @@ import type { TenantService, TunnelPlace } from '../../core/allocation/tenant-se
 import { paidSeconds } from '../../core/money/escrow.ts';
 import type { Log } from '../../engine/types.ts';
 import type { Ledgers } from './ledgers.ts';
-import { provision } from './provision.ts';
 import type { Records } from './records.ts';
 import type { Stock } from './stock.ts';
 import type { TenantAddresses } from './tenant-addresses.ts';
@@ -77,6 +76,8 @@ export interface LeaseServiceOptions {
   readonly now: () => Date;
   readonly log: Log;
   readonly counters: Counters;
+  /** Sees that the tenant is made; the record as it is then, or still Provisioning when that takes longer. */
+  readonly provision: (record: LeaseRecord, signal?: AbortSignal) => Promise<LeaseRecord>;
   /** A record changed in a way that the controller should look at now. */
   readonly changed: (leaseId: Hex32) => void;
   /** The record as it was seen a moment ago; undefined when it was not. Good enough to let a tenant's calls through. */
@@ -204,7 +205,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
     record.state === 'Ended' && record.reason === 'CapacityExhausted' && record.release === undefined;
 
   async function settleIn(record: LeaseRecord, signal?: AbortSignal): Promise<LeaseRecord> {
-    const settled = await provision(options, record, signal);
+    const settled = await options.provision(record, signal);
     options.changed(record.leaseId);
     if (settled.state === 'Ended' && settled.reason === 'CapacityExhausted') {
       throw exhausted(record);

@@ -4,6 +4,7 @@
  */
 import type { Hex32 } from '../../api/messages.ts';
 import { freeOn } from '../../core/allocation/inventory.ts';
+import { asDecided } from '../../core/allocation/proof.ts';
 import type { QuoteTerms } from '../../core/allocation/quote.ts';
 import type { LeaseRecord } from '../../core/allocation/record.ts';
 import type { TenantOptions, TenantStorage } from '../../core/allocation/tenant.ts';
@@ -15,10 +16,12 @@ import { createInformer } from '../../engine/informer.ts';
 import type { EngineMetrics } from '../../engine/metrics.ts';
 import { type Cluster, type Controller, type Log, type ObjectKey, resources } from '../../engine/types.ts';
 import { type AllocationOptions, createAllocationReconciler, keyOfLease } from './allocation.ts';
+import { createVoucherCheck, proveByChain, untilProvisioned } from './belief.ts';
 import { createChainView } from './chain-view.ts';
 import { createLeaseService, type LeaseService } from './leases.ts';
 import { createLedgers } from './ledgers.ts';
 import { createOfferReconciler, createTaintReconciler, ensureGuard, type OffersOptions } from './offers.ts';
+import { provision } from './provision.ts';
 import { createRecords, type RecordSecret, readRecord, recordOfSecret, recordSelector } from './records.ts';
 import { settleAll } from './settlement.ts';
 import { createStock } from './stock.ts';
@@ -44,6 +47,8 @@ export interface ProviderOptions {
   readonly storage?: TenantStorage;
   /** Whether pods of tenants may reach Services of their consumers, through tunnels at an address of this family. */
   readonly services?: { readonly family: Family };
+  /** False: another process does, and this one waits for it. */
+  readonly provisions?: boolean;
   readonly held: () => boolean;
   readonly settings: {
     readonly tickSeconds: number;
@@ -99,7 +104,12 @@ export function createProvider(options: ProviderOptions): Provider {
   /** Each version of a record is taken apart once, not for every call of its tenant. */
   const read = new WeakMap<RecordSecret, LeaseRecord>();
 
+  const provisioning = { stock, records, ledgers, tenants, now, log, counters };
   const service = createLeaseService({
+    provision:
+      options.provisions === false
+        ? (record, signal) => untilProvisioned(record, { records, watched, namespace, clock }, signal)
+        : (record, signal) => provision(provisioning, record, signal),
     name: options.name,
     version: options.version,
     notary: options.notary,
@@ -199,6 +209,13 @@ export function createProvider(options: ProviderOptions): Provider {
         log,
         counters,
         chain: chainView,
+        prove: (record, signal) => proveByChain(record, { chains, notary: options.notary, now }, signal),
+        decided: (record) =>
+          asDecided(record, {
+            trusted: trusted.has(record.quote.consumer.toLowerCase()),
+            storage: options.storage,
+          }),
+        vouched: createVoucherCheck(options.notary, chainView),
         tickSeconds: settings.tickSeconds,
         retentionSeconds: settings.retentionSeconds,
       };

@@ -18,6 +18,7 @@ export const endingReasons = {
   EscrowClosing: 'the consumer asked on chain to close the escrow',
   EscrowClosed: 'the escrow was closed on chain',
   Expired: 'the term is over',
+  Unproven: 'what the provider stored of the lease is not what the escrow says',
 } as const;
 export type EndingReason = keyof typeof endingReasons;
 

@@ -9,7 +9,7 @@ import type { TenantProfile } from '../../api/gateway.ts';
 import { annotations, gpuResource, managedBy, labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { tenantNamespace } from './record.ts';
-import { tenantAccount, tenantRoleName } from './rights.ts';
+import { listenerInTenantRoleName, tenantAccount, tenantRoleName } from './rights.ts';
 import { bytesText, cpuText, type Room } from './room.ts';
 
 export const leaseIdLabel = (leaseId: Hex32): string => leaseId.slice(2, 65).toLowerCase();
@@ -34,6 +34,8 @@ export interface TenantOptions {
   readonly deniedCidrs: readonly string[];
   /** Where the gateway runs. It connects to tenants' pods, and they to its tunnels. Absent: they do not. */
   readonly gateway?: GatewayPlace;
+  /** Account of a gateway that is not the process which makes tenants: let into each of them, and nowhere else. */
+  readonly gatewayAccount?: { readonly namespace: string; readonly name: string };
 }
 
 /** The gateway's pods by where they run, its hosts by address: whichever the network policy can see. */
@@ -172,6 +174,24 @@ export function tenantObjects(
         subjects: [{ kind: 'ServiceAccount', name: tenantAccount, namespace }],
       },
     },
+    ...(options.gatewayAccount === undefined
+      ? []
+      : [
+          {
+            resource: 'roleBindings' as const,
+            object: {
+              apiVersion: 'rbac.authorization.k8s.io/v1',
+              kind: 'RoleBinding',
+              metadata: inside(listenerInTenantRoleName),
+              roleRef: {
+                apiGroup: 'rbac.authorization.k8s.io',
+                kind: 'ClusterRole',
+                name: listenerInTenantRoleName,
+              },
+              subjects: [{ kind: 'ServiceAccount', ...options.gatewayAccount }],
+            },
+          },
+        ]),
     {
       resource: 'resourceQuotas',
       object: {

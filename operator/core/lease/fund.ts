@@ -267,7 +267,7 @@ function decide(seen: Observed): Decision {
     policy: settings.allowance,
   });
   // What was refused with a signature in it is tried without: an approval works with every token. What else was wrong shows then.
-  const refusedSigned = open?.state === 'refused' && open.refused?.name !== 'PayerOutOfGas';
+  const refusedSigned = open?.state === 'refused' && !notOfTheWay.has(open.refused?.name ?? '');
   const underWay = approval?.state === 'stored' || approval?.state === 'broadcast';
   const way = cheapest !== 'Allowance' && (refusedSigned || underWay) ? 'Approve' : cheapest!;
   if (way === 'Approve') {
@@ -307,6 +307,9 @@ function decide(seen: Observed): Decision {
     requeueAfterSeconds: soonSeconds(seen),
   };
 }
+
+/** Refusals that would be the same by any way. */
+const notOfTheWay: ReadonlySet<string> = new Set(['PayerOutOfGas', 'WalletUnreachable', 'DailyLimit']);
 
 const outOfGas = (wallet: string, quote: QuoteRecord, actions: readonly Action[] = []): Decision => ({
   status: 'False',

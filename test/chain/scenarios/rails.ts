@@ -1,6 +1,6 @@
 /** How a deposit comes out of a wallet, against people who play its signatures first; and two chains at a time. */
 import { Interface, keccak256, Transaction, toUtf8Bytes } from 'ethers';
-import { type ChainAccess, createLeaseMoney } from '../../../operator/adapters/chain/lease-money.ts';
+import { createLeaseMoney } from '../../../operator/adapters/chain/lease-money.ts';
 import { hashQuote, leaseIdOf, quoteToJson, signQuote } from '../../../operator/adapters/chain/messages.ts';
 import { createOutbox, type OutboxRecord } from '../../../operator/adapters/chain/outbox.ts';
 import type { Rpc } from '../../../operator/adapters/chain/rpc.ts';
@@ -89,13 +89,13 @@ async function secondChain(lab: ChainLab) {
     ...(lab.mode === 'block-time 1' && { blockTimeSeconds: 1 }),
   });
   const { keys } = lab.chain;
-  const access = async (chain: EscrowChain, rpc: Rpc): Promise<ChainAccess> => {
+  const access = async (chain: EscrowChain, rpc: Rpc) => {
     const store = memoryStore<OutboxRecord>();
     const outbox = createOutbox({ rpc, key: keys.consumer, store, now: lab.clock.now });
     return { chainId: chain.client.chainId, rpc: async () => rpc, outbox: async () => outbox };
   };
   const rpc = await lab.connect();
-  const chains = new Map<number, ChainAccess>([
+  const chains = new Map([
     [lab.chain.client.chainId, await access(lab.chain, rpc)],
     [other.client.chainId, await access(other, other.rpc)],
   ]);

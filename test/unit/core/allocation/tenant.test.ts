@@ -99,7 +99,7 @@ describe('a tenant', () => {
     const named = (resource: string) =>
       gatewayRole.rules.find(({ resources }) => resources.includes(resource))!.resourceNames;
     expect(named('serviceaccounts/token')).toEqual(['tenant']);
-    expect(named('clusterroles')).toEqual(['gpulease-tenant']);
+    expect(named('clusterroles')).toEqual(['gpulease-tenant', 'gpulease-gateway-in-tenant']);
   });
 
   test('reaches itself, DNS and the internet, not the provider’s networks', () => {

@@ -1,0 +1,5 @@
+#!/usr/bin/env node
+import { runProgram } from './program.ts';
+import { runApprover } from './run-approver.ts';
+
+runProgram(runApprover);

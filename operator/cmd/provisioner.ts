@@ -1,0 +1,5 @@
+#!/usr/bin/env node
+import { runProgram } from './program.ts';
+import { runProvisioner } from './run-gateway.ts';
+
+runProgram(runProvisioner);

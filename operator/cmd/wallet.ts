@@ -1,0 +1,5 @@
+#!/usr/bin/env node
+import { runProgram } from './program.ts';
+import { runWallet } from './run-wallet.ts';
+
+runProgram(runWallet);

@@ -39,7 +39,7 @@
  */
 import { z } from 'zod';
 import { gpuModelNames } from './models.ts';
-import { capacityType, offerPrice } from './offer.ts';
+import { capacityType, offerPrice, partition } from './offer.ts';
 import { address, baseUnits, dnsLabel, hex32, time } from './schema.ts';
 
 /** Bytes of JSON that either side accepts in one body. A pod with its largest legal annotations fits. */
@@ -111,6 +111,8 @@ export type Resources = z.infer<typeof resources>;
 export const offerInfo = z.object({
   name: z.string().min(1).max(63),
   model: z.enum(gpuModelNames),
+  /** Absent: whole GPUs. */
+  partition: partition.optional(),
   interconnect: z.enum(['PCIe', 'NVLink']),
   capacityType,
   prices: z.array(offerPrice).min(1).max(4),
@@ -138,6 +140,8 @@ export type OfferList = z.infer<typeof offerList>;
 export const promisedNode = z.object({
   offerName: z.string().min(1).max(63),
   model: z.enum(gpuModelNames),
+  /** What one of `gpus` is. Absent: a whole GPU. */
+  partition: partition.optional(),
   gpus: z.int32().min(1).max(16),
   resources,
 });

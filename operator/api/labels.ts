@@ -53,6 +53,9 @@ export const annotations = {
   podUid: `${group}/pod-uid`,
   /** On a tenant's namespace: where its money is, as `chain id/contract/lease id`. So it can be told when all else is lost. */
   escrow: `${group}/escrow`,
+  /** On a tenant's namespace: the node of its lease, and what that node calls its devices. Policies read them. */
+  tenantNode: `${group}/node`,
+  tenantDevice: `${group}/device`,
   /** On a Service of the consumer: namespaces whose leases may name it, separated by commas, or *. Its own need not be named. */
   leaseNamespaces: `${group}/lease-namespaces`,
   /** On an EndpointSlice of ours: `port=port of the pod` for each of its ports, so that a restart finds them again. */

@@ -1,7 +1,7 @@
 /** GpuLease: a wish to rent GPUs, and its record. One lease is one virtual node. */
 import { z } from 'zod';
 import { gpuModelNames } from './models.ts';
-import { capacityType } from './offer.ts';
+import { capacityType, partition } from './offer.ts';
 import {
   baseUnits,
   cel,
@@ -92,6 +92,11 @@ export const leaseSpec = z
           .max(2097152)
           .optional()
           .describe('Least memory of one GPU, as nvidia.com/gpu.memory tells it.'),
+        partition: partition
+          .optional()
+          .describe(
+            'What one GPU of the lease is to be. None, the default: a whole GPU. MIG-1g.10gb: a MIG device of that profile. TimeSliced or MPS: a turn on a GPU that strangers use as well. Never given anything else than what stands here.',
+          ),
         interconnect: z.enum(['Any', 'PCIe', 'NVLink']).default('Any'),
       })
       .meta(cel({ rule: 'self == oldSelf', message: 'spec.gpu is immutable: delete the lease and create another' })),

@@ -3,12 +3,14 @@
  * the consumer's, named `<provider>-<offer>`.
  */
 import { z } from 'zod';
-import { gpuModelNames } from './models.ts';
+import { gpuModelNames, partitionPattern } from './models.ts';
 import { cel, conditions, type Kind, type KindDefinition, money, quantity, seconds, time } from './schema.ts';
 
 export const capacityType = z.enum(['OnDemand', 'Spot']);
 export type CapacityType = z.infer<typeof capacityType>;
 export const interconnect = z.enum(['PCIe', 'NVLink']);
+
+export const partition = z.string().max(32).regex(partitionPattern);
 
 export const offerPrice = z
   .object({
@@ -32,7 +34,14 @@ export const offerSpec = z
       ),
     model: z
       .enum(gpuModelNames)
-      .describe('GPU model. Only nodes whose label nvidia.com/gpu.product is a product of this model are rented out.'),
+      .describe(
+        'GPU model. Only nodes whose label nvidia.com/gpu.product is a product of this model are rented out; of a part, the model of the whole GPU.',
+      ),
+    partition: partition
+      .optional()
+      .describe(
+        'What one GPU of this offer is. None, the default: a whole GPU. MIG-1g.10gb: a MIG device of that profile, of nodes with the MIG strategy single or mixed. TimeSliced or MPS: one of several turns on a GPU, shared with strangers and without memory of its own. Only such devices are rented out under it, and only leases that ask for just this get them.',
+      ),
     interconnect: interconnect.default('PCIe').describe('How the GPUs of one node reach each other.'),
     capacityType: capacityType
       .default('OnDemand')
@@ -67,7 +76,11 @@ export const offerStatus = z.object({
   observedGeneration: z.int().min(0).optional(),
   conditions,
   product: z.string().max(63).optional().describe('nvidia.com/gpu.product of the nodes.'),
-  memoryMiB: z.int32().min(0).optional().describe('Memory of one GPU.'),
+  memoryMiB: z
+    .int32()
+    .min(0)
+    .optional()
+    .describe('Memory of one GPU; of a part, its own; of a turn on a GPU, its even share.'),
   region: z.string().max(63).optional(),
   zone: z.string().max(63).optional(),
   total: z.int32().min(0).optional().describe('GPUs rented out under this offer, free or not.'),
@@ -109,6 +122,7 @@ export const gpuOffer: KindDefinition = {
     { name: 'Total', type: 'integer', path: '.status.total' },
     { name: 'Provider', type: 'string', path: '.spec.providerName' },
     { name: 'Region', type: 'string', path: '.status.region' },
+    { name: 'Partition', type: 'string', path: '.spec.partition', priority: 1 },
     { name: 'Capacity', type: 'string', path: '.spec.capacityType', priority: 1 },
     { name: 'Prices', type: 'string', path: '.spec.prices[*].perGpuHour', priority: 1 },
     { name: 'Age', type: 'date', path: '.metadata.creationTimestamp' },

@@ -2,7 +2,9 @@
 import { readFileSync } from 'node:fs';
 import type { RailConfig } from '../adapters/gateway/escrow-chains.ts';
 import type { Address } from '../api/messages.ts';
+import { isImageBeginning } from '../core/allocation/images.ts';
 import { isObjectName } from '../core/allocation/kube-path.ts';
+import { type PodRules, podSecurityLevels } from '../core/allocation/pod-rules.ts';
 import { bytesOf } from '../core/allocation/room.ts';
 import { QuantityError } from '../core/quantity.ts';
 import { accountOf } from '../core/rights/accounts.ts';
@@ -97,7 +99,28 @@ export const gatewayOptions = {
   settleThreshold: decimal('… or once so much is, in whole tokens.', '5'),
   settlePatience: integer('How long a consumer may take to close a lease that has ended.', 'SECONDS', 0, 86_400, 600),
   retention: integer('How long records of settled leases are kept.', 'SECONDS', 60, 31_536_000, 604_800),
-  gpuRuntimeClass: text('Runtime class for pods with GPUs, where the nodes need one.', 'NAME'),
+  podSecurity: choice(
+    'Pod Security level of tenants. restricted: no root, no privilege escalation, no capabilities; pods that say nothing are given it, pods that need more are refused. Holds for leases made from then on.',
+    podSecurityLevels,
+    'baseline',
+  ),
+  runtimeClass: text(
+    'Runtime class that all pods of tenants are run in, whatever they ask for: a sandbox such as gVisor or Kata.',
+    'NAME',
+  ),
+  gpuRuntimeClass: text(
+    'Runtime class for pods with GPUs, where the nodes need one; wins over --runtime-class.',
+    'NAME',
+  ),
+  allowImage: list(
+    'Beginning of images that tenants may run, such as ghcr.io/acme/ or docker.io/library/. Default: all that are not denied.',
+    'PREFIX',
+  ),
+  denyImage: list('Beginning of images that tenants may not run; wins over --allow-image.', 'PREFIX'),
+  imageDigestsOnly: {
+    description: 'Tenants may only run images that they name by digest.',
+    parse: (t: string) => t === 'true',
+  } as Option<boolean>,
   denyEgress: list('Network that tenants cannot reach, beside all private ones: public addresses of your own.', 'CIDR'),
   storageClass: text(
     'StorageClass of this cluster on which tenants may have PersistentVolumeClaims. Its volumes must be reachable from the offered nodes. What is stored goes with the lease, as far as the class deletes it. Default: tenants may have none. Holds for leases made from then on.',
@@ -177,9 +200,6 @@ const listenerOnly = [
   'tlsKey',
   'maxUnpaid',
   'quoteSeconds',
-  'gpuRuntimeClass',
-  'kubeletCertificateAuthority',
-  'kubeletInsecureTls',
   'consumerServices',
   'tunnelAddress',
   'tunnelPorts',
@@ -228,14 +248,19 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
   if ((options.tlsCert === undefined) !== (options.tlsKey === undefined)) {
     throw new UsageError('--tls-cert and --tls-key are given together, or neither');
   }
-  if (options.kubeletCertificateAuthority !== undefined && options.kubeletInsecureTls) {
-    throw new UsageError('--kubelet-certificate-authority and --kubelet-insecure-tls contradict each other: give one');
-  }
   return { ...options, keyFile: options.keyFile, ...settingsOf(options), ...hostAndPort(options.listen) };
 }
 
 /** What both processes need of files and flags together. */
 function settingsOf(options: {
+  readonly podSecurity: PodRules['podSecurity'];
+  readonly runtimeClass?: string;
+  readonly gpuRuntimeClass?: string;
+  readonly allowImage: readonly string[];
+  readonly denyImage: readonly string[];
+  readonly imageDigestsOnly?: boolean;
+  readonly kubeletCertificateAuthority?: string;
+  readonly kubeletInsecureTls?: boolean;
   readonly storageClass?: string;
   readonly maxStorage?: number;
   readonly addresses: readonly string[];
@@ -247,6 +272,21 @@ function settingsOf(options: {
   }
   if (options.storageClass !== undefined && !isObjectName(options.storageClass)) {
     throw new UsageError(`--storage-class must be the name of a StorageClass; given: ${options.storageClass}`);
+  }
+  for (const beginning of [...options.allowImage, ...options.denyImage]) {
+    if (!isImageBeginning(beginning) || !/[/.:]/.test(beginning)) {
+      throw new UsageError(
+        `--allow-image and --deny-image take beginnings with a registry, such as docker.io/library/; given: ${beginning}`,
+      );
+    }
+  }
+  for (const name of [options.runtimeClass, options.gpuRuntimeClass]) {
+    if (name !== undefined && !isObjectName(name)) {
+      throw new UsageError(`--runtime-class and --gpu-runtime-class name a RuntimeClass; given: ${name}`);
+    }
+  }
+  if (options.kubeletCertificateAuthority !== undefined && options.kubeletInsecureTls) {
+    throw new UsageError('--kubelet-certificate-authority and --kubelet-insecure-tls contradict each other: give one');
   }
   const rails = [...options.addresses.flatMap(railsOfAddresses), ...options.rails.flatMap(railsOfFile)];
   if (rails.length === 0) {
@@ -266,7 +306,21 @@ function settingsOf(options: {
     options.storageClass === undefined
       ? undefined
       : { className: options.storageClass, bytes: options.maxStorage ?? 0 };
-  return { rails: merged(rails), rpcUrls, storage };
+  return {
+    rails: merged(rails),
+    rpcUrls,
+    storage,
+    podRules: {
+      podSecurity: options.podSecurity,
+      runtimeClass: options.runtimeClass,
+      gpuRuntimeClass: options.gpuRuntimeClass,
+      images: {
+        allow: options.allowImage,
+        deny: options.denyImage,
+        digestsOnly: options.imageDigestsOnly === true,
+      },
+    } satisfies PodRules as PodRules,
+  };
 }
 
 /** Whole bytes, more than none; undefined for what is no size. */

@@ -89,6 +89,17 @@ async function runProvider(
           ports: options.tunnelPorts,
         }
       : undefined;
+  const nodePages = createKubeletPages({
+    cluster,
+    credentials: readCredentials(options.kubeconfig),
+    ca: kubeletCa(options.kubeletCertificateAuthority),
+    insecure: options.kubeletInsecureTls,
+    clock: systemClock,
+    log,
+  });
+  if (options.kubeletInsecureTls) {
+    log.warn({}, 'certificates of kubelets are not verified: whoever answers at a node’s address learns our token');
+  }
   const provider = createProvider({
     cluster,
     namespace,
@@ -101,15 +112,21 @@ async function runProvider(
     tenant: {
       ...(options.gatewayAccount !== undefined && { gatewayAccount: options.gatewayAccount }),
       deniedCidrs: options.denyEgress,
+      podSecurity: options.podRules.podSecurity,
       gateway: {
         namespace,
         ...(options.gatewayPods.length > 0 ? { podLabels: Object.fromEntries(options.gatewayPods) } : {}),
         cidrs: options.gatewayCidr,
       },
     },
+    podRules: options.podRules,
     trustedConsumers: options.trustedConsumer,
     storage: options.storage,
     ...(reverse ? { services: { family: familyOf(reverse.address) } } : {}),
+    kubeletPods: async (node, tenant, asking) => {
+      const { pods } = JSON.parse(await nodePages.read(node, 'stats', tenant, asking)) as { pods: unknown[] };
+      return pods.length;
+    },
     held: () => options.held === true,
     settings: {
       tickSeconds: options.tick,
@@ -174,6 +191,7 @@ async function runProvider(
     }, closeSeconds * 1000);
     await listener?.close();
     await Promise.allSettled(work);
+    nodePages.close();
     await operations.close();
     clearTimeout(late);
     log.info({}, `${program} stopped`);
@@ -187,17 +205,6 @@ async function runProvider(
       signal,
     );
     const tls = await certificate(options, cluster, signal);
-    const nodePages = createKubeletPages({
-      cluster,
-      credentials: readCredentials(options.kubeconfig),
-      ca: kubeletCa(options.kubeletCertificateAuthority),
-      insecure: options.kubeletInsecureTls,
-      clock: systemClock,
-      log,
-    });
-    if (options.kubeletInsecureTls) {
-      log.warn({}, 'certificates of kubelets are not verified: whoever answers at a node’s address learns our token');
-    }
     const gateway = createGateway({
       service: provider.service,
       upstream: cluster,
@@ -207,7 +214,7 @@ async function runProvider(
       now,
       log,
       tls,
-      gpuRuntimeClass: options.gpuRuntimeClass,
+      podRules: options.podRules,
       reverse,
       requestsPerSecond: options.requestsPerSecond,
     });
@@ -227,7 +234,6 @@ async function runProvider(
     return {
       async close() {
         await gateway.close();
-        nodePages.close();
       },
     };
   }
@@ -285,7 +291,7 @@ async function certificate(options: GatewaySettings, cluster: Cluster, signal: A
 
 function showFigures(
   registry: Registry,
-  figures: () => { leases: Readonly<Record<string, number>>; sold: number; free: number } | undefined,
+  figures: () => { leases: Readonly<Record<string, number>>; sold: number; cleaning: number; free: number } | undefined,
 ): void {
   const registers = [registry];
   new Gauge({
@@ -300,13 +306,14 @@ function showFigures(
   });
   new Gauge({
     name: 'gpulease_gateway_gpus',
-    help: 'GPUs of offered nodes: sold, or free to be sold.',
+    help: 'GPUs of offered nodes: sold, held until their last tenant is gone (cleaning), or free to be sold.',
     labelNames: ['state'],
     registers,
     collect() {
       const now = figures();
       if (now === undefined) return;
       this.set({ state: 'sold' }, now.sold);
+      this.set({ state: 'cleaning' }, now.cleaning);
       this.set({ state: 'free' }, now.free);
     },
   });

@@ -36,6 +36,7 @@ The papers of settled leases, and escrows that nobody ended.
   gpulease focus                         charges in the columns of FinOps FOCUS ${focusVersion}: --rate, --currency
   gpulease focus schema                  the metadata that goes with them
   gpulease sweep                         finalize abandoned escrows: --chain, --escrow; says what that would cost, --yes does it
+  gpulease provider check                is this cluster fit to have tenants? See its own --help
 
 Receipts are read from the operator's Secrets, which takes the right to list Secrets in its namespace, or from --from: files
 or folders, - for standard input. A file holds one receipt or a list of them. Statements and charges are made of receipts that verify, and of no others.

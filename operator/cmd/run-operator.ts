@@ -18,6 +18,7 @@ import type { GpuOffer } from '../api/offer.ts';
 import type { GpuProvider } from '../api/provider.ts';
 import { labelsOnly, reconcileBudget } from '../controllers/consumer/budget.ts';
 import { reconcileLease } from '../controllers/consumer/lease.ts';
+import { createOfferWatches } from '../controllers/consumer/offer-watches.ts';
 import { createSweep, reconcileOrphan } from '../controllers/consumer/orphans.ts';
 import { reconcileProvider } from '../controllers/consumer/provider.ts';
 import type { ProviderBook } from '../controllers/consumer/provider-book.ts';
@@ -416,6 +417,13 @@ export async function runOperator(
         onReady: () => {
           for (const key of waiting()) controller.enqueue(key);
         },
+        offerWatches: createOfferWatches({
+          gateways,
+          changed: (name) => providerController.enqueue({ name }),
+          clock: systemClock,
+          log,
+          signal: leadSignal,
+        }),
       }),
       watches: [watches(providers, changedSpec)],
       concurrency: 8,

@@ -9,6 +9,7 @@ import type { Server as HttpsServer } from 'node:https';
 import type { Duplex } from 'node:stream';
 import Fastify, { type FastifyInstance } from 'fastify';
 import { maxBodyBytes } from '../api/gateway.ts';
+import type { PodRules } from '../core/allocation/pod-rules.ts';
 import { createNonces } from './nonces.ts';
 import { acceptJsonOnly } from './plugins/json.ts';
 import { createRateLimit } from './plugins/limits.ts';
@@ -37,7 +38,8 @@ export interface GatewayOptions {
   readonly log: GatewayLog;
   /** PEM. Without: plain HTTP, for tests and behind a proxy that ends TLS. */
   readonly tls?: { readonly key: string; readonly cert: string };
-  readonly gpuRuntimeClass?: string;
+  /** What the provider chose for the pods of all tenants. Default: Pod Security baseline and nothing more. */
+  readonly podRules?: PodRules;
   /** How pods of tenants reach Services of their consumers. Absent: they do not. */
   readonly reverse?: TunnelOptions['reverse'];
   readonly maxConnections?: number;
@@ -57,7 +59,7 @@ export interface Gateway {
 const maxHeaderBytes = 1024 * 1024;
 
 export function createGateway(options: GatewayOptions): Gateway {
-  const { service, upstream, now, log, publicUrls, gpuRuntimeClass } = options;
+  const { service, upstream, now, log, publicUrls, podRules } = options;
   // Who sends half a request is cut off by the second, not at Node's leisure of half a minute.
   // The command of an exec is part of its URL.
   const listener = { connectionsCheckingInterval: 2_000, maxHeaderSize: maxHeaderBytes };
@@ -112,10 +114,10 @@ export function createGateway(options: GatewayOptions): Gateway {
   const limit = createRateLimit({ perSecond, burst: perSecond * 4, now });
   providerRoutes(app, service, limit);
   leaseRoutes(app, { service, tokens, nonces: createNonces(now), limit, publicUrls, now });
-  kubeRoutes(app, { service, tokens, upstream, nodePages: options.nodePages, gpuRuntimeClass });
+  kubeRoutes(app, { service, tokens, upstream, nodePages: options.nodePages, podRules });
   serviceRoutes(app, { service, tokens });
   const tunnels = createTunnels({ service, tokens, upstream, log, reverse: options.reverse });
-  const streams = serveStreams(server, { service, tokens, upstream, gpuRuntimeClass, log, tunnels });
+  const streams = serveStreams(server, { service, tokens, upstream, podRules, log, tunnels });
   const watches = options.tls ? serveWatches(server as HttpsServer, { service, tokens, upstream, log }) : undefined;
 
   return {

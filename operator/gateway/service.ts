@@ -26,6 +26,12 @@ import type { TenantService, TunnelPlace } from '../core/allocation/tenant-servi
 export interface GatewayService {
   info(): ProviderInfo;
   offers(): OfferList;
+  /** Answers when the offers differ from those of `tag`, or after so long; without a list where they do not. */
+  offersAfter?(
+    tag: string | undefined,
+    waitSeconds: number,
+    signal?: AbortSignal,
+  ): Promise<{ readonly tag: string; readonly list?: OfferList }>;
   quote(request: QuoteRequest, signal?: AbortSignal): Promise<SignedQuote>;
   allocate(request: LeaseRequest, signal?: AbortSignal): Promise<AllocationInfo>;
   /** Provider and signature; audience, time and nonce are checked on this side. */

@@ -68,6 +68,7 @@ export async function startGateway(
           records,
           chains: { rails: () => [], chain: () => ours, all: () => [ours], awaited: () => false },
           view,
+          rounds: { failed: new Set(), busy: new Set() },
           rules: () => ({
             thresholdUnits: 1n,
             intervalSeconds: 1,

@@ -232,7 +232,14 @@ async function build(
   const lease: LeaseLab['lease'] = async (leaseName, changes = {}, { wired = true, providerNode, storage } = {}) => {
     const leaseId = `0x${randomBytes(32).toString('hex')}` as const;
     const tenant = tenantNamespace(leaseId);
-    await tenants.make({ leaseId, chainId: 31337, escrow: `0x${'e'.repeat(40)}`, room: leased, storage });
+    await tenants.make({
+      leaseId,
+      chainId: 31337,
+      escrow: `0x${'e'.repeat(40)}`,
+      room: leased,
+      nodeName: providerNode ?? started.name,
+      storage,
+    });
     stops.push(() => provider.delete(resources.namespaces, { name: tenant }));
     const object = await provider.get<KubeObject>(resources.nodes, { name: started.name });
     const info: AllocationInfo = {

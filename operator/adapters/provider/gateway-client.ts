@@ -48,6 +48,11 @@ export interface GatewayClient {
   readonly url: string;
   info(signal?: AbortSignal): Promise<ProviderInfo>;
   offers(signal?: AbortSignal): Promise<OfferList>;
+  /**
+   * Waits until the offers differ from those of `tag`, or so long: the tag of what they are then. Empty where the gateway
+   * gives out none.
+   */
+  offersAfter(tag: string | undefined, waitSeconds: number, signal?: AbortSignal): Promise<string>;
   quote(request: QuoteRequest, signal?: AbortSignal): Promise<SignedQuote>;
   /** Asks for the allocation of an escrow that is on chain. Safe to repeat. */
   allocate(quote: SignedQuote, signal?: AbortSignal): Promise<AllocationInfo>;
@@ -66,6 +71,28 @@ export function connectGateway(options: GatewayOptions): GatewayClient {
     url,
     info: (signal) => call('GET', '/v1/provider', providerInfo, undefined, {}, signal),
     offers: (signal) => call('GET', '/v1/offers', offerList, undefined, {}, signal),
+    async offersAfter(tag, waitSeconds, signal) {
+      const what = 'GET /v1/offers';
+      const response = await http.send(
+        {
+          method: 'GET',
+          path: '/v1/offers',
+          headers: {
+            Accept: 'application/json',
+            Prefer: `wait=${waitSeconds}`,
+            ...(tag === undefined ? {} : { 'If-None-Match': `"${tag}"` }),
+          },
+          timeoutSeconds: waitSeconds + timeoutSeconds,
+        },
+        'call',
+        signal,
+      );
+      const bytes = await readBody(response, what, { maxBytes: maxBodyBytes, timeoutSeconds });
+      const status = response.statusCode ?? 0;
+      if (status !== 200 && status !== 304) throw refusalOf(status, bytes, what, response.headers['retry-after']);
+      const given = /^(?:W\/)?"([\x21\x23-\x7e]{1,128})"$/.exec(String(response.headers.etag ?? ''))?.[1];
+      return given ?? (status === 304 ? (tag ?? '') : '');
+    },
     quote: (request, signal) => call('POST', '/v1/quotes', signedQuote, request, {}, signal),
     allocate: (quote, signal) => call('POST', '/v1/leases', allocationInfo, quote, {}, signal),
     lease: (access) => connectLease({ ...access, url, http, call, timeoutSeconds }),

@@ -69,6 +69,8 @@ export function createGateways({ signAccess, now, log, timeoutSeconds }: Gateway
         info: (signal?: AbortSignal): Promise<Answer<ProviderInfo>> => answer(() => client.info(signal), signal),
         offers: (signal?: AbortSignal): Promise<Answer<readonly OfferInfo[]>> =>
           answer(async () => (await client.offers(signal)).offers, signal),
+        offersAfter: (tag: string | undefined, waitSeconds: number, signal?: AbortSignal): Promise<Answer<string>> =>
+          answer(() => client.offersAfter(tag, waitSeconds, signal), signal),
         quote: (request: QuoteRequest, signal?: AbortSignal): Promise<Outcome<SignedQuote>> =>
           outcome(() => client.quote(request, signal), signal),
         allocate: (quote: SignedQuote, signal?: AbortSignal): Promise<Outcome<AllocationInfo>> =>

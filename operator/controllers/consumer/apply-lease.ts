@@ -3,6 +3,7 @@ import type { QuoteRequest, SignedQuote } from '../../api/gateway.ts';
 import { finalizers, labels } from '../../api/labels.ts';
 import type { LeaseAttempt } from '../../api/lease.ts';
 import type { Hex } from '../../api/messages.ts';
+import { wholeGpu } from '../../api/models.ts';
 import type { Action } from '../../core/lease/actions.ts';
 import { gpusInWords } from '../../core/lease/amounts.ts';
 import { meterNow, servedSeconds } from '../../core/lease/meter.ts';
@@ -457,6 +458,8 @@ async function mismatch(
   if (quote.capacityType !== (lease.spec.capacityType === 'Spot' ? 1 : 0))
     return 'the quote is for another capacity type';
   if (!lease.spec.gpu.models.includes(node.model)) return `the quote promises a ${node.model}`;
+  const [partition, promised] = [lease.spec.gpu.partition ?? wholeGpu, node.partition ?? wholeGpu];
+  if (promised !== partition) return `the quote promises GPUs of partition ${promised} instead of ${partition}`;
   if (node.offerName !== request.offerName) return `the quote is for offer ${node.offerName}`;
   // The smallest deposit pays for the minimum: a larger one than was offered would lock more than two hours.
   if (quote.minSeconds > offer.spec.minDurationSeconds)

@@ -30,6 +30,8 @@ export type GatewayOutcome<T> =
 export interface Gateway {
   info(signal?: AbortSignal): Promise<Answer<ProviderInfo>>;
   offers(signal?: AbortSignal): Promise<Answer<readonly OfferInfo[]>>;
+  /** Waits at the gateway until the offers are others than those of `tag`, or so long; empty: it cannot. */
+  offersAfter?(tag: string | undefined, waitSeconds: number, signal?: AbortSignal): Promise<Answer<string>>;
   quote(request: QuoteRequest, signal?: AbortSignal): Promise<GatewayOutcome<SignedQuote>>;
   allocate(quote: SignedQuote, signal?: AbortSignal): Promise<GatewayOutcome<AllocationInfo>>;
   allocation(quote: QuoteRecord, signal?: AbortSignal): Promise<GatewayOutcome<AllocationInfo>>;

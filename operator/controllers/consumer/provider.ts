@@ -16,6 +16,7 @@ import {
   type Reconcile,
   resources,
 } from '../../engine/types.ts';
+import type { OfferWatches } from './offer-watches.ts';
 import type { Gateways, LeaseMoney } from './ports.ts';
 import type { ProviderBook } from './provider-book.ts';
 import type { LeaseRecords } from './records.ts';
@@ -33,6 +34,8 @@ export interface ProviderWorld {
   readonly now: () => Date;
   /** A provider became ready, or was found so after a restart: leases that wait for one may look now. */
   readonly onReady?: () => void;
+  /** Who waits for changes of offers between two probes. */
+  readonly offerWatches?: OfferWatches;
 }
 
 const fieldManager = 'gpulease-provider';
@@ -43,6 +46,7 @@ export const reconcileProvider =
     const provider = world.providers.get(key);
     if (!provider) {
       world.book.delete(key.name);
+      world.offerWatches?.drop(key.name);
       world.gateways.forget(key.name);
       return {};
     }
@@ -99,6 +103,7 @@ export const reconcileProvider =
       );
 
     if (assessment.mirrored) await mirrorOffers(world, provider, assessment.mirrored, signal);
+    if (assessment.ready) world.offerWatches?.keep(provider);
     if (assessment.ready && !before?.assessment.ready) world.onReady?.();
     await report(world, provider, assessment, info, known, signal);
     return { requeueAfterSeconds: provider.spec.probe.intervalSeconds };

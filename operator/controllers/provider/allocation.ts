@@ -10,6 +10,7 @@ import type { Informer, ObjectKey, Result } from '../../engine/types.ts';
 import type { ChainView } from './chain-view.ts';
 import { type ProvisionOptions, provision } from './provision.ts';
 import { type RecordSecret, readRecord } from './records.ts';
+import type { Residue } from './residue.ts';
 
 export interface AllocationOptions extends ProvisionOptions {
   readonly namespace: string;
@@ -21,6 +22,7 @@ export interface AllocationOptions extends ProvisionOptions {
   readonly decided: (record: LeaseRecord) => LeaseRecord;
   /** Whether the session key of the lease signed what is stored as its voucher. */
   readonly vouched: (record: LeaseRecord) => boolean;
+  readonly residue: Residue;
   /** A lease has ended: the chain may be told. */
   readonly ended: () => void;
   /** How often a serving lease is looked at. */
@@ -32,6 +34,8 @@ export interface AllocationOptions extends ProvisionOptions {
 /** The meter runs in memory and is stored this often: a crash loses so much of what a consumer that does not pay owes. */
 const meterSavedSeconds = 60;
 const endingTickSeconds = 1;
+/** After so long somebody should look why a tenant does not go. */
+const lateSeconds = 120;
 
 export type AllocationReconciler = (key: ObjectKey, signal: AbortSignal) => Promise<Result>;
 
@@ -44,13 +48,30 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
   async function tearDown(record: LeaseRecord, signal: AbortSignal): Promise<Result> {
     const nodeReady = stock.node(record.nodeName)?.ready ?? false;
     if (!(await tenants.tearDown(record.leaseId, nodeReady, signal))) return { requeueAfterSeconds: endingTickSeconds };
-    if (record.nodeName !== '') await ledgers.free(record.nodeName, record.leaseId, signal);
     await records.update(
       record.leaseId,
-      (latest) => (latest.tornDown ? latest : { ...latest, tornDown: true }),
+      (latest) => (latest.tornDown ? latest : { ...latest, tornDown: true, ...(nodeReady ? {} : { unseen: true }) }),
       signal,
     );
     return { requeueAfterSeconds: 0.01 };
+  }
+
+  /** The lease is over and may be settled; its room is given back only when nothing of its tenant is left. */
+  async function clean(record: LeaseRecord, nowSeconds: number, signal: AbortSignal): Promise<Result | undefined> {
+    const left = await options.residue.left(record, signal);
+    if (left !== undefined) {
+      if (record.nodeName !== '') await ledgers.note(record.nodeName, record.leaseId, left, signal);
+      const waited = nowSeconds - Date.parse(record.endedAt ?? record.endingSince ?? record.createdAt) / 1000;
+      if (waited > lateSeconds)
+        log.warn(
+          { leaseId: record.leaseId, node: record.nodeName, left },
+          'a node is held: its last tenant is not gone',
+        );
+      return { requeueAfterSeconds: waited > lateSeconds ? 15 : endingTickSeconds };
+    }
+    if (record.nodeName !== '') await ledgers.free(record.nodeName, record.leaseId, signal);
+    await records.update(record.leaseId, (latest) => (latest.tornDown ? { ...latest, clean: true } : latest), signal);
+    return undefined;
   }
 
   return async (key, signal) => {
@@ -132,6 +153,10 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
         break;
       default:
         plan.action satisfies never;
+    }
+    if (record.tornDown && !record.clean) {
+      const wait = await clean(record, nowSeconds, signal);
+      if (wait) return wait;
     }
     if (record.state === 'Ended') return retire(record, nowSeconds, signal);
     return { requeueAfterSeconds: options.tickSeconds };

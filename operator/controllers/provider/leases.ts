@@ -19,8 +19,9 @@ import type {
 } from '../../api/gateway.ts';
 import { gpuResource } from '../../api/labels.ts';
 import type { Address, Hex, Hex32, MessageDomain } from '../../api/messages.ts';
+import { wholeGpu } from '../../api/models.ts';
 import { judgeVoucher } from '../../core/allocation/grace.ts';
-import { candidates, offerInfoOf } from '../../core/allocation/inventory.ts';
+import { candidates, offerInfoOf, placeOn } from '../../core/allocation/inventory.ts';
 import { checkEscrow } from '../../core/allocation/match.ts';
 import type { NodeView } from '../../core/allocation/node-view.ts';
 import { enter } from '../../core/allocation/plan.ts';
@@ -174,6 +175,10 @@ export function createLeaseService(options: LeaseServiceOptions) {
     mustServe();
     const offer = stock.offer(request.node.offerName);
     const room = roomOfPromise(request.node, offer?.perGpu.pods ?? 1);
+    // Where something is set aside for it already, its pods may be running: the record was lost, and is made anew.
+    const held = stock.holderOf(leaseId);
+    const first = offer && candidates(offer, room)[0];
+    const place = held ? { nodeName: held.node, device: held.device } : first ? placeOn(first) : { nodeName: '' };
     const fresh: LeaseRecord = {
       version: 1,
       leaseId,
@@ -188,8 +193,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       room,
       ...(options.trusted(quote.consumer) ? { tenantProfile: 'trusted' as const } : {}),
       ...(options.storage === undefined ? {} : { storage: options.storage }),
-      // Where something is set aside for it already, its pods may be running: the record was lost, and is made anew.
-      nodeName: stock.holderOf(leaseId) ?? (offer && candidates(offer, room)[0]?.node.name) ?? '',
+      ...place,
       state: 'Provisioning',
       createdAt: now().toISOString(),
       paidSeconds: paidSeconds(escrow),
@@ -242,7 +246,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       gpus: record.room.gpus,
       resources: resourcesOf(record.room),
       pods: record.room.pods,
-      nodeLabels: node?.carriedLabels ?? {},
+      nodeLabels: deviceOf(record, node)?.labels ?? {},
       nodeInfo: node?.nodeInfo ?? {},
       ...health,
       tenantProfile: profileNow(record),
@@ -253,6 +257,9 @@ export function createLeaseService(options: LeaseServiceOptions) {
     };
   }
 
+  const deviceOf = (record: LeaseRecord, node: NodeView | undefined) =>
+    node?.devices.find(({ resource }) => resource === (record.device ?? gpuResource));
+
   /** Trust that was taken back holds at once; trust given later holds for later leases, whose tenant is made for it. */
   const profileNow = (record: LeaseRecord): TenantProfile =>
     record.tenantProfile === 'trusted' && options.trusted(record.quote.consumer) ? 'trusted' : 'baseline';
@@ -261,8 +268,15 @@ export function createLeaseService(options: LeaseServiceOptions) {
     if (node === undefined) return { nodeReady: false, nodeMessage: 'the node is gone from the provider’s cluster' };
     if (!node.ready) return { nodeReady: false, nodeMessage: node.notReadyBecause };
     // Which GPU is broken cannot be told from counts; that a lease's are cannot all work, sometimes can.
-    if (node.allocatable.gpus < record.room.gpus) {
-      return { nodeReady: false, nodeMessage: `only ${node.allocatable.gpus} GPUs of the node are healthy` };
+    const healthy = node.counts[record.device ?? gpuResource] ?? 0;
+    if (healthy < record.room.gpus) {
+      return { nodeReady: false, nodeMessage: `only ${healthy} GPUs of the node are healthy` };
+    }
+    // Partitioned anew under the lease: what is there now is something else than what was promised and is paid.
+    const device = deviceOf(record, node);
+    const promised = record.node.partition ?? wholeGpu;
+    if (device !== undefined && device.partition !== promised) {
+      return { nodeReady: false, nodeMessage: `the GPUs of the node are ${device.partition} now, not ${promised}` };
     }
     return { nodeReady: true };
   }

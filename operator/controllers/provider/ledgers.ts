@@ -10,6 +10,7 @@ import {
   LedgerError,
   ledgerText,
   type NodeLedger,
+  noteCleaning,
   parseLedger,
   type Reservation,
   reserve,
@@ -48,6 +49,8 @@ export interface Ledgers {
   /** `sellable`: all that may be sold of the node, as just read from the API server. */
   reserve(node: string, leaseId: Hex32, wanted: Sold, sellable: Room, signal?: AbortSignal): Promise<Reservation>;
   free(node: string, leaseId: Hex32, signal?: AbortSignal): Promise<void>;
+  /** Writes down what a lease that has ended is still held for. */
+  note(node: string, leaseId: Hex32, why: string, signal?: AbortSignal): Promise<void>;
 }
 
 export function createLedgers(cluster: Cluster, namespace: string): Ledgers {
@@ -83,6 +86,17 @@ export function createLedgers(cluster: Cluster, namespace: string): Ledgers {
     }
   }
 
+  async function change(node: string, decide: (ledger: NodeLedger) => NodeLedger, signal?: AbortSignal): Promise<void> {
+    for (let attempt = 1; attempt <= attempts; attempt += 1) {
+      const map = await read(node, signal);
+      if (map === undefined) return;
+      const before = ledgerOfConfigMap(map);
+      const after = decide(before);
+      if (after === before || (await store(map, after, signal))) return;
+    }
+    throw new Error(`the ledger of node ${node} changed ${attempts} times while a lease in it was being changed`);
+  }
+
   return {
     async get(node, signal) {
       const map = await read(node, signal);
@@ -100,15 +114,7 @@ export function createLedgers(cluster: Cluster, namespace: string): Ledgers {
       throw new Error(`the ledger of node ${node} changed ${attempts} times while a lease was being written to it`);
     },
 
-    async free(node, leaseId, signal) {
-      for (let attempt = 1; attempt <= attempts; attempt += 1) {
-        const map = await read(node, signal);
-        if (map === undefined) return;
-        const before = ledgerOfConfigMap(map);
-        const after = free(before, leaseId);
-        if (after === before || (await store(map, after, signal))) return;
-      }
-      throw new Error(`the ledger of node ${node} changed ${attempts} times while a lease was being taken out of it`);
-    },
+    free: (node, leaseId, signal) => change(node, (ledger) => free(ledger, leaseId), signal),
+    note: (node, leaseId, why, signal) => change(node, (ledger) => noteCleaning(ledger, leaseId, why), signal),
   };
 }

@@ -1,13 +1,21 @@
 /**
- * Tells the provider what is offered: GpuOffer.status in its cluster, the taint on offered nodes, and the admission policy
- * that keeps its own pods off sold GPUs.
+ * Tells the provider what is offered: GpuOffer.status in its cluster, the taint on offered nodes, and the admission policies
+ * that keep its own pods off sold GPUs and pods of tenants within bounds.
  */
 import { mergeConditions, type Verdict } from '../../api/conditions.ts';
 import { taints } from '../../api/labels.ts';
 import type { OfferStatus } from '../../api/offer.ts';
 import { guardObjects } from '../../core/allocation/guard.ts';
-import { type OfferStock, offerStatusOf } from '../../core/allocation/inventory.ts';
+import {
+  cleaningOf,
+  type OfferStock,
+  offerStatusOf,
+  partitionOf,
+  withdrawnOf,
+} from '../../core/allocation/inventory.ts';
 import { isOffered } from '../../core/allocation/node-view.ts';
+import { type PodRules, plainRules } from '../../core/allocation/pod-rules.ts';
+import { tenantPolicyObjects } from '../../core/allocation/tenant-policy.ts';
 import { sameJson } from '../../engine/equal.ts';
 import { isConflict, isNotFound } from '../../engine/errors.ts';
 import { applyStatus } from '../../engine/status.ts';
@@ -41,7 +49,9 @@ function readiness(stock: OfferStock, accepted: readonly string[] | undefined): 
       type: 'Ready',
       status: 'False',
       reason: 'NoOfferedNodes',
-      message: `no node is labelled ${taints.offered} and has a nvidia.com/gpu.product of model ${stock.spec.model}`,
+      message: `no node is labelled ${taints.offered} and has a nvidia.com/gpu.product of model ${stock.spec.model}${
+        partitionOf(stock.spec).partition === undefined ? '' : ` as ${stock.spec.partition}`
+      }`,
     };
   }
   if (stock.total === 0) {
@@ -49,10 +59,19 @@ function readiness(stock: OfferStock, accepted: readonly string[] | undefined): 
       type: 'Ready',
       status: 'False',
       reason: 'NodesNotReady',
-      message: 'all nodes of the offer are unready, cordoned or without healthy GPUs',
+      message: `nothing can be sold of its nodes: ${withdrawnOf(stock).join('; ') || 'no GPU of them is healthy and free of pods of your own'}`,
     };
   }
-  return { type: 'Ready', status: 'True', reason: 'Serving', message: 'offered to consumers' };
+  const notes = [
+    { what: 'withdrawn', of: withdrawnOf(stock) },
+    { what: 'held until their last tenant is gone', of: cleaningOf(stock) },
+  ].flatMap(({ what, of }) => (of.length === 0 ? [] : [`; ${what}: ${of.join('; ')}`]));
+  return {
+    type: 'Ready',
+    status: 'True',
+    reason: 'Serving',
+    message: `offered to consumers${notes.join('')}`.slice(0, 1024),
+  };
 }
 
 export function createOfferReconciler(options: OffersOptions) {
@@ -126,9 +145,16 @@ export function createTaintReconciler(options: OffersOptions) {
   };
 }
 
-/** Applies the admission policy. Again and again: what somebody removed comes back. */
-export async function ensureGuard(cluster: Cluster, signal?: AbortSignal): Promise<void> {
+/** Applies the admission policies: sold GPUs, and pods of tenants. Again and again: what somebody removed comes back. */
+export async function ensurePolicies(
+  cluster: Cluster,
+  rules: PodRules = plainRules,
+  signal?: AbortSignal,
+): Promise<void> {
   const { policy, binding } = guardObjects();
-  await cluster.apply<KubeObject>(resources.admissionPolicies, policy as KubeObject, { fieldManager }, signal);
-  await cluster.apply<KubeObject>(resources.admissionPolicyBindings, binding as KubeObject, { fieldManager }, signal);
+  for (const object of [policy, binding, ...tenantPolicyObjects(rules)]) {
+    const kind =
+      object.kind === 'ValidatingAdmissionPolicy' ? resources.admissionPolicies : resources.admissionPolicyBindings;
+    await cluster.apply<KubeObject>(kind, object as KubeObject, { fieldManager }, signal);
+  }
 }

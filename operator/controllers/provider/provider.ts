@@ -4,6 +4,7 @@
  */
 import type { Hex32 } from '../../api/messages.ts';
 import { freeOn } from '../../core/allocation/inventory.ts';
+import type { PodRules } from '../../core/allocation/pod-rules.ts';
 import { asDecided } from '../../core/allocation/proof.ts';
 import type { QuoteTerms } from '../../core/allocation/quote.ts';
 import type { LeaseRecord } from '../../core/allocation/record.ts';
@@ -20,9 +21,11 @@ import { createVoucherCheck, proveByChain, untilProvisioned } from './belief.ts'
 import { createChainView } from './chain-view.ts';
 import { createLeaseService, type LeaseService } from './leases.ts';
 import { createLedgers } from './ledgers.ts';
-import { createOfferReconciler, createTaintReconciler, ensureGuard, type OffersOptions } from './offers.ts';
+import { createOfferFeed, type OfferFeed } from './offer-feed.ts';
+import { createOfferReconciler, createTaintReconciler, ensurePolicies, type OffersOptions } from './offers.ts';
 import { provision } from './provision.ts';
 import { createRecords, type RecordSecret, readRecord, recordOfSecret, recordSelector } from './records.ts';
+import { createResidue, type KubeletPods } from './residue.ts';
 import { settleAll } from './settlement.ts';
 import { createStock } from './stock.ts';
 import { sweep } from './sweep.ts';
@@ -41,6 +44,8 @@ export interface ProviderOptions {
   readonly chains: Chains;
   readonly terms: QuoteTerms;
   readonly tenant: TenantOptions;
+  /** For the pods of all tenants. Default: Pod Security baseline and nothing more. */
+  readonly podRules?: PodRules;
   /** Accounts of consumers that are given the profile `trusted`. None by default. */
   readonly trustedConsumers?: readonly string[];
   /** What each lease that begins from now on may store in PersistentVolumeClaims. Nothing by default. */
@@ -49,6 +54,8 @@ export interface ProviderOptions {
   readonly services?: { readonly family: Family };
   /** False: another process does, and this one waits for it. */
   readonly provisions?: boolean;
+  /** How many pods of a tenant a node still runs, in its kubelet's word. Absent: that of the API server is all there is. */
+  readonly kubeletPods?: KubeletPods;
   readonly held: () => boolean;
   readonly settings: {
     readonly tickSeconds: number;
@@ -67,10 +74,15 @@ export interface ProviderOptions {
 }
 
 export interface Provider {
-  readonly service: LeaseService;
+  readonly service: LeaseService & { readonly offersAfter: OfferFeed['after'] };
   readonly synced: boolean;
   /** For dashboards: leases by state, GPUs by whether they are sold. */
-  figures(): { readonly leases: Readonly<Record<string, number>>; readonly sold: number; readonly free: number };
+  figures(): {
+    readonly leases: Readonly<Record<string, number>>;
+    readonly sold: number;
+    readonly cleaning: number;
+    readonly free: number;
+  };
   /** For every replica. Resolves when the signal fires. */
   watch(signal: AbortSignal): Promise<void>;
   /** For the leader. Resolves when the signal fires. */
@@ -138,6 +150,17 @@ export function createProvider(options: ProviderOptions): Provider {
     },
   });
 
+  const feed = createOfferFeed({
+    offers: () => service.offers(),
+    tagOf: (offers) => options.notary.hashJson(offers).slice(2, 34),
+    clock,
+  });
+  const stirred = () => feed.stir();
+  for (const informer of [stock.nodes, stock.offers, stock.ledgers]) informer.onChange(stirred);
+  stock.pods.onChange((change) => {
+    if (stock.countsAnew(change)) feed.stir();
+  });
+
   const acceptedAssets = () => {
     try {
       return chains.rails().map((rail) => rail.assetSymbol);
@@ -166,7 +189,7 @@ export function createProvider(options: ProviderOptions): Provider {
   }
 
   return {
-    service,
+    service: { ...service, offersAfter: feed.after },
     get synced() {
       return stock.synced && watched.synced;
     },
@@ -180,7 +203,8 @@ export function createProvider(options: ProviderOptions): Provider {
       const nodes = stock.onOffer();
       return {
         leases,
-        sold: nodes.reduce((sum, one) => sum + one.sold.gpus, 0),
+        sold: nodes.reduce((sum, one) => sum + one.sold.gpus - (one.cleaning?.gpus ?? 0), 0),
+        cleaning: nodes.reduce((sum, one) => sum + (one.cleaning?.gpus ?? 0), 0),
         free: nodes.reduce((sum, one) => sum + freeOn(one).gpus, 0),
       };
     },
@@ -205,6 +229,7 @@ export function createProvider(options: ProviderOptions): Provider {
         records,
         ledgers,
         tenants,
+        residue: createResidue({ cluster, kubeletPods: options.kubeletPods, log }),
         now,
         log,
         counters,
@@ -267,7 +292,12 @@ export function createProvider(options: ProviderOptions): Provider {
         offers.run(signal),
         taints.run(signal),
         every(0, 'settling', () => settleAll(settlement, signal).finally(settlementPause), signal),
-        every(guardSeconds, 'applying the admission policy', () => ensureGuard(cluster, signal), signal),
+        every(
+          guardSeconds,
+          'applying the admission policies',
+          () => ensurePolicies(cluster, options.podRules, signal),
+          signal,
+        ),
         every(sweepSeconds, 'sweeping', () => sweep({ ...allocation, chains }, signal), signal),
       ]);
       leases = undefined;

@@ -4,7 +4,8 @@
  * The record names the node before the ledger is written, and it is checked again afterwards. Two replicas that work on
  * the same lease therefore meet in one ledger; a reservation that lost such a race is given back.
  */
-import { candidates } from '../../core/allocation/inventory.ts';
+import { gpuResource } from '../../api/labels.ts';
+import { candidates, placeOn } from '../../core/allocation/inventory.ts';
 import { enter } from '../../core/allocation/plan.ts';
 import type { LeaseRecord } from '../../core/allocation/record.ts';
 import type { Log } from '../../engine/types.ts';
@@ -35,11 +36,12 @@ export async function provision(
   const nowSeconds = () => Math.floor(now().getTime() / 1000);
   const latest = async () => (await records.get(leaseId, signal)) ?? record;
 
-  async function reserveOn(node: string): Promise<boolean> {
-    const sellable = await stock.sellableNow(node, signal);
+  async function reserveOn(node: string, device: string | undefined): Promise<boolean> {
+    const sellable = await stock.sellableNow(node, device ?? gpuResource, signal);
     if (sellable === undefined) return false;
     const wanted = {
       ...record.room,
+      ...(device === undefined ? {} : { device }),
       consumer: record.quote.consumer,
       offerName: record.node.offerName,
       since: now().toISOString(),
@@ -53,24 +55,25 @@ export async function provision(
   }
 
   const tried = new Set<string>();
-  for (let node = record.nodeName; ; ) {
-    if (node !== '' && (await reserveOn(node))) {
+  for (let node = record.nodeName, device = record.device; ; ) {
+    if (node !== '' && (await reserveOn(node, device))) {
       const stored = await latest();
-      if (stored.state === 'Provisioning' && stored.nodeName === node) break;
+      const isHere = stored.nodeName === node && stored.device === device;
+      if (stored.state === 'Provisioning' && isHere) break;
       // Somebody else put it elsewhere, or it ended meanwhile.
-      if (stored.nodeName !== node || stored.state === 'Ended') await ledgers.free(node, leaseId, signal);
+      if (!isHere || stored.state === 'Ended') await ledgers.free(node, leaseId, signal);
       return stored;
     }
     tried.add(node);
     const offer = stock.offer(record.node.offerName);
-    const next = offer && candidates(offer, record.room).find((one) => !tried.has(one.node.name))?.node.name;
+    const next = offer && candidates(offer, record.room).find((one) => !tried.has(one.node.name));
     const stored = await records.update(
       leaseId,
       (now) => {
         if (now.state !== 'Provisioning' || now.nodeName !== node) return now;
         return next === undefined
           ? enter({ ...now, tornDown: true }, 'Ended', nowSeconds(), 'CapacityExhausted')
-          : { ...now, nodeName: next };
+          : { ...now, ...placeOn(next) };
       },
       signal,
     );
@@ -78,6 +81,7 @@ export async function provision(
     if (stored.state !== 'Provisioning') return stored;
     if (tried.has(stored.nodeName)) return stored;
     node = stored.nodeName;
+    device = stored.device;
   }
 
   await tenants.make(record, signal);

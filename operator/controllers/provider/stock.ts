@@ -2,13 +2,14 @@
  * What the provider has, from watched lists: nodes, pods, offers, ledgers. A hint that is seconds old at worst, good for
  * offers and quotes; a reservation reads the node, its pods and its ledger anew.
  */
-import { labels as ownLabels } from '../../api/labels.ts';
+import { gpuResource, labels as ownLabels } from '../../api/labels.ts';
 import type { GpuOffer } from '../../api/offer.ts';
 import { type NodeStock, type OfferStock, stockOf } from '../../core/allocation/inventory.ts';
-import { LedgerError, type NodeLedger, soldOn } from '../../core/allocation/ledger.ts';
+import { cleaningOn, LedgerError, type NodeLedger, soldOn } from '../../core/allocation/ledger.ts';
 import {
   holdsRoom,
   isOffered,
+  type NodeDevice,
   type NodeObject,
   type NodeView,
   type PodObject,
@@ -65,16 +66,28 @@ const trimNode = (node: WatchedNode): WatchedNode => ({
   spec: node.spec && { unschedulable: node.spec.unschedulable, taints: node.spec.taints },
   status: node.status && {
     allocatable: node.status.allocatable,
+    capacity: node.status.capacity,
     conditions: node.status.conditions,
     nodeInfo: node.status.nodeInfo,
   },
 });
 
-const othersOf = (pods: readonly PodObject[]): Room =>
+const othersOf = (pods: readonly PodObject[], device: string): Room =>
   pods
     .filter((pod) => holdsRoom(pod) && !isTenantNamespace(pod.metadata.namespace))
-    .map(podRoom)
+    .map((pod) => podRoom(pod, device))
     .reduce(plus, noRoom);
+
+/** A kind of device that a node has no more, or whose labels say nothing for sure: what is sold of it still is. */
+const unknownDevice = (resource: string): NodeDevice => ({
+  resource,
+  partition: '',
+  product: '',
+  memoryMiB: 0,
+  count: 0,
+  unhealthy: 0,
+  labels: {},
+});
 
 function readable(map: LedgerConfigMap): NodeLedger | undefined {
   try {
@@ -100,12 +113,12 @@ export interface Stock {
   countsAnew(change: Change<WatchedPod>): boolean;
   offer(name: string): OfferStock | undefined;
   all(): readonly OfferStock[];
-  /** The node whose ledger has set something aside for the lease. */
-  holderOf(leaseId: string): string | undefined;
-  /** The offered nodes themselves, each once. */
+  /** The node whose ledger has set something aside for the lease, and which of its devices. */
+  holderOf(leaseId: string): { readonly node: string; readonly device?: string } | undefined;
+  /** The offered nodes themselves, each once for each kind of its devices. */
   onOffer(): readonly NodeStock[];
-  /** From the API server itself. Undefined: the node is gone. */
-  sellableNow(node: string, signal?: AbortSignal): Promise<Room | undefined>;
+  /** From the API server itself, with one kind of device as GPUs. Undefined: the node is gone. */
+  sellableNow(node: string, device: string, signal?: AbortSignal): Promise<Room | undefined>;
 }
 
 export function createStock(cluster: Cluster, namespace: string, log: Log): Stock {
@@ -128,18 +141,27 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
   });
   const informers = [nodes, pods, offers, ledgers];
 
-  function stockOfNode(node: WatchedNode): NodeStock {
+  function stockOfNode(node: WatchedNode): readonly NodeStock[] {
     const view = viewNode(node);
     const map = ledgers.get({ namespace, name: ledgerName(view.name) });
     try {
-      const sold = map === undefined ? noRoom : soldOn(ledgerOfConfigMap(map));
-      const others = othersOf(pods.byIndex('node', view.name));
-      const sellable = hasLedgerName(view.name) ? sellableRoom(view, others) : noRoom;
-      return { node: view, sellable, sold };
+      const ledger = map && ledgerOfConfigMap(map);
+      const others = pods.byIndex('node', view.name);
+      const held = Object.values(ledger?.entries ?? {}).map(({ device }) => device ?? gpuResource);
+      const lost = [...new Set(held)].filter((resource) => !view.devices.some((one) => one.resource === resource));
+      return [...view.devices, ...lost.map(unknownDevice)].map((device) => ({
+        node: view,
+        device,
+        sellable: hasLedgerName(view.name)
+          ? sellableRoom(view, othersOf(others, device.resource), device.resource)
+          : noRoom,
+        sold: ledger === undefined ? noRoom : soldOn(ledger, device.resource),
+        ...(ledger === undefined ? {} : { cleaning: cleaningOn(ledger, device.resource) }),
+      }));
     } catch (error) {
       // What is sold of it cannot be told, so nothing more is.
       log.warn({ node: view.name, error: String(error) }, 'a ledger cannot be read: its node is not offered');
-      return { node: view, sellable: noRoom, sold: noRoom };
+      return view.devices.map((device) => ({ node: view, device, sellable: noRoom, sold: noRoom }));
     }
   }
 
@@ -147,7 +169,7 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
     nodes
       .list()
       .filter((node) => viewNode(node).offered)
-      .map(stockOfNode);
+      .flatMap(stockOfNode);
 
   return {
     nodes,
@@ -186,7 +208,8 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
       for (const map of ledgers.list()) {
         // One that cannot be read is told of elsewhere; nothing is known of what it holds.
         const ledger = readable(map);
-        if (ledger && Object.hasOwn(ledger.entries, leaseId)) return ledger.node;
+        const held = ledger && Object.hasOwn(ledger.entries, leaseId) ? ledger.entries[leaseId] : undefined;
+        if (held) return { node: ledger!.node, ...(held.device === undefined ? {} : { device: held.device }) };
       }
       return undefined;
     },
@@ -198,7 +221,7 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
         .filter((offer) => offer.spec.providerName === undefined)
         .map((offer) => stockOf(offer, all));
     },
-    async sellableNow(name, signal) {
+    async sellableNow(name, device, signal) {
       const [node, { items }] = await Promise.all([
         cluster.get<WatchedNode>(resources.nodes, { name }, signal),
         cluster.list<WatchedPod>(
@@ -208,7 +231,8 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
         ),
       ]);
       if (node === undefined) return undefined;
-      return sellableRoom(viewNode(node), othersOf(items.filter((pod) => pod.spec?.nodeName === name)));
+      const others = items.filter((pod) => pod.spec?.nodeName === name);
+      return sellableRoom(viewNode(node), othersOf(others, device), device);
     },
   };
 }

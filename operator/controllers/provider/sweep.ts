@@ -45,7 +45,8 @@ async function sweepReservations(options: SweepOptions, signal: AbortSignal): Pr
     for (const [leaseId, sold] of Object.entries(ledger.entries)) {
       if (Date.parse(sold.since) > now().getTime() - youngSeconds * 1000) continue;
       const record = await records.get(leaseId as Hex32, signal);
-      if (record !== undefined && !record.tornDown && record.nodeName === ledger.node) continue;
+      // After its end, too: until nothing of its tenant is left, which its own reconciler finds out.
+      if (record !== undefined && !record.clean && record.nodeName === ledger.node) continue;
       // Its pods may be running: they hold the GPUs, whatever became of the record.
       if (record === undefined && (await tenants.exists(leaseId as Hex32, signal))) continue;
       counters.count('gpulease_gateway_orphans_total', { kind: 'reservation' });

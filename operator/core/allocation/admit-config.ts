@@ -12,7 +12,7 @@ import { isObjectName } from './kube-path.ts';
 import { Refusal } from './refusal.ts';
 
 /** A service account's token Secret would be filled by the provider's cluster: it is not on this list. */
-const secretTypes: readonly string[] = [
+export const secretTypes: readonly string[] = [
   'Opaque',
   'kubernetes.io/dockerconfigjson',
   'kubernetes.io/dockercfg',

@@ -13,7 +13,7 @@
  * server would raise it to the limit. Where the pod as a whole has limits, its containers' are capped at those.
  */
 import type { TenantProfile } from '../../api/gateway.ts';
-import { gpuResource, group, managedBy, labels as ownLabels, taints } from '../../api/labels.ts';
+import { gpuResource, group, managedBy, labels as ownLabels } from '../../api/labels.ts';
 import { baselineCapabilities, safeSysctls } from '../pod-security.ts';
 import { parseQuantity, QuantityError } from '../quantity.ts';
 import {
@@ -35,14 +35,19 @@ import {
   wholeOrText,
 } from './fields.ts';
 import {
+  isDeviceAnnotation,
   isDeviceListPath,
   isDeviceVariable,
   isHarmlessValue,
   makesDeviceVariable,
   visibleDevices,
 } from './gpu-variables.ts';
+import { type ImageRules, imageRefusal } from './images.ts';
 import { isObjectName } from './kube-path.ts';
+import { toleratedTaints } from './node-view.ts';
+import { type PodRules, plainRules } from './pod-rules.ts';
 import { Refusal } from './refusal.ts';
+import { restrictContainer, restrictPod } from './restricted.ts';
 import { bytesText, cpuText, type Room } from './room.ts';
 
 export interface PodContext {
@@ -51,8 +56,10 @@ export interface PodContext {
   readonly leaseId: string;
   readonly nodeName: string;
   readonly room: Room;
-  /** Runtime class for pods with GPUs, where the provider's nodes need one. */
-  readonly gpuRuntimeClass?: string;
+  /** What the node calls the devices of the lease; pods of consumers call them nvidia.com/gpu. Default: the same. */
+  readonly device?: string;
+  /** What the provider chose for the pods of all tenants. */
+  readonly rules?: PodRules;
   /** baseline unless said otherwise: see `tenantProfiles`. */
   readonly profile?: TenantProfile;
 }
@@ -371,6 +378,24 @@ const ephemeralRules: Readonly<Record<string, Rule>> = {
 const keyPath = fields({ key: text(253), path: text(), mode: whole });
 const downwardItem = fields({ path: text(), mode: whole, fieldRef, resourceFieldRef });
 
+const projectedRules = {
+  configMap: fields({ name: objectName, items: list(keyPath), optional: flag }),
+  secret: fields({ name: objectName, items: list(keyPath), optional: flag }),
+  downwardAPI: fields({ items: list(downwardItem) }),
+};
+export const projectedSources: readonly string[] = Object.keys(projectedRules);
+
+/** Kinds of volumes that every tenant may have. */
+export const admittedVolumes = [
+  'emptyDir',
+  'configMap',
+  'secret',
+  'downwardAPI',
+  'projected',
+  'image',
+  'persistentVolumeClaim',
+] as const;
+
 const volumeKinds: Readonly<Record<string, Rule>> = {
   name: text(63),
   emptyDir: fields({
@@ -384,9 +409,7 @@ const volumeKinds: Readonly<Record<string, Rule>> = {
     defaultMode: whole,
     sources: list(
       fields({
-        configMap: fields({ name: objectName, items: list(keyPath), optional: flag }),
-        secret: fields({ name: objectName, items: list(keyPath), optional: flag }),
-        downwardAPI: fields({ items: list(downwardItem) }),
+        ...projectedRules,
         serviceAccountToken: never('service account tokens of the provider are not given to pods'),
         clusterTrustBundle: never('trust bundles of the provider are not given to pods'),
         podCertificate: never('certificates of the provider are not given to pods'),
@@ -412,7 +435,7 @@ const volume: Rule = (value, path, admission) => {
       return refuse(
         admission,
         `${path}.${unknown.slice(0, 80)}`,
-        'is not a kind of volume for leased nodes; there are emptyDir, configMap, secret, downwardAPI, projected, image and persistentVolumeClaim',
+        `is not a kind of volume for leased nodes; there are ${admittedVolumes.slice(0, -1).join(', ')} and ${admittedVolumes.at(-1)}`,
       );
     }
   }
@@ -508,7 +531,7 @@ export const tenantLabels = (leaseId: string): Record<string, string> => ({
 function refuseDeviceAnnotations(annotations: unknown, admission: Admission): void {
   if (!isObject(annotations)) return;
   for (const key of Object.keys(annotations)) {
-    if (/^cdi\.k8s\.io(\/|$)/.test(key)) {
+    if (isDeviceAnnotation(key)) {
       refuse(
         admission,
         `metadata.annotations[${key.slice(0, 80)}]`,
@@ -523,8 +546,20 @@ interface Amounts {
   limits?: Record<string, string>;
 }
 interface Container {
+  image?: string;
+  securityContext?: Record<string, unknown>;
   env?: { name: string; value?: string }[];
   resources?: Amounts;
+}
+
+/** Volumes made of an image are run by nobody, but are downloaded and unpacked all the same. */
+function refuseImageVolumes(volumes: unknown, rules: ImageRules, admission: Admission): void {
+  if (!Array.isArray(volumes)) return;
+  volumes.forEach((volume: { image?: { reference?: string } }, index) => {
+    const reference = volume.image?.reference;
+    const why = reference === undefined ? undefined : imageRefusal(reference, rules);
+    if (why !== undefined) refuse(admission, `spec.volumes[${index}].image.reference`, why, reference);
+  });
 }
 
 /** The most that may be asked for of each resource, and whose limit that is. */
@@ -603,6 +638,18 @@ const asksForGpu = (container: Container): boolean => {
   return gpus !== undefined && parseQuantity(gpus) > 0n;
 };
 
+/** The container as the node's device plugin understands it: GPUs asked for under the name that they have there. */
+function calling(container: Container, device: string): Container {
+  if (device === gpuResource || container.resources === undefined) return container;
+  const renamed = (amounts: Record<string, string> | undefined) =>
+    amounts &&
+    Object.fromEntries(Object.entries(amounts).map(([name, amount]) => [name === gpuResource ? device : name, amount]));
+  return {
+    ...container,
+    resources: { requests: renamed(container.resources.requests), limits: renamed(container.resources.limits) },
+  };
+}
+
 /** Set in the container itself, so that it wins over envFrom and over the image's own environment. */
 function withoutDevices(container: Container): Container {
   if (asksForGpu(container)) {
@@ -618,6 +665,7 @@ function withoutDevices(container: Container): Container {
  * should become; only then may it have ephemeral containers.
  */
 export function admitPod(pod: unknown, context: PodContext, running = false): AdmittedPod {
+  const rules = context.rules ?? plainRules;
   const admission: Admission = { errors: [], hostAccess: context.profile === 'trusted' };
   if (!isObject(pod) || !isObject(pod.metadata) || !isObject(pod.spec)) {
     throw new Refusal(400, 'the body is not a pod with metadata and spec');
@@ -662,6 +710,25 @@ export function admitPod(pod: unknown, context: PodContext, running = false): Ad
   const containers = complete(spec.containers, 'spec.containers');
   const initContainers = complete(spec.initContainers, 'spec.initContainers');
   const ephemeralContainers = listed(spec.ephemeralContainers).map(withoutDevices);
+  const isRestricted = rules.podSecurity === 'restricted' && context.profile !== 'trusted';
+  const securityContext = isRestricted ? restrictPod(spec.securityContext, admission) : spec.securityContext;
+  /** By the provider's own rules, and under the names that its nodes use. */
+  const finish = (list: readonly Container[], name: string): Container[] =>
+    list.map((container, index) => {
+      const path = `spec.${name}[${index}]`;
+      const why = container.image === undefined ? undefined : imageRefusal(container.image, rules.images);
+      if (why !== undefined) refuse(admission, `${path}.image`, why, container.image);
+      const called = calling(container, context.device ?? gpuResource);
+      return isRestricted
+        ? restrictContainer(called, path, securityContext as Record<string, unknown>, admission)
+        : called;
+    });
+  const finished = {
+    containers: finish(containers, 'containers'),
+    initContainers: finish(initContainers, 'initContainers'),
+    ephemeralContainers: finish(ephemeralContainers, 'ephemeralContainers'),
+  };
+  refuseImageVolumes(spec.volumes, rules.images, admission);
   if (containers.length === 0) refuse(admission, 'spec.containers', 'is missing or empty');
 
   if (admission.errors.length > 0) {
@@ -669,6 +736,7 @@ export function admitPod(pod: unknown, context: PodContext, running = false): Ad
     throw new Refusal('PodRefused', `${first.field}: ${first.message}`, { errors: admission.errors });
   }
   const usesGpu = [...containers, ...initContainers].some(asksForGpu);
+  const runtimeClass = (usesGpu ? rules.gpuRuntimeClass : undefined) ?? rules.runtimeClass;
   return {
     apiVersion: 'v1',
     kind: 'Pod',
@@ -684,9 +752,10 @@ export function admitPod(pod: unknown, context: PodContext, running = false): Ad
     },
     spec: {
       ...spec,
-      containers,
-      ...(initContainers.length > 0 ? { initContainers } : {}),
-      ...(ephemeralContainers.length > 0 ? { ephemeralContainers } : {}),
+      containers: finished.containers,
+      ...(initContainers.length > 0 ? { initContainers: finished.initContainers } : {}),
+      ...(ephemeralContainers.length > 0 ? { ephemeralContainers: finished.ephemeralContainers } : {}),
+      ...(securityContext === undefined ? {} : { securityContext }),
       ...(whole === undefined ? {} : { resources: whole }),
       dnsPolicy:
         spec.dnsPolicy === 'ClusterFirstWithHostNet' && spec.hostNetwork !== true
@@ -695,7 +764,7 @@ export function admitPod(pod: unknown, context: PodContext, running = false): Ad
       serviceAccountName: 'default',
       automountServiceAccountToken: false,
       enableServiceLinks: false,
-      ...(usesGpu && context.gpuRuntimeClass !== undefined ? { runtimeClassName: context.gpuRuntimeClass } : {}),
+      ...(runtimeClass === undefined ? {} : { runtimeClassName: runtimeClass }),
       // By field, not by label: labels of a node can be given to another. The scheduler looks at this node alone.
       affinity: {
         nodeAffinity: {
@@ -706,12 +775,7 @@ export function admitPod(pod: unknown, context: PodContext, running = false): Ad
           },
         },
       },
-      tolerations: [
-        { key: taints.offered, operator: 'Exists', effect: 'NoSchedule' },
-        // Reconnecting is not restarting: a node that is silent for a while keeps its pods.
-        { key: 'node.kubernetes.io/not-ready', operator: 'Exists', effect: 'NoExecute' },
-        { key: 'node.kubernetes.io/unreachable', operator: 'Exists', effect: 'NoExecute' },
-      ],
+      tolerations: toleratedTaints.map(({ key, effect }) => ({ key, operator: 'Exists', effect })),
     },
   };
 }

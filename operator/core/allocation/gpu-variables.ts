@@ -5,7 +5,7 @@
  */
 export const visibleDevices = 'NVIDIA_VISIBLE_DEVICES';
 
-const deviceVariables: readonly string[] = [
+export const deviceVariables: readonly string[] = [
   visibleDevices,
   'NVIDIA_MIG_CONFIG_DEVICES',
   'NVIDIA_MIG_MONITOR_DEVICES',
@@ -28,7 +28,7 @@ export const makesDeviceVariable = (prefix: string): boolean =>
   prefix !== '' && deviceVariables.some((name) => name.startsWith(prefix));
 
 /** Parts of the driver that a container with a GPU may ask for; they open no further device. */
-const harmlessCapabilities: readonly string[] = ['compute', 'utility', 'video', 'graphics', 'ngx', 'compat32'];
+export const harmlessCapabilities: readonly string[] = ['compute', 'utility', 'video', 'graphics', 'ngx', 'compat32'];
 
 /** A value that widens nothing. */
 export const isHarmlessValue = (name: string, value: string): boolean => {
@@ -36,6 +36,9 @@ export const isHarmlessValue = (name: string, value: string): boolean => {
   if (name !== 'NVIDIA_DRIVER_CAPABILITIES') return false;
   return value.split(',').every((one) => harmlessCapabilities.includes(one));
 };
+
+/** Of the Container Device Interface, and NVIDIA's own: https://github.com/cncf-tags/container-device-interface */
+export const isDeviceAnnotation = (key: string): boolean => /(^|\.)cdi\.k8s\.io(\/|$)/.test(key);
 
 /** Where a mount means "give me this device", whatever is mounted. */
 export function isDeviceListPath(mountPath: string): boolean {

@@ -6,17 +6,22 @@
  */
 
 import type { OfferInfo } from '../../api/gateway.ts';
-import { gpuModels } from '../../api/models.ts';
+import { gpuResource } from '../../api/labels.ts';
+import { modelOfProduct, wholeGpu } from '../../api/models.ts';
 import type { GpuOffer, OfferSpec, OfferStatus } from '../../api/offer.ts';
-import type { NodeView } from './node-view.ts';
+import type { NodeDevice, NodeView } from './node-view.ts';
 import { sharePerGpu } from './node-view.ts';
 import { bytesOf, cpuMillisOf, minus, noRoom, type Room, resourcesOf, smaller } from './room.ts';
 
+/** A node with one kind of its devices: what of them may be sold, and is. CPU, memory and the rest are the whole node's. */
 export interface NodeStock {
   readonly node: NodeView;
+  readonly device: NodeDevice;
   /** All that may be sold, sold or not. */
   readonly sellable: Room;
   readonly sold: Room;
+  /** Of `sold`: GPUs of leases that have ended, and what of their tenants is not gone yet. */
+  readonly cleaning?: { readonly gpus: number; readonly why: readonly string[] };
 }
 
 export interface OfferStock {
@@ -33,23 +38,44 @@ export interface OfferStock {
   readonly largestAvailable: number;
 }
 
+/** As it is told and promised: left out for whole GPUs, so that what is signed for them is what it always was. */
+export const partitionOf = ({ partition }: Pick<OfferSpec, 'partition'>): { readonly partition?: string } =>
+  partition === undefined || partition === wholeGpu ? {} : { partition };
+
 export const freeOn = (stock: NodeStock): Room => minus(stock.sellable, stock.sold);
 
-function covers(spec: OfferSpec, node: NodeView): boolean {
-  if (!node.offered || !(gpuModels[spec.model] as readonly string[]).includes(node.product)) return false;
+function covers(spec: OfferSpec, { node, device }: NodeStock): boolean {
+  if (
+    !node.offered ||
+    device.partition !== (spec.partition ?? wholeGpu) ||
+    modelOfProduct(device.product) !== spec.model
+  )
+    return false;
   return Object.entries(spec.nodeSelector ?? {}).every(([key, value]) => node.labels[key] === value);
 }
 
 /** Labels that all nodes share, so that a virtual node of this offer is sure to carry them. */
-function sharedLabels(nodes: readonly NodeView[]): Record<string, string> {
-  const [first, ...others] = nodes;
+function sharedLabels(devices: readonly NodeDevice[]): Record<string, string> {
+  const [first, ...others] = devices;
   if (first === undefined) return {};
   return Object.fromEntries(
-    Object.entries(first.carriedLabels).filter(([key, value]) =>
-      others.every((node) => node.carriedLabels[key] === value),
-    ),
+    Object.entries(first.labels).filter(([key, value]) => others.every(({ labels }) => labels[key] === value)),
   );
 }
+
+/** Nodes of an offer from which nothing new is sold, or not all, and why; the first few. */
+export const withdrawnOf = (stock: OfferStock): readonly string[] =>
+  stock.nodes
+    .flatMap(({ node, device }) => {
+      if (node.withdrawnBecause !== undefined) return [`${node.name}: ${node.withdrawnBecause}`];
+      if (device.unhealthy === 0) return [];
+      return [`${node.name}: ${device.unhealthy} of ${device.count + device.unhealthy} GPUs are unhealthy`];
+    })
+    .slice(0, 8);
+
+/** GPUs of an offer that wait for their last tenant to be gone, in words; the first few. */
+export const cleaningOf = (stock: OfferStock): readonly string[] =>
+  stock.nodes.flatMap(({ node, cleaning }) => (cleaning?.why ?? []).map((why) => `${node.name}: ${why}`)).slice(0, 4);
 
 const ratio = (amount: number, part: number): number =>
   part === 0 ? Number.POSITIVE_INFINITY : Math.floor(amount / part);
@@ -67,11 +93,13 @@ export function gpusThatFit(room: Room, perGpu: Room): number {
 
 export function stockOf(offer: GpuOffer, all: readonly NodeStock[]): OfferStock {
   const { spec } = offer;
-  const nodes = all.filter((stock) => covers(spec, stock.node));
+  const nodes = all.filter((stock) => covers(spec, stock));
   const open = nodes.filter((stock) => stock.sellable.gpus > 0);
+  const devicesOn = (name: string) =>
+    all.filter(({ node }) => node.name === name).reduce((sum, { sellable }) => sum + sellable.gpus, 0);
   // The same promise on whichever node the lease lands: the smallest share of all.
   const share = open
-    .map((stock) => sharePerGpu(stock.sellable))
+    .map((stock) => sharePerGpu(stock.sellable, devicesOn(stock.node.name)))
     .reduce<Room | undefined>((least, one) => (least === undefined ? one : smaller(least, one)), undefined);
   const fixed = spec.resourcesPerGpu;
   const perGpu: Room = {
@@ -83,15 +111,15 @@ export function stockOf(offer: GpuOffer, all: readonly NodeStock[]): OfferStock 
     pods: share?.pods ?? 0,
   };
   const free = open.map((stock) => gpusThatFit(freeOn(stock), perGpu));
-  const views = nodes.map((stock) => stock.node);
+  const devices = nodes.map((stock) => stock.device);
   return {
     name: offer.metadata.name,
     spec,
     nodes,
     perGpu: nodes.length === 0 ? { ...noRoom, gpus: 1 } : perGpu,
-    product: views.map((view) => view.product).sort()[0] ?? '',
-    memoryMiB: views.length === 0 ? 0 : Math.min(...views.map((view) => view.memoryMiB)),
-    labels: sharedLabels(views),
+    product: devices.map(({ product }) => product).sort()[0] ?? '',
+    memoryMiB: devices.length === 0 ? 0 : Math.min(...devices.map(({ memoryMiB }) => memoryMiB)),
+    labels: sharedLabels(devices),
     // A withdrawn node still counts with what is sold of it: that is rented out, whatever its state.
     total: nodes.reduce((sum, stock) => sum + Math.max(stock.sellable.gpus, stock.sold.gpus), 0),
     available: free.reduce((sum, gpus) => sum + gpus, 0),
@@ -115,6 +143,12 @@ export function candidates(stock: OfferStock, wanted: Room): readonly NodeStock[
     .sort((a, b) => freeOn(a).gpus - freeOn(b).gpus || (a.node.name < b.node.name ? -1 : 1));
 }
 
+/** Where a lease lies, for its record. */
+export const placeOn = ({ node, device }: NodeStock): { readonly nodeName: string; readonly device?: string } => ({
+  nodeName: node.name,
+  device: device.resource === gpuResource ? undefined : device.resource,
+});
+
 const placeOf = (stock: OfferStock) => ({
   ...(stock.labels['topology.kubernetes.io/region'] === undefined
     ? {}
@@ -128,6 +162,7 @@ export function offerInfoOf(stock: OfferStock): OfferInfo {
   return {
     name: stock.name,
     model: stock.spec.model,
+    ...partitionOf(stock.spec),
     interconnect: stock.spec.interconnect,
     capacityType: stock.spec.capacityType,
     prices: stock.spec.prices,

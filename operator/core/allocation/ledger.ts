@@ -4,9 +4,14 @@
  * Invariant: what is sold of a node never exceeds what may be sold of it. These functions only decide; the caller writes
  * the result with the resourceVersion that it read, so of two writers one loses and decides anew.
  */
+import { gpuResource } from '../../api/labels.ts';
 import { lacking, minus, noRoom, plus, type Room } from './room.ts';
 
 export interface Sold extends Room {
+  /** The resource that `gpus` counts. Absent: whole GPUs, or what else the node calls nvidia.com/gpu. */
+  readonly device?: string;
+  /** Since its lease has ended: what of its tenant is not gone yet. The room is held until nothing is. */
+  readonly cleaning?: string;
   readonly consumer: string;
   readonly offerName: string;
   /** RFC 3339. */
@@ -25,7 +30,19 @@ export class LedgerError extends Error {
 
 export const emptyLedger = (node: string): NodeLedger => ({ node, entries: {} });
 
-export const soldOn = (ledger: NodeLedger): Room => Object.values(ledger.entries).reduce(plus, noRoom);
+/** With one kind of device as its GPUs; CPU, memory and the rest are counted whichever devices they came with. */
+export const soldOn = (ledger: NodeLedger, device: string = gpuResource): Room =>
+  Object.values(ledger.entries)
+    .map((sold) => ((sold.device ?? gpuResource) === device ? sold : { ...sold, gpus: 0 }))
+    .reduce(plus, noRoom);
+
+/** What of a device is held for leases that have ended. */
+export function cleaningOn(ledger: NodeLedger, device: string): { gpus: number; why: string[] } {
+  const held = Object.values(ledger.entries).filter(
+    (sold) => sold.cleaning !== undefined && (sold.device ?? gpuResource) === device,
+  );
+  return { gpus: held.reduce((sum, { gpus }) => sum + gpus, 0), why: held.map(({ cleaning }) => cleaning!) };
+}
 
 export type Reservation =
   | { readonly outcome: 'reserved'; readonly ledger: NodeLedger }
@@ -36,9 +53,17 @@ export type Reservation =
 /** `sellable`: all that may be sold of the node, sold or not. */
 export function reserve(ledger: NodeLedger, leaseId: string, wanted: Sold, sellable: Room): Reservation {
   if (Object.hasOwn(ledger.entries, leaseId)) return { outcome: 'held', ledger };
-  const short = lacking(wanted, minus(sellable, soldOn(ledger)));
+  const short = lacking(wanted, minus(sellable, soldOn(ledger, wanted.device)));
   if (short !== undefined) return { outcome: 'exhausted', lacking: short };
   return { outcome: 'reserved', ledger: { ...ledger, entries: { ...ledger.entries, [leaseId]: wanted } } };
+}
+
+/** Notes what a lease that has ended is still held for. The same ledger when nothing changed. */
+export function noteCleaning(ledger: NodeLedger, leaseId: string, why: string): NodeLedger {
+  const sold = Object.hasOwn(ledger.entries, leaseId) ? ledger.entries[leaseId] : undefined;
+  const cleaning = why.slice(0, 300);
+  if (sold === undefined || sold.cleaning === cleaning) return ledger;
+  return { ...ledger, entries: { ...ledger.entries, [leaseId]: { ...sold, cleaning } } };
 }
 
 /** The same ledger when the lease holds nothing. */
@@ -82,6 +107,8 @@ export function parseLedger(text: string): NodeLedger {
       consumer: word('consumer'),
       offerName: word('offerName'),
       since: word('since'),
+      ...(word('device') === '' ? {} : { device: word('device') }),
+      ...(word('cleaning') === '' ? {} : { cleaning: word('cleaning') }),
     };
   }
   return { node, entries: read };

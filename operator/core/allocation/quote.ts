@@ -7,7 +7,7 @@ import type { Address, Hex32, Quote } from '../../api/messages.ts';
 import { AmountError, parseAmount } from '../money/amount.ts';
 import { graceSeconds } from '../money/price.ts';
 import { QuantityError } from '../quantity.ts';
-import { candidates, type OfferStock } from './inventory.ts';
+import { candidates, type OfferStock, partitionOf } from './inventory.ts';
 import { Refusal } from './refusal.ts';
 import { type Room, resourcesOf, roomOfResources, times } from './room.ts';
 
@@ -87,6 +87,7 @@ export function decideQuote(
   const node: PromisedNode = {
     offerName: stock.name,
     model: spec.model,
+    ...partitionOf(spec),
     gpus: request.gpus,
     resources: promisedResources(request, stock),
   };

@@ -56,6 +56,8 @@ export interface LeaseRecord {
   readonly storage?: TenantStorage;
   /** Node of the provider's cluster whose ledger holds the reservation. */
   readonly nodeName: string;
+  /** What that node calls the devices of the lease. Absent: nvidia.com/gpu. */
+  readonly device?: string;
   readonly state: RecordState;
   readonly reason?: EndingReason;
   readonly createdAt: string;
@@ -66,8 +68,12 @@ export interface LeaseRecord {
   readonly meter?: Meter;
   /** Most seconds that the deposit paid when the chain was last read: deposits are topped up. */
   readonly paidSeconds: number;
-  /** Nothing of the tenant runs any more, and its room was given back. */
+  /** No pod of the tenant is left. */
   readonly tornDown?: boolean;
+  /** Its pods were taken away while their node was silent: whether they run, nobody has said. */
+  readonly unseen?: boolean;
+  /** Nothing of the tenant is left at all, and its room was given back. */
+  readonly clean?: boolean;
   /** Signed once nothing of the tenant ran any more; the same answer for ever. */
   readonly release?: { readonly servedSeconds: number; readonly signature: Hex };
   /** The chain has no further use for this record. */

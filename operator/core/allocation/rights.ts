@@ -73,6 +73,9 @@ export const listenerInTenantRole = clusterRole(listenerInTenantRoleName, listen
 /** For the process that makes tenants and takes them away, and listens to nobody. */
 export const provisionerRules: readonly Rule[] = [
   { apiGroups: [''], resources: ['nodes'], verbs: [...seen, 'patch'] },
+  // Whether a tenant's volumes and pods are gone before its GPUs are sold again, the pods in the word of the kubelet.
+  { apiGroups: [''], resources: ['persistentvolumes'], verbs: ['list'] },
+  { apiGroups: [''], resources: ['nodes/stats'], verbs: ['get'] },
   { apiGroups: [''], resources: ['pods'], verbs: [...seen, 'delete'] },
   { apiGroups: [''], resources: ['namespaces'], verbs: [...applied, 'list', 'delete'] },
   { apiGroups: [''], resources: ['serviceaccounts', 'resourcequotas', 'limitranges'], verbs: applied },

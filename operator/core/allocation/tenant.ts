@@ -3,11 +3,12 @@
  * changed comes back.
  *
  * Isolation is layered, so that no single mistake opens it: the narrow proxy, pod admission at the gateway, the role of
- * the tenant's account, quota, pod security "baseline" and the network policy.
+ * the tenant's account, quota, pod security "baseline", the policy of tenants' pods and the network policy.
  */
 import type { TenantProfile } from '../../api/gateway.ts';
 import { annotations, gpuResource, managedBy, labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
+import type { PodSecurityLevel } from './pod-rules.ts';
 import { tenantNamespace } from './record.ts';
 import { listenerInTenantRoleName, tenantAccount, tenantRoleName } from './rights.ts';
 import { bytesText, cpuText, type Room } from './room.ts';
@@ -15,7 +16,7 @@ import { bytesText, cpuText, type Room } from './room.ts';
 export const leaseIdLabel = (leaseId: Hex32): string => leaseId.slice(2, 65).toLowerCase();
 
 /** Networks that a tenant's pods cannot reach: private, carrier, link-local (cloud metadata), multicast. */
-const privateV4 = [
+export const privateV4 = [
   '10.0.0.0/8',
   '100.64.0.0/10',
   '169.254.0.0/16',
@@ -30,6 +31,8 @@ const privateV6 = ['fc00::/7', 'fe80::/10', 'ff00::/8'];
 const nodeLocalDns = '169.254.20.10/32';
 
 export interface TenantOptions {
+  /** Level of Pod Security of the namespaces. Default: baseline. */
+  readonly podSecurity?: PodSecurityLevel;
   /** Further networks to keep tenants out of: public addresses of nodes, of the API server, of the provider's services. */
   readonly deniedCidrs: readonly string[];
   /** Where the gateway runs. It connects to tenants' pods, and they to its tunnels. Absent: they do not. */
@@ -95,6 +98,10 @@ export interface TenantLease {
   /** Address of the contract. */
   readonly escrow: string;
   readonly room: Room;
+  /** The one node on which its pods may run. */
+  readonly nodeName: string;
+  /** What that node calls the devices of the lease. Absent: nvidia.com/gpu. */
+  readonly device?: string;
   /** Absent: baseline. */
   readonly tenantProfile?: TenantProfile;
   /** Absent: none. */
@@ -138,11 +145,16 @@ export function tenantObjects(
           name: namespace,
           labels: {
             ...labels,
-            // There is no level between: what a trusted tenant may ask for is still the gateway's to decide.
-            'pod-security.kubernetes.io/enforce': lease.tenantProfile === 'trusted' ? 'privileged' : 'baseline',
+            // There is no level between: what a trusted tenant may ask for, the gateway and the policy of tenants decide.
+            'pod-security.kubernetes.io/enforce':
+              lease.tenantProfile === 'trusted' ? 'privileged' : (options.podSecurity ?? 'baseline'),
             'pod-security.kubernetes.io/enforce-version': 'latest',
           },
-          annotations: { [annotations.escrow]: `${lease.chainId}/${lease.escrow}/${leaseId.toLowerCase()}` },
+          annotations: {
+            [annotations.escrow]: `${lease.chainId}/${lease.escrow}/${leaseId.toLowerCase()}`,
+            [annotations.tenantNode]: lease.nodeName,
+            [annotations.tenantDevice]: lease.device ?? gpuResource,
+          },
         },
       },
     },
@@ -200,7 +212,7 @@ export function tenantObjects(
         metadata: inside('lease'),
         spec: {
           hard: {
-            [`requests.${gpuResource}`]: String(room.gpus),
+            [`requests.${lease.device ?? gpuResource}`]: String(room.gpus),
             'requests.cpu': cpuText(room.cpuMillis),
             'requests.memory': bytesText(room.memoryBytes),
             'requests.ephemeral-storage': bytesText(room.ephemeralBytes),
@@ -226,9 +238,14 @@ export function tenantObjects(
           limits: [
             {
               type: 'Container',
-              // The gateway spells these out; they stand here for whoever creates a pod past it.
+              // The gateway spells these out, and caps them; they stand here for whoever creates a pod past it.
               defaultRequest: { cpu: '0', memory: '0', 'ephemeral-storage': '0' },
               default: {
+                cpu: cpuText(room.cpuMillis),
+                memory: bytesText(room.memoryBytes),
+                'ephemeral-storage': bytesText(room.ephemeralBytes),
+              },
+              max: {
                 cpu: cpuText(room.cpuMillis),
                 memory: bytesText(room.memoryBytes),
                 'ephemeral-storage': bytesText(room.ephemeralBytes),

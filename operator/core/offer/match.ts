@@ -7,7 +7,7 @@
  */
 import { type PendingReason, pendingReasons } from '../../api/conditions.ts';
 import type { GpuLease, LeaseStatus, Requirement } from '../../api/lease.ts';
-import { modelOfProduct } from '../../api/models.ts';
+import { fitsPartition, modelOfProduct, wholeGpu } from '../../api/models.ts';
 import type { GpuOffer } from '../../api/offer.ts';
 import type { GpuProvider } from '../../api/provider.ts';
 import { atto, parseAtto } from '../budget/spender.ts';
@@ -179,6 +179,18 @@ const checks: readonly Check[] = [
       const product = offer.status?.product;
       const model = product === undefined ? offer.spec.model : modelOfProduct(product);
       return missed(!lease.spec.gpu.models.some((m) => m === model), product ?? offer.spec.model);
+    },
+  },
+  {
+    // Never a part for a whole, nor a whole for a part: neither by the offer's word nor by the label of its nodes.
+    name: 'PartitionMismatch',
+    reason: 'NoMatchingOffer',
+    miss: ({ lease, offer }) => {
+      const partition = lease.spec.gpu.partition ?? wholeGpu;
+      const product = offer.status?.product;
+      const offered = offer.spec.partition ?? wholeGpu;
+      if (offered !== partition) return { closest: offered };
+      return missed(!!product && !fitsPartition(product, partition), product);
     },
   },
   {

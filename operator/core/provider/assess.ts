@@ -176,6 +176,7 @@ function mirror(provider: GpuProvider, offer: OfferInfo): GpuOffer {
   const spec: OfferSpec = {
     providerName: provider.metadata.name,
     model: offer.model,
+    ...(offer.partition === undefined ? {} : { partition: offer.partition }),
     interconnect: offer.interconnect,
     capacityType: offer.capacityType,
     prices: offer.prices,

@@ -13,6 +13,7 @@ import { admitConfig, ownerOf } from '../../core/allocation/admit-config.ts';
 import { type AdmittedPod, admitPod } from '../../core/allocation/admit-pod.ts';
 import { checkQuery, type KubeTarget, kubeTarget, upstreamPath } from '../../core/allocation/kube-path.ts';
 import type { NodePage } from '../../core/allocation/node-pages.ts';
+import type { PodRules } from '../../core/allocation/pod-rules.ts';
 import { type LeaseRecord, tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { leaseIdLabel } from '../../core/allocation/tenant.ts';
@@ -29,7 +30,7 @@ export interface KubeRouteOptions {
   readonly upstream: Upstream;
   readonly nodePages?: NodePages;
   /** Runtime class for pods with GPUs, where the nodes need one. */
-  readonly gpuRuntimeClass?: string;
+  readonly podRules?: PodRules;
 }
 
 const answerSeconds = 30;
@@ -229,11 +230,11 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
 
   function admitOne(record: LeaseRecord, body: unknown, running: boolean): AdmittedPod {
     mustServe(record);
-    const { nodeName, room } = record;
+    const { nodeName, room, device } = record;
     const namespace = tenantNamespace(record.leaseId);
     const leaseId = leaseIdLabel(record.leaseId);
     const profile = record.tenantProfile;
-    const context = { namespace, leaseId, nodeName, room, profile, gpuRuntimeClass: options.gpuRuntimeClass };
+    const context = { namespace, leaseId, nodeName, room, device, profile, rules: options.podRules };
     return admitPod(body, context, running);
   }
 

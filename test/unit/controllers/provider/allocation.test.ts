@@ -41,6 +41,8 @@ function world(watched: LeaseRecord, stored = watched) {
     watched,
     stored,
     nowSeconds: start + 1,
+    left: undefined as string | undefined,
+    nodeReady: true,
     afterRead: (): void => undefined,
     look: async () => ({}) as { requeueAfterSeconds?: number },
   };
@@ -67,8 +69,12 @@ function world(watched: LeaseRecord, stored = watched) {
       },
     },
     tenants: { tearDown: async () => did.push('tear down') > 0 },
-    ledgers: { free: async () => undefined },
-    stock: { node: () => ({ ready: true }) },
+    ledgers: {
+      free: async () => void did.push('free'),
+      note: async (_node: string, _lease: string, why: string) => void did.push(`note ${why}`),
+    },
+    residue: { left: async () => it.left },
+    stock: { node: () => ({ ready: it.nodeReady }) },
     chain: { seen: () => ({ known: false }) },
     counters: { count: () => undefined },
     ended: () => undefined,
@@ -147,4 +153,32 @@ test('what was watched and is older than what was read takes no credit back', as
   const after = w.did.length;
   await w.look();
   expect(w.did.length).toBe(after);
+});
+
+test('one that has ended may be settled at once; its room is given back when nothing of its tenant is left', async () => {
+  const w = world(record({ state: 'Ending', reason: 'Released', endingSince: '1970-01-01T02:46:41Z' }));
+  w.left = 'namespace gl-a1 is being deleted';
+  await w.look();
+  expect(w.stored).toMatchObject({ state: 'Ending', tornDown: true });
+  expect(w.stored).not.toHaveProperty('unseen');
+  await w.look();
+  expect(w.stored.state).toBe('Ended');
+  await w.look();
+  await w.look();
+  expect(w.did).not.toContain('free');
+  expect(w.did.filter((one) => one.startsWith('note'))).toEqual(Array(2).fill('note namespace gl-a1 is being deleted'));
+  w.left = undefined;
+  await w.look();
+  expect(w.did).toContain('free');
+  expect(w.stored.clean).toBe(true);
+  const before = w.did.length;
+  await w.look();
+  expect(w.did.slice(before)).toEqual(['read']);
+});
+
+test('one whose pods were taken away while their node was silent says so, for whoever looks what is left', async () => {
+  const w = world(record({ state: 'Ending', reason: 'Released' }));
+  w.nodeReady = false;
+  await w.look();
+  expect(w.stored).toMatchObject({ tornDown: true, unseen: true });
 });

@@ -47,7 +47,7 @@ test('pods of the provider count, pods of tenants do not and are not even watche
   // Ten, less one of the daemon, less a twentieth.
   const cpuMillis = 10_000 - 1_000 - 500;
   expect(stock.onOffer().map(({ sellable }) => sellable.cpuMillis)).toEqual([cpuMillis]);
-  expect((await stock.sellableNow('node-a'))?.cpuMillis).toBe(cpuMillis);
+  expect((await stock.sellableNow('node-a', 'nvidia.com/gpu'))?.cpuMillis).toBe(cpuMillis);
   stop.abort(new Error('over'));
   await running;
 });

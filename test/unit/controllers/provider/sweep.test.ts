@@ -146,7 +146,7 @@ describe('a reservation', () => {
     ],
     [
       'of a lease that is torn down is given back',
-      { ledgers: onNode(), record: { nodeName: 'gpu-1', state: 'Ended', tornDown: true } },
+      { ledgers: onNode(), record: { nodeName: 'gpu-1', state: 'Ended', tornDown: true, clean: true } },
       ['count reservation', 'free gpu-1'],
     ],
     [

@@ -310,6 +310,7 @@ describe('admitted', () => {
     }
     expect((admitted.spec.tolerations as { key?: string }[]).map(({ key }) => key)).toEqual([
       'gpulease.dev/offered',
+      'nvidia.com/gpu',
       'node.kubernetes.io/not-ready',
       'node.kubernetes.io/unreachable',
     ]);
@@ -332,6 +333,23 @@ describe('admitted', () => {
       requests: { cpu: '0', memory: '0', 'ephemeral-storage': '0' },
       limits: { cpu: '8', memory: '32Gi', 'ephemeral-storage': '100Gi' },
     });
+  });
+
+  test('a GPU is asked for by the name that the node has for the leased part of one', () => {
+    const limits = { 'nvidia.com/gpu': '2' };
+    const both = pod({ initContainers: [{ name: 'init', image: 'busybox' }] }, { resources: { limits } });
+    const { containers, initContainers } = admitPod(both, { ...context, device: 'nvidia.com/mig-1g.10gb' })
+      .spec as unknown as Record<string, Seen[]>;
+    for (const amounts of Object.values(containers![0]!.resources)) {
+      expect(amounts).toMatchObject({ 'nvidia.com/mig-1g.10gb': '2' });
+      expect(amounts).not.toHaveProperty(['nvidia.com/gpu']);
+    }
+    expect(containers![0]!.env).toEqual([]);
+    expect(initContainers![0]!.env).toEqual([{ name: 'NVIDIA_VISIBLE_DEVICES', value: 'void' }]);
+    const direct = { resources: { limits: { 'nvidia.com/mig-1g.10gb': '1' } } };
+    expect(() => admitPod(pod({}, direct), { ...context, device: 'nvidia.com/mig-1g.10gb' })).toThrow(
+      /is not a resource of a leased node/,
+    );
   });
 
   test('each container without a GPU is shown none; those with one are left to the device plugin', () => {

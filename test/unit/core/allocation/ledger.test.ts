@@ -5,6 +5,7 @@ import {
   free,
   LedgerError,
   ledgerText,
+  noteCleaning,
   parseLedger,
   reserve,
   type Sold,
@@ -47,6 +48,29 @@ describe('the ledger of a node', () => {
       outcome: 'held',
       ledger: one.ledger,
     });
+  });
+
+  test('counts each kind of device by itself, and CPU and memory together', () => {
+    const part = 'nvidia.com/mig-1g.10gb';
+    const one = reserve(emptyLedger('n'), '0x1', sold(2), sellable);
+    if (one.outcome !== 'reserved') throw new Error('not reserved');
+    const two = reserve(one.ledger, '0x2', { ...sold(1, { device: part }), gpus: 4 }, sellable);
+    if (two.outcome !== 'reserved') throw new Error('not reserved');
+    expect(soldOn(two.ledger)).toMatchObject({ gpus: 2, cpuMillis: 3000 });
+    expect(soldOn(two.ledger, part)).toMatchObject({ gpus: 4, cpuMillis: 3000 });
+    expect(reserve(two.ledger, '0x3', sold(1, { device: part }), sellable)).toMatchObject({ lacking: 'GPUs' });
+    expect(reserve(two.ledger, '0x3', sold(1), sellable).outcome).toBe('reserved');
+    expect(parseLedger(ledgerText(two.ledger))).toEqual(two.ledger);
+  });
+
+  test('holds what is still being cleaned up, and says for what', () => {
+    const one = reserve(emptyLedger('n'), '0x1', sold(4), sellable);
+    if (one.outcome !== 'reserved') throw new Error('not reserved');
+    const noted = noteCleaning(one.ledger, '0x1', 'the namespace is not gone');
+    expect(parseLedger(ledgerText(noted)).entries['0x1']?.cleaning).toBe('the namespace is not gone');
+    expect(noteCleaning(noted, '0x1', 'the namespace is not gone')).toBe(noted);
+    expect(noteCleaning(noted, '0x2', 'it')).toBe(noted);
+    expect(reserve(noted, '0x2', sold(1), sellable).outcome).toBe('exhausted');
   });
 
   test('gives back only what was held', () => {

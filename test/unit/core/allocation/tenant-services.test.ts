@@ -88,7 +88,7 @@ describe('a Service of the consumer at the provider', () => {
 describe('the tenant', () => {
   const leaseId = `0x${'aB'.repeat(32)}` as const;
   const room = { gpus: 1, cpuMillis: 1000, memoryBytes: 1024 ** 3, ephemeralBytes: 1024 ** 3, pods: 20 };
-  const lease = { leaseId, chainId: 31337, escrow: `0x${'1'.repeat(40)}`, room };
+  const lease = { leaseId, chainId: 31337, escrow: `0x${'1'.repeat(40)}`, room, nodeName: 'node-a' };
   const gateway = { namespace: 'gpulease-system', podLabels: { app: 'gateway' }, cidrs: ['192.0.2.7/32'] };
   const peers = [
     {

@@ -8,7 +8,7 @@ import { escrowOfTenant, tenantObjects } from '../../../../operator/core/allocat
 const leaseId = `0x${'aB'.repeat(32)}` as const;
 const room = { gpus: 2, cpuMillis: 7500, memoryBytes: 8 * 1024 ** 3, ephemeralBytes: 1024 ** 3, pods: 20 };
 const escrow = `0x${'Ee'.repeat(20)}` as const;
-const lease = { leaseId, chainId: 42161, escrow, room };
+const lease = { leaseId, chainId: 42161, escrow, room, nodeName: 'node-a' };
 const options = { deniedCidrs: ['203.0.113.0/24', '2001:db8::/32'] };
 const objects = tenantObjects(lease, options);
 const find = (kind: string) =>

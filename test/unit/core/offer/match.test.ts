@@ -41,6 +41,24 @@ const misses: Record<string, Miss> = {
     closest: 'NVIDIA-B300',
     reason: 'NoMatchingOffer',
   },
+  'a part of a GPU for a whole one': {
+    offer: offer({ partition: 'MIG-1g.10gb' }),
+    check: 'PartitionMismatch',
+    closest: 'MIG-1g.10gb',
+    reason: 'NoMatchingOffer',
+  },
+  'a whole GPU for a part of one': {
+    lease: lease({ gpu: { models: ['RTX4090'], count: 1, interconnect: 'Any', partition: 'TimeSliced' } }),
+    check: 'PartitionMismatch',
+    closest: 'None',
+    reason: 'NoMatchingOffer',
+  },
+  'nodes that are shared, whatever the offer calls it': {
+    offer: offer({}, { product: 'NVIDIA-GeForce-RTX-4090-SHARED' }),
+    check: 'PartitionMismatch',
+    closest: 'NVIDIA-GeForce-RTX-4090-SHARED',
+    reason: 'NoMatchingOffer',
+  },
   'too little memory': {
     lease: lease({ gpu: { models: ['RTX4090'], count: 1, interconnect: 'Any', minMemoryMiB: 30_000 } }),
     check: 'MemoryBelow',

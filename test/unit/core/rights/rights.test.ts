@@ -88,7 +88,7 @@ test('the roles that processes bind are there, and the guards know the accounts'
 test('quota and network policy of a tenant are called as the rights of the gateway name them', () => {
   const room = { gpus: 1, cpuMillis: 1, memoryBytes: 1, ephemeralBytes: 1, pods: 1 };
   const account = { namespace: 'n', name: 'g' };
-  const lease = { leaseId, chainId: 1, escrow: escrowAddress, room };
+  const lease = { leaseId, chainId: 1, escrow: escrowAddress, room, nodeName: 'node-1' };
   const objects = tenantObjects(lease, { deniedCidrs: [], gatewayAccount: account });
   for (const kind of ['ResourceQuota', 'NetworkPolicy'])
     expect(objects.filter(({ object }) => object.kind === kind).map(({ object }) => object.metadata.name)).toContain(

@@ -2,6 +2,7 @@
  * What consumers and gateways say to each other over HTTP, version 1. Both sides validate with these schemas.
  *
  *   GET  /v1/provider                      who the provider is, and how it may be paid
+ *   GET  /v1/openapi.json                  all of this, for programs
  *   GET  /v1/offers                        what it rents out now
  *   POST /v1/quotes                        a signed quote, bound to one consumer and one lease
  *   POST /v1/leases                        here is my escrow: make the node     (repeatable)
@@ -78,6 +79,8 @@ export const gatewayReasons = {
   PodRefused: 'the pod asks for what tenants may not have',
   ResizeRefused: 'the running pod cannot have those resources; everything else of the change was carried out',
   Held: 'the provider takes no new leases now',
+  Blocked: 'the provider does not serve this account',
+  FirstContact: 'an account that never paid here gets one lease at a time, until something of it was settled',
   ServicesNotOffered: 'the provider carries no connections to Services of its consumers',
 } as const;
 export type GatewayReason = keyof typeof gatewayReasons;
@@ -256,6 +259,8 @@ export const allocationInfo = z.object({
   vouchedSeconds: z.int32().min(0),
   graceSeconds: z.int32().min(0),
   servingSince: time('When the allocation became Serving.').optional(),
+  /** The provider is taken out of service and ends the allocation then: drain it before. */
+  leaveBy: time('When the provider ends the allocation.').optional(),
 });
 export type AllocationInfo = z.infer<typeof allocationInfo>;
 

@@ -15,6 +15,8 @@ export const labels = {
   leaseNamespace: `${group}/lease-namespace`,
   /** On chain id of the lease, without 0x, cut to 63 characters. On provider-side objects. */
   leaseId: `${group}/lease-id`,
+  /** On a gateway's record of a lease: the account that pays for it. */
+  consumer: `${group}/consumer`,
   provider: `${group}/provider`,
   offer: `${group}/offer`,
   capacityType: `${group}/capacity-type`,

@@ -32,7 +32,14 @@ const declared = {
   ),
   rounds: integer('burst, streams: how often each alternative has its turn.', 'COUNT', 1, 100, 3),
   samples: integer('latency: how many pods each way.', 'COUNT', 5, 10_000, 50),
-  restSeconds: integer('size: for how long CPU is measured at rest.', 'SECONDS', 10, 3600, 60),
+  restSeconds: integer(
+    'size: for how long CPU is measured at rest. gateway: for how long it is asked.',
+    'SECONDS',
+    10,
+    3600,
+    60,
+  ),
+  requests: integer('gateway: how many requests a second.', 'COUNT', 1, 20_000, 1000),
   nodes: text('size: numbers of virtual nodes, one after the other (default: 10,100,1000).', 'N[,N]'),
   out: text('Folder for the plot (SVG) and the figures (JSON).', 'DIR'),
   profile: text(
@@ -90,6 +97,7 @@ async function main(): Promise<void> {
       rounds: options.rounds,
       samples: options.samples,
       restSeconds: options.restSeconds,
+      requests: options.requests,
       profile,
       say,
       report: (line) => {

@@ -9,6 +9,7 @@ import { bytesOf } from '../core/allocation/room.ts';
 import { QuantityError } from '../core/quantity.ts';
 import { accountOf } from '../core/rights/accounts.ts';
 import { gatewayNamespace, provisionerNamespace } from '../core/rights/provider.ts';
+import { networkOf } from '../gateway/addresses.ts';
 import { choice, integer, type Option, pairs, parseOptions, portRange, someOf, text, UsageError } from './options.ts';
 
 const usage = `
@@ -142,6 +143,13 @@ export const gatewayOptions = {
     many: true,
     parse: address,
   } as Option<Address> & { many: true },
+  knownConsumer: {
+    description:
+      'Account of a consumer that is no stranger: it may have several leases before something of it was settled here. Others have one until then.',
+    value: 'ADDRESS',
+    many: true,
+    parse: address,
+  } as Option<Address> & { many: true },
   kubeletCertificateAuthority: text(
     "CA (PEM) that signed the serving certificates of this cluster's kubelets, at which tenants' metrics are read. Default: the cluster's own CA.",
     'FILE',
@@ -173,10 +181,35 @@ export const gatewayOptions = {
     'CIDR',
   ),
   held: {
-    description: 'Take no new leases; those that run go on.',
+    description:
+      'Take no new leases; those that run go on. To hold, drain or block without a restart: the ConfigMap gpulease-controls.',
     parse: (t: string) => t === 'true',
   } as Option<boolean>,
-  requestsPerSecond: integer('Requests without a token that one address may make.', 'COUNT', 1, 100_000, 50),
+  requestsPerSecond: integer(
+    'Requests without a token that one address may make, four seconds of them at once.',
+    'COUNT',
+    1,
+    100_000,
+    50,
+  ),
+  walletRequestsPerSecond: integer(
+    'Requests with a token that the leases of one account may make together, ten seconds of them at once.',
+    'COUNT',
+    1,
+    100_000,
+    500,
+  ),
+  unprovenConnections: integer(
+    'Connections of one address on which no good token has come yet; beyond, the oldest is closed. A consumer that comes back opens two a lease at once.',
+    'COUNT',
+    1,
+    100_000,
+    1024,
+  ),
+  trustedProxy: list(
+    'Address or network of a proxy of yours before the gateway: its X-Forwarded-For is believed, nobody else’s.',
+    'CIDR',
+  ),
   leaderElection: choice('Leader lock, so that several replicas can run.', ['on', 'off'], 'on'),
   operationsPort: integer('Port of /metrics, /livez and /readyz; 0 picks a free one.', 'PORT', 0, 65_535, 8080),
   logLevel: choice('How much is logged.', ['debug', 'info', 'warn', 'error'], 'info'),
@@ -205,6 +238,9 @@ const listenerOnly = [
   'tunnelPorts',
   'held',
   'requestsPerSecond',
+  'walletRequestsPerSecond',
+  'unprovenConnections',
+  'trustedProxy',
 ] as const;
 
 type ListenerOnly = (typeof listenerOnly)[number];
@@ -247,6 +283,10 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
   }
   if ((options.tlsCert === undefined) !== (options.tlsKey === undefined)) {
     throw new UsageError('--tls-cert and --tls-key are given together, or neither');
+  }
+  for (const proxy of options.trustedProxy) {
+    if (networkOf(proxy) === undefined)
+      throw new UsageError(`--trusted-proxy must be an address, or a network such as 10.0.0.0/8; given: ${proxy}`);
   }
   return { ...options, keyFile: options.keyFile, ...settingsOf(options), ...hostAndPort(options.listen) };
 }

@@ -1,7 +1,7 @@
 /**
  * Writes what is generated from sources of truth: `crds/` from the Zod schemas, with the admission policies, the
  * DeviceClass and the StorageClass in folders of their own, contract ABIs from Solidity, the reference from the registries,
- * and the example papers beside it. `--verify` writes nothing, and fails when a committed file differs from its source.
+ * the gateway's OpenAPI document and the example papers beside it. `--verify` writes nothing, and fails when a committed file differs from its source.
  */
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
@@ -12,6 +12,7 @@ import { customResourceDefinition } from '../api/crd.ts';
 import { deviceClass } from '../api/device-class.ts';
 import { kinds } from '../api/kinds.ts';
 import { group } from '../api/labels.ts';
+import { openApi } from '../api/openapi.ts';
 import { policies } from '../api/policies.ts';
 import { csiDriver, storageClass } from '../api/storage-class.ts';
 import { generateContracts } from '../contracts/generate.ts';
@@ -45,6 +46,7 @@ async function everything(): Promise<Map<string, string>> {
     files.set(`crds/policies/${name}.yaml`, header + documents.join('---\n'));
   }
   for (const [path, content] of await generateContracts()) files.set(path, content);
+  files.set('operator/reference/gateway-openapi.json', `${JSON.stringify(openApi('v1'), undefined, 2)}\n`);
   files.set('operator/REFERENCE.md', reference());
   for (const [path, content] of await examplePapers()) files.set(path, content);
   return files;

@@ -9,6 +9,7 @@ import { policies } from '../api/policies.ts';
 import { receipt } from '../api/receipt.ts';
 import { claimReasons, storageClass } from '../api/storage-class.ts';
 import { receiptField, receiptSecretType } from '../controllers/consumer/receipts.ts';
+import { controlsName } from '../core/allocation/controls.ts';
 import { listenerInTenantRules, tenantRole } from '../core/allocation/rights.ts';
 import { tablesWithin } from '../core/node/field-table.ts';
 import { podSpecTable } from '../core/node/pod-fields.ts';
@@ -217,6 +218,41 @@ function papers(out: string[]): void {
   for (const [name, { type, holds }] of Object.entries(focusColumns)) out.push(`| \`${name}\` | ${type} | ${holds} |`);
 }
 
+/** What the owner of a provider does while its gateway runs. */
+function ownersControls(out: string[]): void {
+  const at = `kubectl -n gpulease-system`;
+  const write = (fields: string) =>
+    `${at} create configmap ${controlsName} ${fields} --dry-run=client -o yaml | ${at.replace(' -n', ' apply -n')} -f -`;
+  out.push(
+    '',
+    '## The owner of a provider',
+    '',
+    `While the gateway runs it watches the ConfigMap \`${controlsName}\` of its namespace; every replica follows within seconds. Without it, everything is served.`,
+    '',
+    '| field | meaning |',
+    '|---|---|',
+    '| `mode` | `Serve`. `Hold`: no new quotes and leases, those that run go on. `HoldAndDrain`: those that run are told, and end within `drainSeconds`; what was served is settled, the rest refunded. A word that is not known holds. |',
+    '| `drainSeconds` | Default 600. |',
+    '| `blocked` | Accounts of consumers, separated by spaces, commas or lines; `#` begins a comment. Their leases end at once, and they get no others. |',
+    '| `message` | Why, as consumers are told; 200 characters. |',
+    '',
+    '```sh',
+    '# no new leases; then: empty the cluster within five minutes; then: serve again',
+    write('--from-literal=mode=Hold --from-literal=message="new switches"'),
+    write('--from-literal=mode=HoldAndDrain --from-literal=drainSeconds=300'),
+    `${at} delete configmap ${controlsName}`,
+    '# serve this account no longer',
+    write('--from-literal=blocked=0x00000000000000000000000000000000000000ff'),
+    '# another price, for quotes from now on; what was signed holds',
+    `kubectl patch gpuoffer h100-sxm --type merge -p '{"spec":{"prices":[{"assetSymbol":"USDC","perGpuHour":"2.49"}]}}'`,
+    '```',
+    '',
+    'An account that never paid here gets one lease at a time, until something of it was settled (`--known-consumer` names exceptions). Accounts that have paid are in the ConfigMap `gpulease-known-consumers`.',
+    '',
+    `The gateway describes its protocol at \`/v1/openapi.json\`; it is in \`operator/reference/gateway-openapi.json\`. Each call by which a consumer may have changed something is one line in the gateway's log, with the fields \`audit\` (the method), \`path\`, \`leaseId\`, \`wallet\`, \`address\`, \`status\` and \`ms\`.`,
+  );
+}
+
 /** Markdown of the whole reference. */
 export function reference(): string {
   const out = [
@@ -259,6 +295,7 @@ export function reference(): string {
   list('Budget', budgetReasons);
   out.push('', '## Refusals of a gateway', '', '| reason | meaning |', '|---|---|');
   for (const [reason, meaning] of Object.entries(gatewayReasons)) out.push(`| \`${reason}\` | ${meaning} |`);
+  ownersControls(out);
   out.push(
     '',
     '## Admission policies',

@@ -128,6 +128,7 @@ async function runProvider(
       return pods.length;
     },
     held: () => options.held === true,
+    knownConsumers: options.knownConsumer,
     settings: {
       tickSeconds: options.tick,
       chainIntervalSeconds: options.chainInterval,
@@ -217,6 +218,9 @@ async function runProvider(
       podRules: options.podRules,
       reverse,
       requestsPerSecond: options.requestsPerSecond,
+      walletRequestsPerSecond: options.walletRequestsPerSecond,
+      unprovenConnections: options.unprovenConnections,
+      trustedProxies: options.trustedProxy,
     });
 
     await gateway.app.listen({ host: options.host, port: options.port });

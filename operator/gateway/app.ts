@@ -4,12 +4,18 @@
  * It faces the internet: bodies, headers, waiting and connections are bounded, every error is a problem document, and no
  * request can end the process.
  */
-import type { Server } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { Server as HttpsServer } from 'node:https';
 import type { Duplex } from 'node:stream';
 import Fastify, { type FastifyInstance } from 'fastify';
 import { maxBodyBytes } from '../api/gateway.ts';
 import type { PodRules } from '../core/allocation/pod-rules.ts';
+import { Refusal } from '../core/allocation/refusal.ts';
+import { leaveSoon } from '../wire/leave-soon.ts';
+import { createAddresses } from './addresses.ts';
+import { createAudit } from './audit.ts';
+import { createCallers } from './callers.ts';
+import { watchConnections } from './connections.ts';
 import { createNonces } from './nonces.ts';
 import { acceptJsonOnly } from './plugins/json.ts';
 import { createRateLimit } from './plugins/limits.ts';
@@ -43,15 +49,23 @@ export interface GatewayOptions {
   /** How pods of tenants reach Services of their consumers. Absent: they do not. */
   readonly reverse?: TunnelOptions['reverse'];
   readonly maxConnections?: number;
+  /** Connections on which nobody has proved to be a consumer, of one address; of all: half of `maxConnections`. */
+  readonly unprovenConnections?: number;
   /** Requests without a token, for each address. */
   readonly requestsPerSecond?: number;
+  /** Requests with one, for each account that pays. */
+  readonly walletRequestsPerSecond?: number;
+  /** Addresses and networks of proxies whose X-Forwarded-For is believed. */
+  readonly trustedProxies?: readonly string[];
 }
 
 export interface Gateway {
   readonly app: FastifyInstance;
+  /** What it answers to, as it was declared. */
+  readonly routes: readonly { readonly method: string; readonly url: string }[];
   /** New certificate, without a restart. */
   setTls(tls: { key: string; cert: string }): void;
-  /** Ends streams and watches, waits for ordinary requests. */
+  /** Tells sessions why, ends streams and watches, waits for ordinary requests. */
   close(): Promise<void>;
 }
 
@@ -62,7 +76,8 @@ export function createGateway(options: GatewayOptions): Gateway {
   const { service, upstream, now, log, publicUrls, podRules } = options;
   // Who sends half a request is cut off by the second, not at Node's leisure of half a minute.
   // The command of an exec is part of its URL.
-  const listener = { connectionsCheckingInterval: 2_000, maxHeaderSize: maxHeaderBytes };
+  // Who names no host is told so by us: Node would answer with no word.
+  const listener = { connectionsCheckingInterval: 2_000, maxHeaderSize: maxHeaderBytes, requireHostHeader: false };
   const app = Fastify({
     ...(options.tls
       ? {
@@ -82,7 +97,7 @@ export function createGateway(options: GatewayOptions): Gateway {
     keepAliveTimeout: 75_000,
     connectionTimeout: 0,
     routerOptions: { maxParamLength: 512 },
-    return503OnClosing: true,
+    return503OnClosing: false,
     forceCloseConnections: true,
     frameworkErrors: (
       _error: unknown,
@@ -98,9 +113,29 @@ export function createGateway(options: GatewayOptions): Gateway {
   } as object) as unknown as FastifyInstance;
 
   const server = app.server as Server;
+  const { maxConnections = 4096 } = options;
   server.headersTimeout = 10_000;
-  server.maxConnections = options.maxConnections ?? 4096;
+  server.maxConnections = maxConnections;
   server.maxRequestsPerSocket = 0;
+  server.on('connect', (_request, socket: Duplex) => answerByHand(socket, 405, 'this is no proxy'));
+  server.on('checkExpectation', (_request: IncomingMessage, response: ServerResponse) => {
+    const body = JSON.stringify(problemOf(417, 'of expectations, only 100-continue is met'));
+    response.writeHead(417, { 'content-type': problemType, connection: 'close' }).end(body);
+  });
+
+  const routes: { method: string; url: string }[] = [];
+  app.addHook('onRoute', ({ method, url }) => {
+    for (const one of [method].flat()) routes.push({ method: one, url });
+  });
+  let closing = false;
+  app.addHook('onRequest', async (request, reply) => {
+    if (closing) {
+      reply.header('connection', 'close');
+      throw new Refusal(503, 'the gateway restarts: try again', { retryAfterSeconds: 2 });
+    }
+    if (request.raw.httpVersion !== '1.0' && !request.headers.host)
+      throw new Refusal(400, 'the Host header is missing');
+  });
 
   acceptJsonOnly(app);
   answerWithProblems(app, log);
@@ -111,22 +146,49 @@ export function createGateway(options: GatewayOptions): Gateway {
 
   const tokens = createLeaseTokens(options.tokenKey, now);
   const perSecond = options.requestsPerSecond ?? 50;
-  const limit = createRateLimit({ perSecond, burst: perSecond * 4, now });
-  providerRoutes(app, service, limit);
-  leaseRoutes(app, { service, tokens, nonces: createNonces(now), limit, publicUrls, now });
-  kubeRoutes(app, { service, tokens, upstream, nodePages: options.nodePages, podRules });
-  serviceRoutes(app, { service, tokens });
-  const tunnels = createTunnels({ service, tokens, upstream, log, reverse: options.reverse });
-  const streams = serveStreams(server, { service, tokens, upstream, podRules, log, tunnels });
-  const watches = options.tls ? serveWatches(server as HttpsServer, { service, tokens, upstream, log }) : undefined;
+  const walletPerSecond = options.walletRequestsPerSecond ?? 500;
+  const addresses = createAddresses(options.trustedProxies);
+  const connections = watchConnections(server, addresses, {
+    ofAddress: options.unprovenConnections ?? 1024,
+    ofAll: Math.ceil(maxConnections / 2),
+  });
+  const callers = createCallers({
+    tokens,
+    addresses,
+    connections,
+    ofAddress: createRateLimit({
+      ...{ perSecond, burst: perSecond * 4, now },
+      detail: 'too many requests from this address: wait a little',
+    }),
+    // A burst of pods is many calls at once, and then none for long.
+    ofWallet: createRateLimit({
+      ...{ perSecond: walletPerSecond, burst: walletPerSecond * 10, now },
+      detail: 'too many requests of this account: wait a little',
+    }),
+    walletOf: (leaseId) => service.consumerOf(leaseId),
+  });
+  const audit = createAudit(log, callers);
+  app.addHook('onResponse', async (request, reply) => {
+    audit(request.raw, reply.statusCode, reply.elapsedTime / 1000);
+  });
+
+  providerRoutes(app, service, callers);
+  leaseRoutes(app, { service, tokens, callers, nonces: createNonces(now), publicUrls, now });
+  kubeRoutes(app, { service, callers, upstream, nodePages: options.nodePages, podRules });
+  serviceRoutes(app, { service, callers });
+  const tunnels = createTunnels({ service, callers, upstream, log, reverse: options.reverse });
+  const streams = serveStreams(server, { service, callers, upstream, podRules, log, audit, tunnels });
+  const watches = options.tls ? serveWatches(server as HttpsServer, { service, callers, upstream, log }) : undefined;
 
   return {
     app,
+    routes,
     setTls(tls) {
       if ('setSecureContext' in server && typeof server.setSecureContext === 'function') server.setSecureContext(tls);
     },
     async close() {
-      streams.end();
+      closing = true;
+      await streams.end();
       watches?.end();
       tunnels.end();
       await app.close();
@@ -137,20 +199,30 @@ export function createGateway(options: GatewayOptions): Gateway {
 /** What the HTTP parser gives up on: no request yet, so an answer by hand. */
 function answerBroken(error: Error & { code?: string }, socket: Duplex): void {
   // Who did not even finish the TLS handshake can be told nothing: what is written waits for it, and holds the socket for ever.
+  // What follows the first mistake is as wrong, and was answered with it.
+  if (answered.has(socket)) return;
   const ofHttp = error.code?.startsWith('HPE_') || error.code === 'ERR_HTTP_REQUEST_TIMEOUT';
   if (!ofHttp || !socket.writable) {
     socket.destroy();
     return;
   }
   const status = error.code === 'HPE_HEADER_OVERFLOW' ? 431 : error.code === 'ERR_HTTP_REQUEST_TIMEOUT' ? 408 : 400;
-  const problem = problemOf(
+  answerByHand(
+    socket,
     status,
     status === 408 ? 'the request took too long to arrive' : 'this is not a valid HTTP request',
   );
+}
+
+const answered = new WeakSet<Duplex>();
+
+function answerByHand(socket: Duplex, status: number, detail: string): void {
+  answered.add(socket);
+  const problem = problemOf(status, detail);
   const body = JSON.stringify(problem);
+  socket.on('error', () => socket.destroy());
   socket.end(
     `HTTP/1.1 ${status} ${problem.title}\r\ncontent-type: ${problemType}\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
-    // Not when the caller closes its half, which it may never do.
-    () => socket.destroy(),
+    () => leaveSoon(socket),
   );
 }

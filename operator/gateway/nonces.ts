@@ -2,8 +2,9 @@
  * Nonces that were used. Bounded: a nonce is remembered until the message that carries it runs out anyway, and when there
  * is no room for another, the message is refused rather than an older nonce forgotten.
  *
- * Each replica remembers its own. A message that is caught on its way and replayed to the other replica in time would give
- * a token; it travels inside TLS, and opens nothing that its sender could not open.
+ * Each replica remembers its own, and none after a restart. A message that is caught on its way, inside TLS, and replayed to
+ * another replica in time gives the very token that its sender got (tokens.ts), good for no longer: what it took to read the
+ * message would have shown that one as well.
  */
 import { Refusal } from '../core/allocation/refusal.ts';
 

@@ -34,6 +34,8 @@ export interface GatewayService {
   ): Promise<{ readonly tag: string; readonly list?: OfferList }>;
   quote(request: QuoteRequest, signal?: AbortSignal): Promise<SignedQuote>;
   allocate(request: LeaseRequest, signal?: AbortSignal): Promise<AllocationInfo>;
+  /** The account that pays for the lease, as far as it is known without asking anybody. */
+  consumerOf(leaseId: Hex32): string | undefined;
   /** Provider and signature; audience, time and nonce are checked on this side. */
   checkAccess(leaseId: Hex32, request: AccessRequest, signal?: AbortSignal): Promise<void>;
   allocation(leaseId: Hex32, signal?: AbortSignal): Promise<AllocationInfo>;

@@ -1,25 +1,28 @@
 /**
  * Bearer tokens for one lease, minutes long. The token says which lease and until when, and is sealed with a key that the
  * replicas share; so any replica takes it, and none has to remember it.
+ *
+ * Until when follows from the Access that it is given for, not from the clock: one Access gives one token. Whoever could replay
+ * it, at another replica say, which does not know its nonce, would get what the first answer held, and not a second more.
  */
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import type { Hex32 } from '../api/messages.ts';
 import { Refusal } from '../core/allocation/refusal.ts';
 
 export interface LeaseTokens {
-  issue(leaseId: Hex32): { token: string; expiresAt: number };
+  issue(leaseId: Hex32, accessExpiresAt: number): { token: string; expiresAt: number };
   /** Throws a Refusal unless the header carries a token of this lease that has not run out. */
   check(leaseId: Hex32, authorization: string | undefined): void;
 }
 
-export function createLeaseTokens(key: Uint8Array, now: () => Date, seconds = 600): LeaseTokens {
+export function createLeaseTokens(key: Uint8Array, now: () => Date, secondsAfterAccess = 480): LeaseTokens {
   if (key.length < 32) throw new Error('the key of the lease tokens has fewer than 32 bytes');
   const seal = (content: string): Buffer => createHmac('sha256', key).update(`gpulease-token.${content}`).digest();
   const nowSeconds = () => Math.floor(now().getTime() / 1000);
   const refused = (why: string) => new Refusal('Unauthorized', why);
   return {
-    issue(leaseId) {
-      const expiresAt = nowSeconds() + seconds;
+    issue(leaseId, accessExpiresAt) {
+      const expiresAt = accessExpiresAt + secondsAfterAccess;
       const content = Buffer.from(JSON.stringify({ l: leaseId.toLowerCase(), e: expiresAt })).toString('base64url');
       return { token: `${content}.${seal(content).toString('base64url')}`, expiresAt };
     },

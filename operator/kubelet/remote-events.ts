@@ -3,6 +3,7 @@
  * fails, nothing fits. Untrusted words: bounded in length and number, and only ever about pods of this node.
  */
 import type { Pod } from '../core/node/pod.ts';
+import { plainText } from '../core/plain-text.ts';
 import type { Clock } from '../engine/clock.ts';
 import type { EventRecorder, KubeObject } from '../engine/types.ts';
 import { boundedMap } from './bounded-map.ts';
@@ -88,6 +89,6 @@ export function mirrorEvents(
 }
 
 const text = (value: unknown, most: number): string | undefined =>
-  typeof value === 'string' ? value.slice(0, most).toWellFormed() : undefined;
+  typeof value === 'string' ? plainText(value.slice(0, most).toWellFormed()) : undefined;
 const number = (value: unknown): number | undefined =>
   typeof value === 'number' && Number.isInteger(value) && value > 0 ? value : undefined;

@@ -7,6 +7,7 @@
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { AllocationInfo } from '../api/gateway.ts';
+import { plainText } from '../core/plain-text.ts';
 import { ApiError, isRecord, statusOf, UnknownOutcomeError } from '../engine/errors.ts';
 import { readBody } from '../engine/http.ts';
 import { apiVersionOf, withQuery } from '../engine/paths.ts';
@@ -167,10 +168,11 @@ async function sent<T>(what: string, signal: AbortSignal | undefined, send: () =
 function refusalOf(code: number, body: unknown, method: string, what: string, retryAfter: string | undefined): Error {
   if (isRecord(body) && body.kind !== 'Status' && (typeof body.title === 'string' || typeof body.reason === 'string')) {
     const reason = typeof body.reason === 'string' ? body.reason : String(body.title);
-    const message = typeof body.detail === 'string' ? body.detail : String(body.title ?? reason);
+    const message = plainText(String(typeof body.detail === 'string' ? body.detail : (body.title ?? reason)));
     return new ApiError({ ...statusOf(code, undefined, retryAfter), code, reason: reason.slice(0, 64), message }, what);
   }
-  const status = statusOf(code, body, retryAfter);
+  const said = statusOf(code, body, retryAfter);
+  const status = { ...said, message: plainText(said.message) };
   // A page that says 404 in somebody else's words is not the API server's NotFound, by which pods are given up.
   if (code === 404 && !(isRecord(body) && body.kind === 'Status'))
     return new ApiError({ ...status, reason: 'Unrecognized' }, what);

@@ -2,6 +2,7 @@
 import type { Report } from '../../operator/sandbox/processes.ts';
 import { type BurstFigures, burst, burstTable } from './burst.ts';
 import { type Target, table } from './figures.ts';
+import { gatewayBench, gatewayTable } from './gateway.ts';
 import { type Lab, startLab } from './lab.ts';
 import { type LatencyFigures, latency, type Spread } from './latency.ts';
 import { machine } from './machine.ts';
@@ -16,6 +17,8 @@ export interface BenchContext {
   readonly rounds: number;
   readonly samples: number;
   readonly restSeconds: number;
+  /** A second, of the gateway. */
+  readonly requests: number;
   readonly profile?: string;
   /** Progress, for whoever waits. */
   readonly say: (line: string) => void;
@@ -95,6 +98,19 @@ export const benches: Readonly<Record<string, Bench>> = {
       const { samples, rounds, say } = context;
       const { figures, targets } = await streams(lab, { samples, rounds, say });
       return { figures, targets, table: streamsTable(figures), plot: streamsPlot(figures) };
+    },
+  },
+  gateway: {
+    about: 'requests a second at one gateway (offers, signed quotes, stored vouchers), then exec sessions at once',
+    async run(context) {
+      context.say('starting two clusters and a real node, where one can be had');
+      const { figures, targets } = await gatewayBench({
+        ...context,
+        perSecond: context.requests,
+        seconds: context.restSeconds,
+        sessions: 200,
+      });
+      return { figures, targets, table: gatewayTable(figures) };
     },
   },
   size: {

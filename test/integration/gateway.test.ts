@@ -141,6 +141,8 @@ beforeAll(async () => {
         ...['--operations-port', String(operations), '--chain-interval', '1', '--tick', '1', '--settle-patience', '3'],
         // 0.001 USDC at 0.34 an hour: ten seconds and a half.
         ...['--max-unpaid', '0.001', '--log-level', 'debug'],
+        // It has several leases at once before any was settled.
+        ...['--known-consumer', chain.keys.consumer.address],
       ],
       ready: async () => (await fetch(`http://127.0.0.1:${operations}/readyz`)).ok,
       readyTimeoutSeconds: 60,

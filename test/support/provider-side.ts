@@ -166,7 +166,7 @@ export interface ProviderSide {
   ): Promise<{ status: number; body: never; headers: Record<string, unknown> }>;
   quote(changes?: Record<string, unknown>): Promise<SignedQuote>;
   /** Opens the escrow as the consumer would. */
-  open(quote: SignedQuote, seconds?: number): Hex32;
+  open(quote: SignedQuote, seconds?: number, session?: ChainKey): Hex32;
   access(leaseId: Hex32, changes?: Record<string, unknown>, signer?: ChainKey): Promise<Record<string, unknown>>;
   token(leaseId: Hex32): Promise<string>;
   voucher(
@@ -192,11 +192,14 @@ export async function startProviderSide(
     readonly settings?: Partial<Parameters<typeof createProvider>[0]['settings']>;
     readonly maxUnpaid?: string;
     readonly trustedConsumers?: readonly string[];
+    /** Default: the consumer of these tests, so that it may have several leases at once. */
+    readonly knownConsumers?: readonly string[];
     readonly storage?: TenantStorage;
     readonly log?: Log;
     readonly cluster?: FakeCluster;
     readonly chain?: FakeChain;
     readonly requestsPerSecond?: number;
+    readonly gateway?: Partial<GatewayOptions>;
     readonly nodePages?: NodePages;
     /** Without the controllers that only a leader runs. */
     readonly follower?: boolean;
@@ -246,6 +249,7 @@ export async function startProviderSide(
     chains,
     terms: { provider: notary.address, maxUnpaid: options.maxUnpaid ?? '0.25', quoteSeconds: 120 },
     trustedConsumers: options.trustedConsumers,
+    knownConsumers: options.knownConsumers ?? [keys.consumer.address],
     storage: options.storage,
     tenant: { deniedCidrs: [], gateway: { namespace: 'gpulease-system' } },
     ...(options.reverse ? { services: { family: 'IPv4' } } : {}),
@@ -272,8 +276,10 @@ export async function startProviderSide(
     now,
     log,
     requestsPerSecond: options.requestsPerSecond ?? 10_000,
+    walletRequestsPerSecond: 10_000,
     reverse: options.reverse,
     tls: options.tls,
+    ...options.gateway,
   });
   const stop = new AbortController();
   const running = [provider.watch(stop.signal), ...(options.follower ? [] : [provider.lead(stop.signal)])];
@@ -339,7 +345,7 @@ export async function startProviderSide(
       return answer.body;
     },
 
-    open(signed, seconds) {
+    open(signed, seconds, session = keys.session) {
       const quote = quoteOfJson(signed.quote);
       const leaseId = leaseIdOf(quote.consumer, quote.leaseRef);
       const price = (quote.pricePerGpuHour * BigInt(quote.gpus) * BigInt(seconds ?? quote.maxSeconds)) / 3600n;
@@ -350,7 +356,7 @@ export async function startProviderSide(
         leaseId,
         quoteHash: hashQuote(domain, quote),
         signedBy: quote.provider,
-        signer: keys.session.address,
+        signer: session.address,
         deposit: price,
       });
       return leaseId;

@@ -17,6 +17,7 @@ import {
   signedQuote,
 } from '../../api/gateway.ts';
 import type { Access, Address, Hex, Hex32 } from '../../api/messages.ts';
+import { plainStrings } from '../../core/plain-text.ts';
 import { pathOnly, readBody } from '../../engine/http.ts';
 import { type Dial, dialTls, type Endpoint } from './dial.ts';
 import { GatewayRefusal, InvalidAnswerError, UnknownOutcomeError } from './errors.ts';
@@ -152,7 +153,8 @@ function callJson(http: HttpClient, timeoutSeconds: number, log?: GatewayLog): C
 
 function parseJson(bytes: Buffer, what: string): unknown {
   try {
-    return JSON.parse(bytes.toString('utf8'));
+    // All of it may be shown to people, in a condition or a log. What is signed is checked as it is read here.
+    return JSON.parse(bytes.toString('utf8'), plainStrings);
   } catch {
     throw new UnknownOutcomeError(`${what}: the answer is not JSON`);
   }
@@ -162,7 +164,7 @@ function parseJson(bytes: Buffer, what: string): unknown {
 export function refusalOf(status: number, bytes: Buffer, what: string, retryAfter?: string): Error {
   let said: Problem | undefined;
   try {
-    said = problem.safeParse(JSON.parse(bytes.toString('utf8'))).data;
+    said = problem.safeParse(JSON.parse(bytes.toString('utf8'), plainStrings)).data;
   } catch {
     // Not JSON: somebody else's page.
   }

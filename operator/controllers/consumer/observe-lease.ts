@@ -144,6 +144,8 @@ const absences: ReadonlySet<string> = new Set([
   'EscrowMismatch',
   'OfferNotFound',
   'Held',
+  'Blocked',
+  'FirstContact',
   'QuoteExpired',
 ]);
 

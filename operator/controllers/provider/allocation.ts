@@ -3,7 +3,7 @@
  * ended. Level-triggered: every few seconds each lease is looked at anew, from its record and the last chain read.
  */
 import type { Hex32 } from '../../api/messages.ts';
-import { enter, planAllocation } from '../../core/allocation/plan.ts';
+import { enter, type Owner, planAllocation } from '../../core/allocation/plan.ts';
 import type { Proof } from '../../core/allocation/proof.ts';
 import { type LeaseRecord, leaseIdOfRecordName, type Meter, recordName } from '../../core/allocation/record.ts';
 import type { Informer, ObjectKey, Result } from '../../engine/types.ts';
@@ -23,6 +23,8 @@ export interface AllocationOptions extends ProvisionOptions {
   /** Whether the session key of the lease signed what is stored as its voucher. */
   readonly vouched: (record: LeaseRecord) => boolean;
   readonly residue: Residue;
+  /** What the owner decided about leases of this consumer. */
+  readonly owner?: (consumer: string) => Owner;
   /** A lease has ended: the chain may be told. */
   readonly ended: () => void;
   /** How often a serving lease is looked at. */
@@ -86,6 +88,7 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
         chain: chain.seen(leaseId),
         nodeReady: stock.node(stored.nodeName)?.ready ?? false,
         nowSeconds,
+        owner: options.owner?.(stored.quote.consumer),
       };
     };
     // What goes on as it is, is seen from what was watched; everything else is decided on what is stored.
@@ -179,7 +182,9 @@ export function createAllocationReconciler(options: AllocationOptions): Allocati
   function shouldSave(stored: LeaseRecord, record: LeaseRecord, nowSeconds: number): boolean {
     if (record.state !== 'Serving') return false;
     return (
-      record.paidSeconds !== stored.paidSeconds || nowSeconds - (stored.meter?.countedUntil ?? 0) >= meterSavedSeconds
+      record.paidSeconds !== stored.paidSeconds ||
+      record.leaveBy !== stored.leaveBy ||
+      nowSeconds - (stored.meter?.countedUntil ?? 0) >= meterSavedSeconds
     );
   }
 

@@ -20,6 +20,8 @@ import type {
 import { gpuResource } from '../../api/labels.ts';
 import type { Address, Hex, Hex32, MessageDomain } from '../../api/messages.ts';
 import { wholeGpu } from '../../api/models.ts';
+import type { Controls } from '../../core/allocation/controls.ts';
+import { hasLease } from '../../core/allocation/first-contact.ts';
 import { judgeVoucher } from '../../core/allocation/grace.ts';
 import { candidates, offerInfoOf, placeOn } from '../../core/allocation/inventory.ts';
 import { checkEscrow } from '../../core/allocation/match.ts';
@@ -72,8 +74,12 @@ export interface LeaseServiceOptions {
   readonly trusted: (consumer: string) => boolean;
   /** What each lease that begins may store. Absent: nothing. */
   readonly storage?: TenantStorage;
-  /** While true no new quotes and no new leases; what runs goes on. */
-  readonly held: () => boolean;
+  /** What the owner decided; while he holds there are no new quotes and no new leases. */
+  readonly controls: () => Controls;
+  /** Whether something of this account was ever settled here. */
+  readonly known: (consumer: string) => boolean;
+  /** Records of one account, as watched. */
+  readonly recordsOf: (consumer: string) => readonly LeaseRecord[];
   readonly now: () => Date;
   readonly log: Log;
   readonly counters: Counters;
@@ -94,13 +100,51 @@ export function createLeaseService(options: LeaseServiceOptions) {
   const { notary, chains, stock, records, tenants, now, log, counters } = options;
   const nowSeconds = () => Math.floor(now().getTime() / 1000);
 
-  function mustServe(): void {
-    if (options.held()) throw new Refusal('Held', 'this provider takes no new leases now');
+  function mustServe(consumer: string): void {
+    const { mode, message, blocked } = options.controls();
+    const why = message === undefined ? '' : `: ${message}`;
+    if (blocked.has(consumer.toLowerCase()))
+      throw new Refusal('Blocked', `this provider does not serve ${consumer}${why}`);
+    if (mode !== 'Serve')
+      throw new Refusal('Held', `this provider takes no new leases now${why}`, { retryAfterSeconds: 60 });
     if (!stock.synced || stock.staleSeconds > staleAfterSeconds) {
       throw new Refusal(503, 'the provider’s cluster does not answer: what is free is not known', {
         retryAfterSeconds: 5,
       });
     }
+  }
+
+  const oneAtATime = (consumer: string) =>
+    new Refusal(
+      'FirstContact',
+      `${consumer} has a lease here and never paid: until something of it was settled, it gets one at a time`,
+      { retryAfterSeconds: 30 },
+    );
+
+  /** Before anything is signed or stored; from what was watched. */
+  function mustBeAlone(consumer: string, leaseId?: Hex32): void {
+    if (!options.known(consumer) && hasLease({ records: options.recordsOf(consumer), leaseId }))
+      throw oneAtATime(consumer);
+  }
+
+  /**
+   * After the record was stored: of two replicas that store one at the same moment, at least one sees the other's. Both may; then
+   * both are taken back, and one of them comes again.
+   */
+  async function mustHaveBeenAlone(record: LeaseRecord, signal?: AbortSignal): Promise<void> {
+    const { leaseId } = record;
+    const { consumer } = record.quote;
+    if (options.known(consumer)) return;
+    if (!hasLease({ records: await records.ofConsumer(consumer, signal), leaseId })) return;
+    await records.update(
+      leaseId,
+      (latest) =>
+        latest.state === 'Provisioning'
+          ? enter({ ...latest, tornDown: true }, 'Ended', nowSeconds(), 'FirstContact')
+          : latest,
+      signal,
+    );
+    throw oneAtATime(consumer);
   }
 
   async function mustFind(leaseId: Hex32, signal?: AbortSignal): Promise<LeaseRecord> {
@@ -172,7 +216,8 @@ export function createLeaseService(options: LeaseServiceOptions) {
         retryAfterSeconds: 1,
       });
     }
-    mustServe();
+    mustServe(quote.consumer);
+    mustBeAlone(quote.consumer, leaseId);
     const offer = stock.offer(request.node.offerName);
     const room = roomOfPromise(request.node, offer?.perGpu.pods ?? 1);
     // Where something is set aside for it already, its pods may be running: the record was lost, and is made anew.
@@ -201,12 +246,15 @@ export function createLeaseService(options: LeaseServiceOptions) {
     if (existing !== undefined && fresh.nodeName === '') throw exhausted(existing);
     if (existing === undefined) await records.create(fresh, signal);
     else await records.update(leaseId, (record) => (mayBeRevived(record) ? fresh : record), signal);
+    await mustHaveBeenAlone(fresh, signal);
     return describe(await settleIn(await mustFind(leaseId, signal), signal));
   }
 
   /** Refused for want of room, and nothing signed about it yet: room may have come back. */
   const mayBeRevived = (record: LeaseRecord): boolean =>
-    record.state === 'Ended' && record.reason === 'CapacityExhausted' && record.release === undefined;
+    record.state === 'Ended' &&
+    (record.reason === 'CapacityExhausted' || record.reason === 'FirstContact') &&
+    record.release === undefined;
 
   async function settleIn(record: LeaseRecord, signal?: AbortSignal): Promise<LeaseRecord> {
     const settled = await options.provision(record, signal);
@@ -254,6 +302,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       vouchedSeconds: vouchedSeconds(record),
       graceSeconds: record.quote.graceSeconds,
       ...(record.servingSince === undefined ? {} : { servingSince: record.servingSince }),
+      ...(record.leaveBy === undefined ? {} : { leaveBy: new Date(record.leaveBy * 1000).toISOString() }),
     };
   }
 
@@ -323,7 +372,7 @@ export function createLeaseService(options: LeaseServiceOptions) {
       if (!stock.synced) {
         throw new Refusal(503, 'the provider’s cluster has not answered yet: try again', { retryAfterSeconds: 1 });
       }
-      const held = options.held() || stock.staleSeconds > staleAfterSeconds;
+      const held = options.controls().mode !== 'Serve' || stock.staleSeconds > staleAfterSeconds;
       const symbols = new Set(chains.rails().map((rail) => rail.assetSymbol));
       const offers = stock
         .all()
@@ -335,7 +384,8 @@ export function createLeaseService(options: LeaseServiceOptions) {
     },
 
     async quote(request: QuoteRequest, _signal?: AbortSignal): Promise<SignedQuote> {
-      mustServe();
+      mustServe(request.consumer);
+      mustBeAlone(request.consumer);
       const offer = stock.offer(request.offerName);
       if (offer === undefined) throw new Refusal('OfferNotFound', `there is no offer "${request.offerName}"`);
       const rail = railFor(chains.rails(), request);
@@ -366,6 +416,8 @@ export function createLeaseService(options: LeaseServiceOptions) {
     },
 
     allocate,
+
+    consumerOf: (leaseId: Hex32): string | undefined => options.cached(leaseId)?.quote.consumer.toLowerCase(),
 
     /** The parts of an Access request that do not need this process' own memory. Throws a Refusal. */
     async checkAccess(leaseId: Hex32, request: AccessRequest, signal?: AbortSignal): Promise<void> {

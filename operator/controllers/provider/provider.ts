@@ -2,7 +2,9 @@
  * The provider's side as one thing: what every replica does (watch, and answer consumers), and what only the leader does
  * (write statuses, stop what is unpaid, take down what has ended, settle).
  */
+import { labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
+import { type Controls, noControls } from '../../core/allocation/controls.ts';
 import { freeOn } from '../../core/allocation/inventory.ts';
 import type { PodRules } from '../../core/allocation/pod-rules.ts';
 import { asDecided } from '../../core/allocation/proof.ts';
@@ -19,6 +21,8 @@ import { type Cluster, type Controller, type Log, type ObjectKey, resources } fr
 import { type AllocationOptions, createAllocationReconciler, keyOfLease } from './allocation.ts';
 import { createVoucherCheck, proveByChain, untilProvisioned } from './belief.ts';
 import { createChainView } from './chain-view.ts';
+import { watchControls } from './controls.ts';
+import { watchKnownConsumers } from './known-consumers.ts';
 import { createLeaseService, type LeaseService } from './leases.ts';
 import { createLedgers } from './ledgers.ts';
 import { createOfferFeed, type OfferFeed } from './offer-feed.ts';
@@ -56,7 +60,10 @@ export interface ProviderOptions {
   readonly provisions?: boolean;
   /** How many pods of a tenant a node still runs, in its kubelet's word. Absent: that of the API server is all there is. */
   readonly kubeletPods?: KubeletPods;
+  /** No new leases, whatever the owner's controls say. */
   readonly held: () => boolean;
+  /** Accounts of consumers that are no strangers, though they never paid here. */
+  readonly knownConsumers?: readonly string[];
   readonly settings: {
     readonly tickSeconds: number;
     readonly chainIntervalSeconds: number;
@@ -105,13 +112,24 @@ export function createProvider(options: ProviderOptions): Provider {
     resource: resources.secrets,
     namespace,
     labelSelector: recordSelector,
+    indexes: { consumer: (secret) => [secret.metadata.labels?.[ownLabels.consumer] ?? ''] },
     log,
     metrics,
   });
+  const controls = watchControls(cluster, namespace, log);
+  const always = [...(options.knownConsumers ?? []), ...(options.trustedConsumers ?? [])];
+  const known = watchKnownConsumers(cluster, namespace, new Set(always.map((one) => one.toLowerCase())), log);
   const chainView = createChainView();
   const trusted = new Set(options.trustedConsumers?.map((consumer) => consumer.toLowerCase()));
   let leases: Controller | undefined;
   const changed = (leaseId: Hex32) => leases?.enqueue(keyOfLease(namespace, leaseId));
+
+  /** Before the owner's word has been read, nothing is promised that it might forbid. */
+  function controlsNow(): Controls {
+    if (options.held() || !controls.informer.synced) return { ...noControls, ...controls.now, mode: heldMode() };
+    return controls.now;
+  }
+  const heldMode = () => (controls.now.mode === 'Serve' ? 'Hold' : controls.now.mode);
 
   /** Each version of a record is taken apart once, not for every call of its tenant. */
   const read = new WeakMap<RecordSecret, LeaseRecord>();
@@ -126,7 +144,13 @@ export function createProvider(options: ProviderOptions): Provider {
     version: options.version,
     notary: options.notary,
     terms: options.terms,
-    held: options.held,
+    controls: controlsNow,
+    known: (consumer) => known.has(consumer),
+    recordsOf: (consumer) =>
+      watched
+        .byIndex('consumer', consumer.toLowerCase())
+        .map((secret) => readRecord(secret, log))
+        .filter((record) => record !== undefined),
     trusted: (consumer) => trusted.has(consumer.toLowerCase()),
     storage: options.storage,
     chains,
@@ -191,7 +215,7 @@ export function createProvider(options: ProviderOptions): Provider {
   return {
     service: { ...service, offersAfter: feed.after },
     get synced() {
-      return stock.synced && watched.synced;
+      return stock.synced && watched.synced && controls.informer.synced && known.informer.synced;
     },
 
     figures() {
@@ -210,7 +234,12 @@ export function createProvider(options: ProviderOptions): Provider {
     },
 
     async watch(signal) {
-      await Promise.all([stock.run(signal), watched.run(signal)]);
+      await Promise.all([
+        stock.run(signal),
+        watched.run(signal),
+        controls.informer.run(signal),
+        known.informer.run(signal),
+      ]);
     },
 
     async lead(signal) {
@@ -241,6 +270,13 @@ export function createProvider(options: ProviderOptions): Provider {
             storage: options.storage,
           }),
         vouched: createVoucherCheck(options.notary, chainView),
+        owner(consumer) {
+          const { mode, blocked, drainSeconds } = controls.now;
+          return {
+            blocked: blocked.has(consumer.toLowerCase()),
+            ...(mode === 'HoldAndDrain' ? { drainSeconds } : {}),
+          };
+        },
         tickSeconds: settings.tickSeconds,
         retentionSeconds: settings.retentionSeconds,
       };
@@ -286,7 +322,12 @@ export function createProvider(options: ProviderOptions): Provider {
         };
       };
       const rounds = { failed: new Set<EscrowChain>(), busy: new Set<EscrowChain>() };
-      const settlement = { watched, records, chains, view: chainView, rounds, rules, now, log, counters, changed };
+      const settlement = {
+        ...{ watched, records, chains, view: chainView, rounds, rules, now, log, counters, changed },
+        async paid(consumer: string, roundSignal: AbortSignal) {
+          if (!known.has(consumer)) await known.add(consumer, Math.floor(now().getTime() / 1000), roundSignal);
+        },
+      };
       await Promise.all([
         leases.run(signal),
         offers.run(signal),

@@ -62,6 +62,8 @@ export interface Records {
     signal?: AbortSignal,
   ): Promise<LeaseRecord | undefined>;
   remove(leaseId: Hex32, signal?: AbortSignal): Promise<void>;
+  /** Of one consumer, from the API server itself. */
+  ofConsumer(consumer: string, signal?: AbortSignal): Promise<readonly LeaseRecord[]>;
 }
 
 export function createRecords(cluster: Cluster, namespace: string): Records {
@@ -84,7 +86,11 @@ export function createRecords(cluster: Cluster, namespace: string): Records {
         metadata: {
           name: recordName(record.leaseId),
           namespace,
-          labels: { [ownLabels.managedBy]: managedBy, [ownLabels.leaseId]: leaseIdLabel(record.leaseId) },
+          labels: {
+            [ownLabels.managedBy]: managedBy,
+            [ownLabels.leaseId]: leaseIdLabel(record.leaseId),
+            [ownLabels.consumer]: record.quote.consumer.toLowerCase(),
+          },
         },
         type: 'Opaque',
       };
@@ -112,6 +118,12 @@ export function createRecords(cluster: Cluster, namespace: string): Records {
           if (!isConflict(error) || attempt === attempts) throw error;
         }
       }
+    },
+
+    async ofConsumer(consumer, signal) {
+      const labelSelector = `${recordSelector},${ownLabels.consumer}=${consumer.toLowerCase()}`;
+      const { items } = await cluster.list<RecordSecret>(resources.secrets, { namespace, labelSelector }, signal);
+      return items.map(recordOfSecret);
     },
 
     async remove(leaseId, signal) {

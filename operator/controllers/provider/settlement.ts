@@ -21,6 +21,8 @@ export interface SettlementOptions {
   readonly now: () => Date;
   readonly log: Log;
   readonly counters: Counters;
+  /** Something of this consumer was paid out. */
+  readonly paid?: (consumer: string, signal: AbortSignal) => Promise<void>;
   /** The chain says something else about this lease than before. */
   readonly changed: (leaseId: Hex32) => void;
 }
@@ -95,6 +97,7 @@ async function settleChain(
     log.warn({ chainId: chain.chainId, error: String(error) }, 'transactions under way could not be looked after');
   }
 
+  const payers = new Set<string>();
   const wishes: { record: LeaseRecord; wish: Settlement }[] = [];
   for (let from = 0; from < records.length; from += readBatch) {
     const batch = records.slice(from, from + readBatch);
@@ -109,6 +112,7 @@ async function settleChain(
       const escrow = newestOf(seen);
       const before = view.seen(record.leaseId);
       view.set(record.leaseId, escrow);
+      if (escrow !== undefined && escrow.claimed > 0n) payers.add(record.quote.consumer.toLowerCase());
       if (!before.known || differs(before.escrow, escrow)) options.changed(record.leaseId);
       wishes.push({
         record,
@@ -116,6 +120,8 @@ async function settleChain(
       });
     }
   }
+
+  for (const consumer of payers) await options.paid?.(consumer, signal);
 
   const inFlight = new Set(await chain.inFlight(signal));
   const round = Math.floor(now().getTime() / 1000 / retrySeconds);

@@ -21,6 +21,15 @@ export interface Observed {
   /** The node's own control plane hears from it. */
   readonly nodeReady: boolean;
   readonly nowSeconds: number;
+  /** What the owner decided, as far as it is about this lease. */
+  readonly owner?: Owner;
+}
+
+export interface Owner {
+  /** The consumer is served no longer. */
+  readonly blocked: boolean;
+  /** All leases end within so many seconds. Absent: they go on. */
+  readonly drainSeconds?: number;
 }
 
 export type Action =
@@ -41,6 +50,26 @@ export function reasonToEnd(record: LeaseRecord, chain: SeenEscrow, nowSeconds: 
   if (record.voucher?.last) return 'Released';
   if (nowSeconds >= record.endsAt || vouchedSeconds(record) >= record.quote.maxSeconds) return 'Expired';
   return undefined;
+}
+
+/** While the provider drains, each lease has its end; when it no longer does, none. */
+function drained(record: LeaseRecord, owner: Owner | undefined, nowSeconds: number): LeaseRecord {
+  if (owner === undefined) return record;
+  if (owner.drainSeconds === undefined) {
+    const { leaveBy, ...others } = record;
+    return leaveBy === undefined ? record : others;
+  }
+  const leaveBy = Math.min(record.leaveBy ?? Number.POSITIVE_INFINITY, nowSeconds + owner.drainSeconds);
+  return leaveBy === record.leaveBy ? record : { ...record, leaveBy };
+}
+
+function ownersReason(
+  { leaveBy }: LeaseRecord,
+  owner: Owner | undefined,
+  nowSeconds: number,
+): EndingReason | undefined {
+  if (owner?.blocked) return 'Blocked';
+  return leaveBy !== undefined && nowSeconds >= leaveBy ? 'Maintenance' : undefined;
 }
 
 /** Brings the meter up to now: time served, vouchers stored, deposits topped up. */
@@ -75,14 +104,14 @@ export function planAllocation(seen: Observed): Plan {
   const { nowSeconds, chain } = seen;
   switch (seen.record.state) {
     case 'Provisioning': {
-      const reason = reasonToEnd(seen.record, chain, nowSeconds);
+      const reason = reasonToEnd(seen.record, chain, nowSeconds) ?? ownersReason(seen.record, seen.owner, nowSeconds);
       if (reason !== undefined)
         return { record: enter(seen.record, 'Ending', nowSeconds, reason), action: { do: 'tearDown' } };
       return { record: seen.record, action: { do: 'provision' } };
     }
     case 'Serving': {
-      const record = metered(seen);
-      const reason = reasonToEnd(record, chain, nowSeconds);
+      const record = drained(metered(seen), seen.owner, nowSeconds);
+      const reason = reasonToEnd(record, chain, nowSeconds) ?? ownersReason(record, seen.owner, nowSeconds);
       if (reason !== undefined)
         return { record: enter(record, 'Ending', nowSeconds, reason), action: { do: 'tearDown' } };
       if (record.meter !== undefined && isUnpaid(record.meter, record.quote.graceSeconds)) {

@@ -19,6 +19,9 @@ export const endingReasons = {
   EscrowClosed: 'the escrow was closed on chain',
   Expired: 'the term is over',
   Unproven: 'what the provider stored of the lease is not what the escrow says',
+  FirstContact: 'an account that never paid here gets one lease at a time',
+  Maintenance: 'the provider was taken out of service',
+  Blocked: 'the provider no longer serves this account',
 } as const;
 export type EndingReason = keyof typeof endingReasons;
 
@@ -68,6 +71,8 @@ export interface LeaseRecord {
   readonly meter?: Meter;
   /** Most seconds that the deposit paid when the chain was last read: deposits are topped up. */
   readonly paidSeconds: number;
+  /** While the provider drains: when this lease ends, in Unix seconds. */
+  readonly leaveBy?: number;
   /** No pod of the tenant is left. */
   readonly tornDown?: boolean;
   /** Its pods were taken away while their node was silent: whether they run, nobody has said. */

@@ -28,6 +28,8 @@ export const statusOfReason: Readonly<Record<GatewayReason, number>> = {
   PodRefused: 422,
   ResizeRefused: 422,
   Held: 503,
+  Blocked: 403,
+  FirstContact: 409,
   ServicesNotOffered: 403,
 };
 

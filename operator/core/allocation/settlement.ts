@@ -78,6 +78,10 @@ export function planSettlement(
   if (nowSeconds < endedAt + rules.patienceSeconds) return { do: 'wait' };
   if (record.reason === 'CapacityExhausted') return { do: 'providerClose', reason: 'ProviderCapacityLost' };
   if (settle !== undefined) return settle;
+  // The consumer did not close, and has nothing more to say here: its refund is not kept from it until the term is over.
+  if (record.reason === 'Maintenance') return { do: 'providerClose', reason: 'ProviderMaintenance' };
+  if (record.reason === 'Blocked' || record.reason === 'FirstContact')
+    return { do: 'providerClose', reason: 'ProviderPolicy' };
   // A second later than the contract wants it: the next block may be stamped with the present second.
   const abandoned = mayFinalize(escrow, rules.claimWindowSeconds, nowSeconds - 2);
   return { do: abandoned && isCounted ? 'finalize' : 'wait' };

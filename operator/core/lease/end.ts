@@ -81,6 +81,12 @@ export function whyEnd(seen: Observed): Ending | undefined {
       !started,
     );
   }
+  if (allocation?.state === 'known' && allocation.info.leaveBy !== undefined)
+    return end(
+      'ProviderHeld',
+      `provider ${quote.providerName} is taken out of service and ends it at ${allocation.info.leaveBy}.`,
+      !started,
+    );
   // An allocation that served and is now denied is a fact, not a failure to answer. Only a provider that knows nothing of the
   // lease is asked once more: it may have lost its records, and the escrow is proof enough for it to go on.
   if (allocation?.state === 'absent' && started && allocation.reason !== 'LeaseNotFound')
@@ -89,12 +95,12 @@ export function whyEnd(seen: Observed): Ending | undefined {
   // Another consumer was quicker between quote and escrow. Waiting there would lock the deposit for nothing.
   if (
     allocation?.state === 'absent' &&
-    allocation.reason === 'CapacityExhausted' &&
+    (allocation.reason === 'CapacityExhausted' || allocation.reason === 'FirstContact') &&
     chain.blockTime >= escrow.openedAt + capacityPatienceSeconds
   )
     return end(
       'ProviderFault',
-      `CapacityExhausted: ${allocation.message ?? 'the GPUs were gone when the escrow was open'}.`,
+      `${allocation.reason}: ${allocation.message ?? 'the GPUs were gone when the escrow was open'}.`,
       true,
     );
 

@@ -3,13 +3,15 @@
  * would refuse must not be made of it, or all of the pod's status would stand still.
  */
 
+import { plainText } from '../plain-text.ts';
+
 export const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
 export const record = (value: unknown): Record<string, unknown> => (isRecord(value) ? value : {});
 export const list = (value: unknown, most: number): unknown[] => (Array.isArray(value) ? value.slice(0, most) : []);
-/** Empty text is no text: Kubernetes leaves such fields out. */
+/** For people: nothing in it steers a terminal. Empty text is no text: Kubernetes leaves such fields out. */
 export const text = (value: unknown, most: number): string | undefined =>
-  typeof value === 'string' && value !== '' ? value.slice(0, most).toWellFormed() : undefined;
+  typeof value === 'string' && value !== '' ? plainText(value.slice(0, most).toWellFormed()) : undefined;
 export const word = (value: unknown): string | undefined =>
   typeof value === 'string' && /^[A-Za-z][A-Za-z0-9_,:.-]{0,127}$/.test(value) ? value : undefined;
 export const statusWord = (value: unknown): boolean => value === 'True' || value === 'False' || value === 'Unknown';

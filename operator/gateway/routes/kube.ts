@@ -17,21 +17,26 @@ import type { PodRules } from '../../core/allocation/pod-rules.ts';
 import { type LeaseRecord, tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { leaseIdLabel } from '../../core/allocation/tenant.ts';
+import type { Callers } from '../callers.ts';
 import { problemOf, problemType } from '../problem.ts';
 import { replaceRunningPod } from '../replace-pod.ts';
 import type { GatewayService, NodePages, Upstream } from '../service.ts';
 import { abortedWith } from '../signals.ts';
-import type { LeaseTokens } from '../tokens.ts';
+import { createBudget } from '../tunnels/budget.ts';
 import { leaseIdOf } from './leases.ts';
 
 export interface KubeRouteOptions {
   readonly service: GatewayService;
-  readonly tokens: LeaseTokens;
+  readonly callers: Callers;
   readonly upstream: Upstream;
   readonly nodePages?: NodePages;
   /** Runtime class for pods with GPUs, where the nodes need one. */
   readonly podRules?: PodRules;
 }
+
+/** Watches, lists and logs that are being answered at a time, of one lease and over all: each holds two connections. */
+const maxAnswersOfLease = 250;
+const maxAnswers = 4000;
 
 const answerSeconds = 30;
 /** A pod as the API server keeps it: etcd takes 1.5 MiB by default. */
@@ -104,7 +109,7 @@ export async function problemOfAnswer(response: IncomingMessage, target: KubeTar
 }
 
 export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): void {
-  const { service, tokens, upstream } = options;
+  const { service, callers, upstream } = options;
 
   app.route({
     method: ['GET', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'],
@@ -113,7 +118,7 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     // Before the body is read.
     onRequest: async (request, reply) => {
       const params = request.params as { leaseId: string; '*': string };
-      tokens.check(leaseIdOf(params.leaseId), request.headers.authorization);
+      callers.check(leaseIdOf(params.leaseId), request.raw);
       const target = targetOf(params['*']);
       if (!target.methods.includes(request.method)) {
         reply.header('allow', target.methods.join(', '));
@@ -145,6 +150,8 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
       }
     },
   });
+
+  const answers = createBudget(maxAnswersOfLease, maxAnswers);
 
   interface Wanted {
     readonly method: string;
@@ -186,6 +193,13 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     signal: AbortSignal,
   ) {
     const small = isSmall(target, wanted);
+    if (!small) {
+      if (!answers.take(record.leaseId))
+        throw new Refusal(429, 'too many lists, watches and logs of this lease are being read: close some', {
+          retryAfterSeconds: 5,
+        });
+      reply.raw.once('close', () => answers.give(record.leaseId));
+    }
     const response = await send(record.leaseId, wanted, small, signal);
     const status = response.statusCode ?? 502;
     if (status < 200 || status >= 300) {

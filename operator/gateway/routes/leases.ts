@@ -3,8 +3,8 @@ import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { accessRequest, leaseRequest, voucherRequest } from '../../api/gateway.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import type { Callers } from '../callers.ts';
 import type { Nonces } from '../nonces.ts';
-import type { RateLimit } from '../plugins/limits.ts';
 import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import type { LeaseTokens } from '../tokens.ts';
@@ -13,9 +13,9 @@ import { route } from './methods.ts';
 
 export interface LeaseRouteOptions {
   readonly service: GatewayService;
-  readonly tokens: LeaseTokens;
+  readonly tokens: Pick<LeaseTokens, 'issue'>;
+  readonly callers: Callers;
   readonly nonces: Nonces;
-  readonly limit: RateLimit;
   /** URLs under which consumers reach this gateway. */
   readonly publicUrls: readonly string[];
   readonly now: () => Date;
@@ -36,19 +36,21 @@ const idOf = (request: FastifyRequest): Hex32 => leaseIdOf((request.params as { 
 const withoutSlash = (url: string): string => url.replace(/\/+$/, '');
 
 export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): void {
-  const { service, tokens, nonces, limit, now } = options;
+  const { service, tokens, callers, nonces, now } = options;
   const audiences = new Set(options.publicUrls.map(withoutSlash));
 
   const authorized = (request: FastifyRequest): Hex32 => {
     const leaseId = idOf(request);
-    tokens.check(leaseId, request.headers.authorization);
+    callers.check(leaseId, request.raw);
     return leaseId;
   };
 
   route(app, '/v1/leases', {
     POST: async (request, reply) => {
-      limit.take(request.ip);
-      return service.allocate(validated(leaseRequest, request.body), abortedWith(reply));
+      callers.anybody(request.raw);
+      const info = await service.allocate(validated(leaseRequest, request.body), abortedWith(reply));
+      callers.about(info.leaseId as Hex32, request.raw);
+      return info;
     },
   });
 
@@ -58,7 +60,7 @@ export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): v
 
   route(app, '/v1/leases/:leaseId/token', {
     POST: async (request, reply) => {
-      limit.take(request.ip);
+      callers.anybody(request.raw);
       const leaseId = idOf(request);
       const access = validated(accessRequest, request.body);
       const nowSeconds = Math.floor(now().getTime() / 1000);
@@ -75,7 +77,8 @@ export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): v
       await service.checkAccess(leaseId, access, abortedWith(reply));
       // Last, so that only who can sign for a lease can fill the memory of nonces.
       nonces.use(access.nonce, access.expiresAt);
-      return tokens.issue(leaseId);
+      callers.proved(leaseId, request.raw);
+      return tokens.issue(leaseId, access.expiresAt);
     },
   });
 

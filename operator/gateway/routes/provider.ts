@@ -1,7 +1,8 @@
-/** Who the provider is, what it rents out, and quotes. Open to everybody. */
+/** Who the provider is, what it rents out, quotes, and how to ask for all of it. Open to everybody. */
 import type { FastifyInstance } from 'fastify';
 import { quoteRequest } from '../../api/gateway.ts';
-import type { RateLimit } from '../plugins/limits.ts';
+import { openApi } from '../../api/openapi.ts';
+import type { Callers } from '../callers.ts';
 import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import { validated } from '../validate.ts';
@@ -17,7 +18,7 @@ const waitOf = (prefer: string | string[] | undefined): number =>
 const tagOf = (header: string | undefined): string | undefined =>
   /^(?:W\/)?"([\x21\x23-\x7e]{1,128})"$/.exec(header ?? '')?.[1];
 
-export function providerRoutes(app: FastifyInstance, service: GatewayService, limit: RateLimit): void {
+export function providerRoutes(app: FastifyInstance, service: GatewayService, callers: Callers): void {
   route(app, '/v1/provider', { GET: async () => service.info() });
   const closing = new AbortController();
   // Who waits is answered, or a gateway that stops would wait for them.
@@ -26,7 +27,7 @@ export function providerRoutes(app: FastifyInstance, service: GatewayService, li
   route(app, '/v1/offers', {
     GET: async (request, reply) => {
       if (!service.offersAfter) return service.offers();
-      const { ip } = request;
+      const ip = callers.addressOf(request.raw);
       const already = waiting.get(ip) ?? 0;
       const wait = already < maxWaitingOfAddress ? waitOf(request.headers.prefer) : 0;
       waiting.set(ip, already + 1);
@@ -42,9 +43,16 @@ export function providerRoutes(app: FastifyInstance, service: GatewayService, li
       }
     },
   });
+  let described: string | undefined;
+  route(app, '/v1/openapi.json', {
+    GET: async (_request, reply) => {
+      described ??= JSON.stringify(openApi(service.info().version));
+      return reply.type('application/json').send(described);
+    },
+  });
   route(app, '/v1/quotes', {
     POST: async (request, reply) => {
-      limit.take(request.ip);
+      callers.anybody(request.raw);
       return service.quote(validated(quoteRequest, request.body), abortedWith(reply));
     },
   });

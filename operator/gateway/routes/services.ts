@@ -2,20 +2,20 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { forwardProtocol, reverseProtocol, servicesRequest } from '../../api/gateway.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import type { Callers } from '../callers.ts';
 import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
-import type { LeaseTokens } from '../tokens.ts';
 import { validated } from '../validate.ts';
 import { leaseIdOf } from './leases.ts';
 import { route } from './methods.ts';
 
 export function serviceRoutes(
   app: FastifyInstance,
-  { service, tokens }: { readonly service: GatewayService; readonly tokens: LeaseTokens },
+  { service, callers }: { readonly service: GatewayService; readonly callers: Callers },
 ): void {
   const authorized = (request: FastifyRequest) => {
     const leaseId = leaseIdOf((request.params as { leaseId?: string }).leaseId);
-    tokens.check(leaseId, request.headers.authorization);
+    callers.check(leaseId, request.raw);
     return leaseId;
   };
 

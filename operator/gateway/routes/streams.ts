@@ -4,12 +4,17 @@
  */
 import type { IncomingMessage, Server } from 'node:http';
 import type { Duplex } from 'node:stream';
+import { finished } from 'node:stream/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Problem } from '../../api/gateway.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { upstreamPath } from '../../core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import { type Farewell, farewellFor } from '../../wire/farewell.ts';
+import { leaveSoon } from '../../wire/leave-soon.ts';
 import { join } from '../../wire/upgraded.ts';
+import type { Audit } from '../audit.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
 import type { GatewayLog } from '../service.ts';
 import type { Tunnels } from '../tunnels/tunnels.ts';
@@ -18,6 +23,7 @@ import { leaseIdOf } from './leases.ts';
 
 export interface StreamOptions extends KubeRouteOptions {
   readonly log: GatewayLog;
+  readonly audit: Audit;
   /** Upgrades that are no stream of a pod. */
   readonly tunnels?: Tunnels;
   /** Streams at a time, over all leases. */
@@ -46,17 +52,31 @@ const carriedAnswerHeaders = [
 ];
 
 const handshakeSeconds = 30;
+/** For the last word to arrive. */
+const farewellMs = 1000;
+const leaving =
+  'the provider’s gateway restarts and has ended this session: whether the command goes on is not known; run it again in a moment';
 
-export function serveStreams(server: Server, options: StreamOptions): { end(): void; readonly open: number } {
+export interface Streams {
+  /** Tells those that can be told why, and ends them all. None is opened any more. */
+  end(): Promise<void>;
+  readonly open: number;
+}
+
+export function serveStreams(server: Server, options: StreamOptions): Streams {
   const { maxStreams = 1000, maxStreamsOfLease = 250, log } = options;
-  const open = new Set<Duplex>();
+  /** With the place for a last word, where its protocol has one. */
+  const open = new Map<Duplex, Farewell | undefined>();
+  let ended = false;
   const ofLeases = new Map<Hex32, number>();
 
   /** Throws a Refusal when the lease has as many as it may have. */
   function count(leaseId: Hex32, socket: Duplex): void {
     const before = ofLeases.get(leaseId) ?? 0;
     if (before >= maxStreamsOfLease)
-      throw new Refusal(429, `${maxStreamsOfLease} streams of this lease are open: close some`);
+      throw new Refusal(429, `${maxStreamsOfLease} streams of this lease are open: close some`, {
+        retryAfterSeconds: 5,
+      });
     ofLeases.set(leaseId, before + 1);
     socket.once('close', () => {
       const left = (ofLeases.get(leaseId) ?? 1) - 1;
@@ -68,24 +88,42 @@ export function serveStreams(server: Server, options: StreamOptions): { end(): v
   server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     socket.on('error', () => socket.destroy());
     const fail = (error: unknown) => {
-      const { problem, ours } = problemOfError(error);
+      const { problem, ours, retryAfterSeconds } = problemOfError(error);
       if (ours)
         log.error({ error: error instanceof Error ? error.message : String(error) }, 'a stream could not be opened');
-      refuse(socket, problem);
+      refuse(socket, problem, retryAfterSeconds);
     };
     if (options.tunnels?.take(request, socket, head, fail)) return;
-    if (open.size >= maxStreams) {
-      refuse(socket, problemOf(503, 'too many streams are open: try again'));
+    if (ended || open.size >= maxStreams) {
+      refuse(
+        socket,
+        problemOf(503, ended ? 'the gateway restarts: try again' : 'too many streams are open: try again'),
+        2,
+      );
       return;
     }
-    open.add(socket);
+    open.set(socket, undefined);
     socket.once('close', () => open.delete(socket));
-    carry(request, socket, head, options, count).catch(fail);
+    carry(request, socket, head, options, count)
+      .then((farewell) => {
+        if (farewell && open.has(socket)) open.set(socket, farewell);
+      })
+      .catch(fail);
   });
 
   return {
-    end() {
-      for (const socket of open) socket.destroy();
+    async end() {
+      ended = true;
+      const told = [...open].filter(([, farewell]) => farewell !== undefined);
+      const heard = told.map(([socket]) => finished(socket).catch(() => undefined));
+      for (const [, farewell] of told) farewell?.say(leaving);
+      const late = new AbortController();
+      await Promise.race([
+        Promise.all(heard),
+        sleep(farewellMs, undefined, { signal: late.signal }).catch(() => undefined),
+      ]);
+      late.abort();
+      for (const socket of open.keys()) socket.destroy();
     },
     get open() {
       return open.size;
@@ -99,13 +137,14 @@ async function carry(
   head: Buffer,
   options: StreamOptions,
   count: (leaseId: Hex32, socket: Duplex) => void,
-): Promise<void> {
-  const { service, tokens, upstream } = options;
+): Promise<Farewell | undefined> {
+  const { service, callers, upstream } = options;
+  const startedAt = performance.now();
   const url = request.url ?? '';
   const match = /^\/v1\/leases\/([^/?]+)\/kube\/([^?]*)(\?|$)/.exec(url);
   if (!match) throw new Refusal(404, 'there is no such path here');
   const leaseId = leaseIdOf(match[1]);
-  tokens.check(leaseId, request.headers.authorization);
+  callers.check(leaseId, request);
   count(leaseId, socket);
   const target = targetOf(match[2] ?? '');
   const method = request.method ?? 'GET';
@@ -139,14 +178,15 @@ async function carry(
   }
   if (answer.socket === undefined) {
     refuse(socket, await problemOfAnswer(answer.response, target, 'GET'));
-    return;
+    return undefined;
   }
   // From here on the two sockets look after each other: what a caller said before it left is still delivered.
   socket.off('close', onClose);
   if (socket.destroyed) {
     answer.socket.destroy();
-    return;
+    return undefined;
   }
+  options.audit(request, 101, (performance.now() - startedAt) / 1000);
   const lines = ['HTTP/1.1 101 Switching Protocols'];
   for (const name of carriedAnswerHeaders) {
     // Chosen by the other side, so there is one of each.
@@ -154,10 +194,12 @@ async function carry(
     if (typeof value === 'string') lines.push(`${name}: ${value}`);
   }
   socket.write(`${lines.join('\r\n')}\r\n\r\n`);
-  join(socket, answer.socket, head, answer.head);
+  const farewell = target.stream === 'portforward' ? undefined : farewellFor(answer.response.headers);
+  join(socket, answer.socket, head, answer.head, { before: farewell });
+  return farewell;
 }
 
-function refuse(socket: Duplex, problem: Problem): void {
+function refuse(socket: Duplex, problem: Problem, retryAfterSeconds?: number): void {
   if (socket.destroyed || !socket.writable) return;
   const body = JSON.stringify(problem);
   socket.end(
@@ -166,11 +208,11 @@ function refuse(socket: Duplex, problem: Problem): void {
       `content-type: ${problemType}`,
       `content-length: ${Buffer.byteLength(body)}`,
       ...(problem.status === 401 ? ['www-authenticate: Bearer'] : []),
+      ...(retryAfterSeconds === undefined ? [] : [`retry-after: ${retryAfterSeconds}`]),
       'connection: close',
       '',
       body,
     ].join('\r\n'),
-    // Not when the caller closes its half, which it may never do: it would count as a stream for ever.
-    () => socket.destroy(),
+    () => leaveSoon(socket),
   );
 }

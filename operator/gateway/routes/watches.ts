@@ -63,7 +63,7 @@ export function serveWatches(server: Server, options: WatchOptions): { end(): vo
     session.on('stream', (stream, headers) => {
       // A caller that goes away resets its streams, which is no error of anybody's.
       stream.on('error', () => stream.destroy());
-      if (open.size >= maxWatches) return refuse(stream, problemOf(503, 'too many watches are open: try again'));
+      if (open.size >= maxWatches) return refuse(stream, problemOf(503, 'too many watches are open: try again'), 5);
       watches += 1;
       open.add(stream);
       stream.once('close', () => {
@@ -71,10 +71,10 @@ export function serveWatches(server: Server, options: WatchOptions): { end(): vo
         open.delete(stream);
       });
       watch(stream, headers, options).catch((error: unknown) => {
-        const { problem, ours } = problemOfError(error);
+        const { problem, ours, retryAfterSeconds } = problemOfError(error);
         if (ours)
           log.error({ error: error instanceof Error ? error.message : String(error) }, 'a watch could not be opened');
-        refuse(stream, problem);
+        refuse(stream, problem, retryAfterSeconds);
       });
     });
   }
@@ -90,14 +90,14 @@ export function serveWatches(server: Server, options: WatchOptions): { end(): vo
 }
 
 async function watch(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, options: WatchOptions): Promise<void> {
-  const { service, tokens, upstream } = options;
+  const { service, callers, upstream } = options;
   const url = String(headers[':path'] ?? '');
   const match = /^\/v1\/leases\/([^/?]+)\/kube\/([^?]*)\?/.exec(url);
   const target = match && targetOf(match[2] ?? '');
   if (!match || !target || headers[':method'] !== 'GET' || !isWatch(target, url))
     throw new Refusal(400, 'over HTTP/2 there are watches and nothing else: ask for this over HTTP/1.1');
   const leaseId = leaseIdOf(match[1]);
-  tokens.check(leaseId, headers.authorization);
+  callers.check(leaseId, { headers, socket: stream.session?.socket });
   const query = queryOf(target, 'GET', url);
 
   const gone = new AbortController();
@@ -136,12 +136,13 @@ async function watch(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, op
 const isWatch = (target: KubeTarget, url: string): boolean =>
   target.kind !== 'node' && target.name === undefined && /[?&]watch=(true|1)(&|$)/.test(url);
 
-function refuse(stream: ServerHttp2Stream, problem: Problem): void {
+function refuse(stream: ServerHttp2Stream, problem: Problem, retryAfterSeconds?: number): void {
   if (stream.destroyed || stream.headersSent) return void stream.destroy();
   stream.respond({
     ':status': problem.status,
     'content-type': problemType,
     ...(problem.status === 401 ? { 'www-authenticate': 'Bearer' } : {}),
+    ...(retryAfterSeconds === undefined ? {} : { 'retry-after': String(retryAfterSeconds) }),
   });
   stream.end(JSON.stringify(problem));
 }

@@ -11,16 +11,16 @@ import type { Hex32 } from '../../api/messages.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { systemTiming } from '../../wire/timing.ts';
 import { keep, sessionOptions } from '../../wire/tunnel.ts';
+import type { Callers } from '../callers.ts';
 import { leaseIdOf } from '../routes/leases.ts';
 import type { GatewayLog, GatewayService, Upstream } from '../service.ts';
-import type { LeaseTokens } from '../tokens.ts';
 import { createBudget } from './budget.ts';
 import { serveForward } from './forward.ts';
 import { createReverse } from './reverse.ts';
 
 export interface TunnelOptions {
   readonly service: GatewayService;
-  readonly tokens: LeaseTokens;
+  readonly callers: Callers;
   readonly upstream: Upstream;
   readonly log: GatewayLog;
   /** Absent: tenants reach no Services of their consumers. */
@@ -45,7 +45,7 @@ const maxTunnels = 4096;
 const sweepMs = 10_000;
 
 export function createTunnels(options: TunnelOptions): Tunnels {
-  const { service, tokens, upstream, log } = options;
+  const { service, callers, upstream, log } = options;
   /** By socket: whose tunnel it is, oldest first. */
   const open = new Map<Duplex, Hex32>();
   const forwardBudget = createBudget(maxTunnelStreams, maxConnections);
@@ -55,7 +55,7 @@ export function createTunnels(options: TunnelOptions): Tunnels {
 
   async function start(match: RegExpExecArray, request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
     const leaseId = leaseIdOf(match[1]);
-    tokens.check(leaseId, request.headers.authorization);
+    callers.check(leaseId, request);
     const forward = match[2] === 'forward';
     const protocol = forward ? forwardProtocol : reverseProtocol;
     if (request.method !== 'POST') throw new Refusal(405, 'this path takes POST');

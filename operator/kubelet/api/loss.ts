@@ -7,35 +7,17 @@
  * waits for its rest, so that ours is never put into the middle of another. WebSocket callers need none of it: a close without a
  * word is an error to them.
  *
- * Frames: https://www.chromium.org/spdy/spdy-protocol/spdy-protocol-draft3-1/#TOC-2.2-Framing. The stream of errors is the
- * first that a caller opens (client-go, tools/remotecommand), hence number 1.
+ * Frames: wire/exec-status.ts.
  */
 import type { IncomingHttpHeaders } from 'node:http';
 import { Transform } from 'node:stream';
+import { spdyErrorStream, spdyStatus } from '../../wire/exec-status.ts';
 
 const headerBytes = 8;
-const errorStream = 1;
-const lastFrame = 0x01;
 /** No client of Kubernetes sends frames of a tenth of it. */
 const longestFrame = 4 * 1024 * 1024;
 
-const status = {
-  kind: 'Status',
-  apiVersion: 'v1',
-  metadata: {},
-  status: 'Failure',
-  reason: 'InternalError',
-  message: 'the connection to the provider was lost: whether the command ended, and how, is not known',
-  code: 500,
-};
-
-function lostFrame(): Buffer {
-  const payload = Buffer.from(JSON.stringify(status));
-  const header = Buffer.alloc(headerBytes);
-  header.writeUInt32BE(errorStream, 0);
-  header.writeUInt32BE(((lastFrame << 24) | payload.length) >>> 0, 4);
-  return Buffer.concat([header, payload]);
-}
+const lost = 'the connection to the provider was lost: whether the command ended, and how, is not known';
 
 /** To be put before a caller of exec or attach; undefined where the protocol needs, or allows, no such thing. */
 export function tellLoss(answered: IncomingHttpHeaders): Transform | undefined {
@@ -55,7 +37,7 @@ export function tellLoss(answered: IncomingHttpHeaders): Transform | undefined {
         const next = at + headerBytes + length;
         if (bytes.length < next) break;
         // A data frame has no control bit, so its first four bytes are the number of its stream.
-        if (bytes.readUInt32BE(at) === errorStream && length > 0) told = true;
+        if (bytes.readUInt32BE(at) === spdyErrorStream && length > 0) told = true;
         at = next;
       }
       if (told) at = bytes.length;
@@ -64,7 +46,7 @@ export function tellLoss(answered: IncomingHttpHeaders): Transform | undefined {
     },
     flush(done) {
       if (told) done();
-      else done(null, lostFrame());
+      else done(null, spdyStatus(lost));
     },
   });
 }

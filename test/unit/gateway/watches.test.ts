@@ -182,7 +182,7 @@ test('there is an end to how many there may be, and those that are there go on',
       token: async () => 'token',
       forgetToken: () => undefined,
     },
-    tokens: { check: () => undefined },
+    callers: { check: () => undefined },
     upstream: {
       async raw() {
         const answer = Object.assign(new PassThrough(), { statusCode: 200, headers: {}, complete: false });

@@ -31,7 +31,8 @@ const transaction = await keyFromHex(privateKey).signTransaction({
   gasLimit: 1n,
 });
 const hmacKey = Buffer.alloc(32, 0x91);
-const token = createLeaseTokens(hmacKey, () => new Date()).issue(leaseId).token;
+const inAMinute = Math.floor(Date.now() / 1000) + 60;
+const token = createLeaseTokens(hmacKey, () => new Date()).issue(leaseId, inAMinute).token;
 const jwt = ['{"alg":"RS256","kid":"x"}', '{"sub":"system:serviceaccount:a:b"}', 'seal of this token']
   .map((part) => Buffer.from(part).toString('base64url'))
   .join('.');

@@ -1,0 +1,66 @@
+/**
+ * Who asks, and how often that may be. Without a good token a request counts against its address: a quote costs a signature,
+ * an allocation a chain read, a guess at a token a look. With one it counts against the wallet that pays for the lease.
+ *
+ * A quote counts against its address alone: it names a wallet, but anybody can name anybody's.
+ */
+import type { Hex32 } from '../api/messages.ts';
+import { Refusal } from '../core/allocation/refusal.ts';
+import { type Addresses, countedAs, type From } from './addresses.ts';
+import type { Connections } from './connections.ts';
+import type { RateLimit } from './plugins/limits.ts';
+import type { LeaseTokens } from './tokens.ts';
+
+export interface Callers {
+  /** For requests without a token. Throws a Refusal (429). */
+  anybody(from: From): void;
+  /** For requests with one: throws a Refusal unless it is a good one of this lease. */
+  check(leaseId: Hex32, from: From): void;
+  /** A request without a token proved by signature that it is about this lease. */
+  proved(leaseId: Hex32, from: From): void;
+  /** It is about this lease, which anybody may have said: what is on chain is public. */
+  about(leaseId: Hex32, from: From): void;
+  /** The lease that a request was found to be about. */
+  leaseOf(from: From): Hex32 | undefined;
+  addressOf(from: From): string;
+  /** The account behind a lease, where it is known here. */
+  walletOf(leaseId: Hex32): string | undefined;
+}
+
+export function createCallers(options: {
+  readonly tokens: Pick<LeaseTokens, 'check'>;
+  readonly addresses: Addresses;
+  readonly connections: Connections;
+  readonly ofAddress: RateLimit;
+  readonly ofWallet: RateLimit;
+  readonly walletOf: (leaseId: Hex32) => string | undefined;
+}): Callers {
+  const { tokens, addresses, connections, ofAddress, ofWallet, walletOf } = options;
+  const leases = new WeakMap<object, Hex32>();
+  const bucketOf = (from: From) => countedAs(addresses.of(from));
+  return {
+    anybody: (from) => ofAddress.take(bucketOf(from)),
+    check(leaseId, from) {
+      try {
+        tokens.check(leaseId, from.headers.authorization);
+      } catch (error) {
+        // A consumer whose token ran out asks once more; who guesses is soon told to wait.
+        if (error instanceof Refusal) ofAddress.take(bucketOf(from));
+        throw error;
+      }
+      connections.prove(from);
+      ofWallet.take(walletOf(leaseId) ?? leaseId);
+      leases.set(from, leaseId);
+    },
+    proved(leaseId, from) {
+      ofAddress.give(bucketOf(from));
+      connections.prove(from);
+      ofWallet.take(walletOf(leaseId) ?? leaseId);
+      leases.set(from, leaseId);
+    },
+    about: (leaseId, from) => void leases.set(from, leaseId),
+    leaseOf: (from) => leases.get(from),
+    addressOf: (from) => addresses.of(from),
+    walletOf,
+  };
+}

@@ -1,0 +1,184 @@
+/**
+ * Somebody who got hold of a tenant's account at the provider's cluster itself, past the gateway: what its role, pod security
+ * and quota leave. And the program in the pod, which has no account at all.
+ */
+import { type Attack, must } from '../attack.ts';
+import type { Real, Target } from '../target.ts';
+
+const realOf = ({ real }: Target): Real => {
+  if (!real) throw new Error('there are no clusters');
+  return real;
+};
+
+const withAccount = (
+  name: string,
+  ask: (real: Real) => readonly [method: string, path: string, body?: object],
+  statuses: readonly number[] = [403],
+): Attack => ({
+  who: 'consumer',
+  name: `with the stolen account of the tenant: ${name}`,
+  expected: statuses.join(' or '),
+  needs: 'clusters',
+  async run(target) {
+    const real = realOf(target);
+    const { status, body } = await real.asTenant(...ask(real));
+    const message = (/"message":\s*"((?:[^"\\]|\\.)*)"/.exec(body)?.[1] ?? body).slice(0, 110);
+    must(statuses.includes(status), `${status} ${message}`);
+    return `${status} ${message}`;
+  },
+});
+
+const inTenant = ({ tenantNamespace }: Real, rest: string) => `/api/v1/namespaces/${tenantNamespace}/${rest}`;
+const pod = (spec: object, container: object = {}) => ({
+  apiVersion: 'v1',
+  kind: 'Pod',
+  metadata: { name: 'evil' },
+  spec: { containers: [{ name: 'c', image: 'x', ...container }], ...spec },
+});
+const rbac = '/apis/rbac.authorization.k8s.io/v1';
+
+const accounts: readonly Attack[] = [
+  withAccount('Secrets of all namespaces', () => ['GET', '/api/v1/secrets']),
+  withAccount('a watch on Secrets of all namespaces', () => ['GET', '/api/v1/secrets?watch=true&timeoutSeconds=1']),
+  withAccount('Secrets of another tenant', ({ victimNamespace }) => [
+    'GET',
+    `/api/v1/namespaces/${victimNamespace}/secrets`,
+  ]),
+  withAccount('the gateway’s own Secrets', () => ['GET', '/api/v1/namespaces/gpulease-system/secrets']),
+  withAccount('the ledger of GPUs', ({ nodeName }) => [
+    'PUT',
+    `/api/v1/namespaces/gpulease-system/configmaps/ledger-${nodeName}`,
+    {},
+  ]),
+  withAccount('pods of all namespaces', () => ['GET', '/api/v1/pods']),
+  withAccount('a command in another tenant’s pod', ({ victimNamespace }) => [
+    'POST',
+    `/api/v1/namespaces/${victimNamespace}/pods/p/exec?command=sh&stdout=true`,
+  ]),
+  withAccount('nodes', () => ['GET', '/api/v1/nodes']),
+  withAccount('the kubelet, through the API server', ({ nodeName }) => ['GET', `/api/v1/nodes/${nodeName}/proxy/pods`]),
+  withAccount('its own quota, lifted', (real) => ['DELETE', inTenant(real, 'resourcequotas/lease')]),
+  withAccount('its namespace, labelled privileged', ({ tenantNamespace }) => [
+    'PUT',
+    `/api/v1/namespaces/${tenantNamespace}`,
+    { metadata: { name: tenantNamespace, labels: { 'pod-security.kubernetes.io/enforce': 'privileged' } } },
+  ]),
+  withAccount('another token of itself, for a year', (real) => [
+    'POST',
+    inTenant(real, 'serviceaccounts/tenant/token'),
+    { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: { expirationSeconds: 31_536_000 } },
+  ]),
+  withAccount('the role of an administrator', () => [
+    'POST',
+    `${rbac}/clusterrolebindings`,
+    {
+      metadata: { name: 'evil' },
+      roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: 'cluster-admin' },
+    },
+  ]),
+  withAccount('a Service, to be found by others', (real) => [
+    'POST',
+    inTenant(real, 'services'),
+    { metadata: { name: 'kubernetes' }, spec: { ports: [{ port: 443 }] } },
+  ]),
+  withAccount('its network policy, removed', ({ tenantNamespace }) => [
+    'DELETE',
+    `/apis/networking.k8s.io/v1/namespaces/${tenantNamespace}/networkpolicies/lease`,
+  ]),
+  withAccount('a certificate of a node', () => [
+    'POST',
+    '/apis/certificates.k8s.io/v1/certificatesigningrequests',
+    {
+      metadata: { name: 'evil' },
+      spec: { request: 'eA==', signerName: 'kubernetes.io/kube-apiserver-client-kubelet' },
+    },
+  ]),
+  withAccount('price and stock of the provider', () => ['PUT', '/apis/gpulease.dev/v1alpha1/gpuoffers/rtx4090', {}]),
+  ...(
+    [
+      ['a privileged pod', pod({}, { securityContext: { privileged: true } })],
+      ['a pod with the host’s files', pod({ volumes: [{ name: 'v', hostPath: { path: '/' } }] })],
+      ['a pod on the host’s network', pod({ hostNetwork: true })],
+      ['a pod among the host’s processes', pod({ hostPID: true })],
+      ['a pod with SYS_ADMIN', pod({}, { securityContext: { capabilities: { add: ['SYS_ADMIN'] } } })],
+      ['a pod without seccomp', pod({ securityContext: { seccompProfile: { type: 'Unconfined' } } })],
+      ['a pod with an unmasked /proc', pod({ hostUsers: true }, { securityContext: { procMount: 'Unmasked' } })],
+      ['a pod with a port of the host', pod({}, { ports: [{ containerPort: 80, hostPort: 80 }] })],
+      [
+        'a pod with more GPUs than the lease has',
+        pod({}, { resources: { limits: { 'nvidia.com/gpu': '8', cpu: '1', memory: '1Gi' } } }),
+      ],
+    ] as [string, object][]
+  ).map(([name, object]) => withAccount(name, (real) => ['POST', inTenant(real, 'pods'), object], [403, 422])),
+];
+
+const inPod = (name: string, expected: string, command: string, right: (out: string) => boolean): Attack => ({
+  who: 'pod',
+  name,
+  expected,
+  needs: 'containers',
+  async run(target) {
+    const out = (await realOf(target).exec(['sh', '-c', command])).trim();
+    must(right(out), out.slice(0, 300) || '(nothing)');
+    return out.split('\n').slice(-2).join(' ').slice(0, 110) || '(nothing)';
+  },
+});
+
+const program: readonly Attack[] = [
+  inPod(
+    'looks for a token of the cluster',
+    'there is none',
+    'ls /var/run/secrets/kubernetes.io/serviceaccount 2>&1; echo done',
+    (out) => !/token/.test(out) && out.endsWith('done'),
+  ),
+  inPod(
+    'looks for powers over the host',
+    'none of SYS_ADMIN, SYS_MODULE, SYS_PTRACE, NET_ADMIN, SYS_RAWIO',
+    'grep CapEff /proc/self/status',
+    (out) => {
+      const caps = BigInt(`0x${/CapEff:\s*([0-9a-f]+)/.exec(out)?.[1] ?? 'ffffffffffffffff'}`);
+      return [21, 16, 19, 12, 17].every((bit) => ((caps >> BigInt(bit)) & 1n) === 0n);
+    },
+  ),
+  inPod(
+    'mounts the host’s disk',
+    'not permitted',
+    'mkdir -p /tmp/m; mount -t proc proc /tmp/m 2>&1; echo "rc $?"',
+    (out) => !out.endsWith('rc 0'),
+  ),
+  inPod(
+    'writes to the kernel',
+    'read-only, or not there',
+    'echo 1 > /proc/sys/kernel/sysrq 2>/dev/null && echo written; echo "rc $?"',
+    (out) => !out.includes('written'),
+  ),
+  inPod(
+    'sees the host’s processes',
+    'its own alone',
+    'ls /proc | grep -c "^[0-9]"',
+    (out) => Number(out) > 0 && Number(out) < 10,
+  ),
+  inPod(
+    'is shown no GPU that it did not ask for',
+    'NVIDIA_VISIBLE_DEVICES=void',
+    'env | grep NVIDIA_VISIBLE_DEVICES',
+    (out) => out === 'NVIDIA_VISIBLE_DEVICES=void',
+  ),
+  {
+    who: 'pod',
+    name: 'sends 60 MB to who does not read',
+    expected: 'the gateway keeps little of it',
+    needs: 'containers',
+    async run(target) {
+      const real = realOf(target);
+      const before = real.gatewayMemory();
+      const out = await real.exec(['sh', '-c', 'head -c 60000000 /dev/zero | wc -c']);
+      must(out.trim() === '60000000', out);
+      const grown = (real.gatewayMemory() - before) / 1e6;
+      must(grown < 100, `${grown.toFixed(0)} MB more`);
+      return `${grown.toFixed(0)} MB more`;
+    },
+  },
+];
+
+export const stolen: readonly Attack[] = [...accounts, ...program];

@@ -17,34 +17,77 @@ export const rail = z.object({
 });
 export type Rail = z.infer<typeof rail>;
 
+/** How a certificate is known. */
+const certificate = (whose: string) => ({
+  caBundle: z
+    .string()
+    .max(65536)
+    .optional()
+    .describe(
+      whose === 'the gateway'
+        ? "Base64 of the PEM certificates to trust. Default: the system's; by Reverse and Relay: the key that the provider's account signed for."
+        : "Base64 of the PEM certificates to trust. Default: the system's.",
+    ),
+  serverName: z
+    .string()
+    .max(253)
+    .optional()
+    .describe("Name to expect in the certificate, where it is not the URL's host."),
+  spkiSHA256: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .max(64)
+    .optional()
+    .describe(`Pin: SHA-256 of the public key (SPKI) of ${whose}'s certificate, lower-case hexadecimal.`),
+});
+
 export const providerSpec = z.object({
   endpoint: z
     .object({
-      url: z.string().max(2048).describe('Base URL of the gateway, https only, without a path at the end.'),
-      caBundle: z
+      via: z
+        .enum(['Direct', 'Reverse', 'Relay'])
+        .default('Direct')
+        .describe(
+          "How the gateway is reached. Direct: by its url. Reverse: it dials this operator (the gateway's --dial-out, the operator's --reverse-listen), for providers behind NAT. Relay: it and this operator both dial a relay. TLS runs to the gateway itself in each case.",
+        ),
+      url: z
         .string()
-        .max(65536)
+        .max(2048)
         .optional()
-        .describe("Base64 of the PEM certificates to trust. Default: the system's."),
-      serverName: z
-        .string()
-        .max(253)
+        .describe('Base URL of the gateway, https only, without a path at the end. For Direct, and for nothing else.'),
+      relay: z
+        .object({
+          url: z.string().max(2048).describe('URL of the relay, https only, as the gateway dials it (there: wss).'),
+          ...certificate('the relay'),
+        })
         .optional()
-        .describe("Name to expect in the certificate, where it is not the URL's host."),
-      spkiSHA256: z
-        .string()
-        .regex(/^[0-9a-f]{64}$/)
-        .max(64)
-        .optional()
-        .describe("Pin: SHA-256 of the public key (SPKI) of the gateway's certificate, lower-case hexadecimal."),
+        .describe('For Relay, and for nothing else. The relay sees who talks to whom, and nothing of what is said.'),
+      ...certificate('the gateway'),
     })
     .meta(
       cel(
         {
-          rule: "isURL(self.url) && url(self.url).getScheme() == 'https'",
+          rule: "self.via != 'Direct' || has(self.url)",
+          message: 'url is missing: the URL of the gateway, or via: Reverse or Relay',
+        },
+        {
+          rule: "self.via == 'Direct' || !has(self.url)",
+          message:
+            'url is for via: Direct; a provider that is reached by Reverse or Relay is known by identity.address',
+        },
+        {
+          rule: "(self.via == 'Relay') == has(self.relay)",
+          message: 'relay and via: Relay go together: the relay that the gateway dials, and that via is for',
+        },
+        {
+          rule: "!has(self.url) || isURL(self.url) && url(self.url).getScheme() == 'https'",
           message: 'url must be an https URL, e.g. https://gpu.example.com:8443',
         },
-        { rule: "!self.url.endsWith('/')", message: 'url must not end with a slash' },
+        { rule: "!has(self.url) || !self.url.endsWith('/')", message: 'url must not end with a slash' },
+        {
+          rule: "!has(self.relay) || isURL(self.relay.url) && url(self.relay.url).getScheme() == 'https'",
+          message: 'relay.url must be an https URL, e.g. https://relay.example.com:9444',
+        },
       ),
     ),
   identity: z
@@ -121,6 +164,19 @@ export const providerStatus = z.object({
     .describe('What is locked in escrow now, of the limit, in whole tokens.'),
   offers: z.int32().min(0).optional(),
   gatewayVersion: z.string().max(64).optional(),
+  connection: z
+    .object({
+      via: z.enum(['Direct', 'Reverse', 'Relay']),
+      state: z
+        .enum(['Up', 'Down', 'OnDemand'])
+        .describe('Of the link. OnDemand: connections are made when they are needed; that is how Direct is.'),
+      through: z.string().max(253).optional().describe("Where the gateway's link comes from, or the relay."),
+      links: z.int32().min(0).optional().describe('Links that are up: one for each replica of the gateway.'),
+      since: time('Since when it is up.').optional(),
+      message: z.string().max(512).optional().describe('Why it is down.'),
+    })
+    .optional()
+    .describe('How the provider is reached now.'),
   lastSeenAt: time('When the gateway last answered. Written at most once a minute.').optional(),
 });
 
@@ -142,6 +198,8 @@ export const gpuProvider: KindDefinition = {
     { name: 'Reason', type: 'string', path: ".status.conditions[?(@.type=='Ready')].reason" },
     { name: 'Offers', type: 'integer', path: '.status.offers' },
     { name: 'Leases', type: 'integer', path: '.status.leases' },
+    { name: 'Via', type: 'string', path: '.status.connection.via' },
+    { name: 'Link', type: 'string', path: '.status.connection.state', priority: 1 },
     { name: 'URL', type: 'string', path: '.spec.endpoint.url', priority: 1 },
     { name: 'Address', type: 'string', path: '.spec.identity.address', priority: 1 },
     { name: 'Age', type: 'date', path: '.metadata.creationTimestamp' },

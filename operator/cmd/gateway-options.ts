@@ -10,6 +10,8 @@ import { QuantityError } from '../core/quantity.ts';
 import { accountOf } from '../core/rights/accounts.ts';
 import { gatewayNamespace, provisionerNamespace } from '../core/rights/provider.ts';
 import { networkOf } from '../gateway/addresses.ts';
+import { type LinkPlace, linkPlace } from './link-place.ts';
+import { listenAt } from './listen-at.ts';
 import { choice, integer, type Option, pairs, parseOptions, portRange, someOf, text, UsageError } from './options.ts';
 
 const usage = `
@@ -69,8 +71,20 @@ export const gatewayOptions = {
     },
   } as Option<{ readonly namespace: string; readonly name: string }>,
   name: text('Name of the provider, as consumers are told.', 'NAME', 'provider'),
-  listen: text('Address and port that consumers connect to.', 'HOST:PORT', '0.0.0.0:8443'),
-  publicUrl: list('URL by which consumers reach this gateway.', 'URL'),
+  listen: text(
+    'Address and port that consumers connect to; unix:/PATH for none, where --dial-out is all there is.',
+    'HOST:PORT',
+    '0.0.0.0:8443',
+  ),
+  publicUrl: list('URL by which consumers reach this gateway. Not needed with --dial-out.', 'URL'),
+  dialOut: {
+    description:
+      "Where to dial out to, for consumers that cannot connect to this gateway: a consumer's operator (its --reverse-url), or a relay. With #spki=HEX at its end that key alone is taken; else its certificate must be trusted by the system or --dial-out-ca.",
+    value: 'wss://HOST[:PORT][#spki=HEX]',
+    many: true,
+    parse: linkPlace,
+  } as Option<LinkPlace> & { many: true },
+  dialOutCa: text('CA (PEM) to trust for --dial-out, beside the pinned keys.', 'FILE'),
   tlsCert: text('Certificate chain (PEM). Default: self-signed, kept in a Secret; its pin is logged.', 'FILE'),
   tlsKey: text('Private key of the certificate (PEM).', 'FILE'),
   keyFile: text(
@@ -229,6 +243,8 @@ const listenerOnly = [
   'name',
   'listen',
   'publicUrl',
+  'dialOut',
+  'dialOutCa',
   'tlsCert',
   'tlsKey',
   'maxUnpaid',
@@ -266,15 +282,17 @@ export function parseProvisionerOptions(args: readonly string[], env: NodeJS.Pro
   if (!options.keyFile) throw new UsageError('--key-file is missing: the key that settles');
   const unused = parseOptions('', gatewayOptions, [], {});
   if (!unused) throw new Error('the defaults of the gateway do not parse');
-  return { ...unused, ...options, keyFile: options.keyFile, ...settingsOf(options), host: '', port: 0 };
+  return { ...unused, ...options, keyFile: options.keyFile, ...settingsOf(options), at: { host: '', port: 0 } };
 }
 
 export function parseGatewayOptions(args: readonly string[], env: NodeJS.ProcessEnv) {
   const options = parseOptions(usage, gatewayOptions, args, env);
   if (!options) return undefined;
   if (!options.keyFile) throw new UsageError('--key-file is missing: the key that signs quotes');
-  if (options.publicUrl.length === 0) {
-    throw new UsageError('--public-url is missing: the URL by which consumers reach this gateway');
+  if (options.publicUrl.length === 0 && options.dialOut.length === 0) {
+    throw new UsageError(
+      '--public-url is missing: the URL by which consumers reach this gateway; or --dial-out, where none can',
+    );
   }
   for (const url of options.publicUrl) {
     if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) {
@@ -288,7 +306,7 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
     if (networkOf(proxy) === undefined)
       throw new UsageError(`--trusted-proxy must be an address, or a network such as 10.0.0.0/8; given: ${proxy}`);
   }
-  return { ...options, keyFile: options.keyFile, ...settingsOf(options), ...hostAndPort(options.listen) };
+  return { ...options, keyFile: options.keyFile, ...settingsOf(options), at: hostAndPort(options.listen) };
 }
 
 /** What both processes need of files and flags together. */
@@ -390,11 +408,13 @@ function merged(rails: readonly RailConfig[]): RailConfig[] {
   return [...byContract.values()];
 }
 
-function hostAndPort(listen: string): { host: string; port: number } {
-  const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:]*)):(\d{1,5})$/.exec(listen);
-  const port = Number(match?.[3]);
-  if (!match || port > 65_535) throw new UsageError(`--listen must be HOST:PORT; given: ${listen}`);
-  return { host: match[1] ?? (match[2] || '0.0.0.0'), port };
+function hostAndPort(listen: string): { host: string; port: number } | { path: string } {
+  if (/^unix:\/[^\0]{1,100}$/.test(listen)) return { path: listen.slice('unix:'.length) };
+  try {
+    return listenAt('listen', listen);
+  } catch {
+    throw new UsageError(`--listen must be HOST:PORT or unix:/PATH; given: ${listen}`);
+  }
 }
 
 export function readText(flag: string, file: string): string {

@@ -1,5 +1,6 @@
 /** The provider's side, gateway and provisioner, in one process or two: reads configuration, wires, starts, stops. */
 import { randomBytes } from 'node:crypto';
+import { rmSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { hostname } from 'node:os';
 import { Counter, Gauge, type Registry } from 'prom-client';
@@ -14,6 +15,8 @@ import { createSecretStore } from '../adapters/kube/secret-store.ts';
 import { createLog } from '../adapters/telemetry/log.ts';
 import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
+import { linkUrlOf } from '../api/link.ts';
+import type { Address } from '../api/messages.ts';
 import { createProvider } from '../controllers/provider/provider.ts';
 import { type CounterName, type Counters, counterNames } from '../controllers/provider/world.ts';
 import { familyOf } from '../core/node/service.ts';
@@ -24,6 +27,7 @@ import { isAlreadyExists } from '../engine/errors.ts';
 import { runAsLeader } from '../engine/leader.ts';
 import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
 import { createGateway } from '../gateway/app.ts';
+import { dialOut } from './dial-out.ts';
 import { type GatewaySettings, parseGatewayOptions, parseProvisionerOptions, readText } from './gateway-options.ts';
 import { UsageError } from './options.ts';
 import { localAddress, ownAddress } from './own-address.ts';
@@ -205,13 +209,14 @@ async function runProvider(
       () => ({ key: randomKey() }),
       signal,
     );
-    const tls = await certificate(options, cluster, signal);
+    const tls = await certificate(options, notary.address, cluster, signal);
     const gateway = createGateway({
       service: provider.service,
       upstream: cluster,
       nodePages,
       tokenKey: tokenKey!,
-      publicUrls: options.publicUrl,
+      // Who reaches us over a link signs for the account, as there is no URL.
+      publicUrls: [...options.publicUrl, ...(options.dialOut.length > 0 ? [linkUrlOf(notary.address)] : [])],
       now,
       log,
       tls,
@@ -223,11 +228,26 @@ async function runProvider(
       trustedProxies: options.trustedProxy,
     });
 
-    await gateway.app.listen({ host: options.host, port: options.port });
-    const { port } = gateway.app.server.address() as AddressInfo;
+    // What an earlier process left behind when it was killed.
+    if ('path' in options.at) rmSync(options.at.path, { force: true });
+    await gateway.app.listen(options.at);
+    const address =
+      'path' in options.at
+        ? options.at.path
+        : `${options.at.host}:${(gateway.app.server.address() as AddressInfo).port}`;
+    const links = dialOut({
+      places: options.dialOut,
+      ca: options.dialOutCa && readText('dial-out-ca', options.dialOutCa),
+      key,
+      certPem: () => tls.cert,
+      take: gateway.take,
+      now,
+      log,
+      registry: metrics.registry,
+    });
     log.info(
       {
-        address: `${options.host}:${port}`,
+        address,
         url: options.publicUrl[0],
         spkiSHA256: spkiSha256(tls.cert),
         provider: notary.address,
@@ -237,7 +257,10 @@ async function runProvider(
 
     return {
       async close() {
+        // Who has links open is told that this process goes, before its streams end.
+        const unlinked = links.close();
         await gateway.close();
+        await unlinked;
       },
     };
   }
@@ -267,7 +290,7 @@ async function ensureNamespace(cluster: Cluster, name: string, signal: AbortSign
   }
 }
 
-async function certificate(options: GatewaySettings, cluster: Cluster, signal: AbortSignal) {
+async function certificate(options: GatewaySettings, provider: Address, cluster: Cluster, signal: AbortSignal) {
   if (options.tlsCert !== undefined && options.tlsKey !== undefined) {
     const tls = { cert: readText('tls-cert', options.tlsCert), key: readText('tls-key', options.tlsKey) };
     try {
@@ -277,7 +300,8 @@ async function certificate(options: GatewaySettings, cluster: Cluster, signal: A
     }
     return tls;
   }
-  const hosts = options.publicUrl.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, ''));
+  const urls = options.publicUrl.length > 0 ? options.publicUrl : [linkUrlOf(provider)];
+  const hosts = urls.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, ''));
   const stored = await sharedSecret(
     cluster,
     { namespace: options.namespace, name: 'gpulease-gateway-tls' },

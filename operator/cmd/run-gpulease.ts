@@ -37,6 +37,7 @@ The papers of settled leases, and escrows that nobody ended.
   gpulease focus schema                  the metadata that goes with them
   gpulease sweep                         finalize abandoned escrows: --chain, --escrow; says what that would cost, --yes does it
   gpulease provider check                is this cluster fit to have tenants? See its own --help
+  gpulease relay                         another program: connects consumers to providers behind NAT; see its --help
 
 Receipts are read from the operator's Secrets, which takes the right to list Secrets in its namespace, or from --from: files
 or folders, - for standard input. A file holds one receipt or a list of them. Statements and charges are made of receipts that verify, and of no others.

@@ -8,6 +8,7 @@ import type { OutboxFaults } from '../adapters/chain/outbox.ts';
 import { createSecretStore } from '../adapters/kube/secret-store.ts';
 import { servingCertificates, whoAmI } from '../adapters/kube/serving-certificate.ts';
 import { createGateways } from '../adapters/provider/gateways.ts';
+import { createRoutes } from '../adapters/provider/routes.ts';
 import { createLog } from '../adapters/telemetry/log.ts';
 import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
@@ -41,6 +42,7 @@ import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
 import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
+import { systemTiming } from '../wire/timing.ts';
 import { approverPart } from './approver-part.ts';
 import { costMetrics } from './cost-metrics.ts';
 import { every } from './every.ts';
@@ -48,6 +50,7 @@ import { readText } from './gateway-options.ts';
 import { budgetMetrics, leaseMetrics, serviceMetrics, strayPods } from './operator-metrics.ts';
 import { choice, integer, pairs, parseOptions, portRange, someOf, text, UsageError } from './options.ts';
 import { ownAddress } from './own-address.ts';
+import { checkReverse, connectionMetrics, listenForLinks, reverseOptions } from './reverse-listener.ts';
 import { version } from './version.ts';
 import { chainConnection, chainIdOf, walletPart } from './wallet-part.ts';
 
@@ -110,6 +113,7 @@ export const operatorOptions = {
     'NAME',
     'cluster.local',
   ),
+  ...reverseOptions,
   voucherPeriodSeconds: integer('How often served seconds are vouched for.', 'SECONDS', 1, 600, 60),
   depositSeconds: integer('A deposit covers at most so long ahead.', 'SECONDS', 60, 86_400, 7200),
   lowWaterSeconds: integer(
@@ -174,6 +178,8 @@ export async function runOperator(
     throw new UsageError('--wallet-key-file is for the wallet, which is a process of its own: give it the key there');
   if (options.chain.length === 0)
     throw new UsageError('--chain is missing: e.g. --chain 42161=https://rpc.example.com');
+
+  checkReverse(options);
 
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => stop.abort(new Error(name)));
@@ -277,7 +283,6 @@ export async function runOperator(
       );
 
     const money = createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs: clock.monotonicMs });
-    const gateways = createGateways({ signAccess: money.signAccess, now, log });
     const records = await loadRecords(cluster, namespace, clock.monotonicMs, leadSignal);
     const receipts = createReceipts(cluster, namespace);
     const events = createEventRecorder({ cluster, controller: 'gpulease.dev/operator', instance: identity, log });
@@ -288,6 +293,30 @@ export async function runOperator(
     const budgets = createInformer<GpuBudget>({ ...informer, resource: resources.gpuBudgets });
     const namespaces = createInformer<KubeObject>({ ...informer, resource: resources.namespaces, trim: labelsOnly });
     stale = () => Math.max(leases.staleSeconds, providers.staleSeconds);
+    // A link that came or went is looked at now, not at the next probe.
+    const linkChanged = (name: string) => providerController.enqueue({ name });
+    const { refused } = connectionMetrics(metrics.registry, () => gateways.routes());
+    const reverse = await listenForLinks(
+      {
+        ...options,
+        cluster,
+        providers: () => providers.list(),
+        synced: () => providers.synced,
+        onChange: ({ metadata }) => linkChanged(metadata.name),
+        refused,
+        now,
+        log,
+      },
+      leadSignal,
+    );
+    const timeoutSeconds = 10;
+    const gateways = createGateways({
+      signAccess: money.signAccess,
+      now,
+      log,
+      timeoutSeconds,
+      routeOf: createRoutes({ links: reverse?.links, clock: systemTiming, now, timeoutSeconds, onChange: linkChanged }),
+    });
 
     const approver = options.with.includes('approver')
       ? approverPart({
@@ -494,6 +523,7 @@ export async function runOperator(
     ]);
     elsewhere?.close();
     leaseNodes.close();
+    await reverse?.close();
     await events.flush();
   };
 

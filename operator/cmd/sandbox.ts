@@ -17,7 +17,7 @@ import {
   showTables,
   wholeScenario,
 } from '../sandbox/scenario.ts';
-import { integer, parseOptions, text, UsageError } from './options.ts';
+import { choice, integer, parseOptions, text, UsageError } from './options.ts';
 
 const defaultDir = join(tmpdir(), `gpulease-sandbox-${process.getuid?.() ?? 0}`);
 
@@ -37,6 +37,11 @@ const declared = {
     description: 'Each part a process of its own, under a service account with no more than its rights.',
     parse: () => true,
   },
+  via: choice(
+    'How the provider is reached. Reverse: its gateway has no port, and dials out to the operator, as behind NAT.',
+    ['Direct', 'Reverse'],
+    'Direct',
+  ),
   papers: text('With --exit: write receipts, statement and FOCUS charges of its leases into this folder.', 'DIR'),
   dir: text(
     'Where the clusters and logs live while it runs. The default one is removed afterwards.',
@@ -61,7 +66,13 @@ async function main(): Promise<void> {
   }, report);
   try {
     sandbox = await startSandbox(
-      { dir: options.dir, report, voucherPeriodSeconds: options.voucherPeriodSeconds, split: options.split === true },
+      {
+        dir: options.dir,
+        report,
+        voucherPeriodSeconds: options.voucherPeriodSeconds,
+        split: options.split === true,
+        via: options.via,
+      },
       abort.signal,
     );
     if (sandbox.simulated) report('no real node can be had here: pods are simulated');

@@ -19,6 +19,8 @@ export interface Addresses {
 }
 
 export const unknownAddress = 'unknown';
+/** Before the name of a caller that a link brought. */
+export const overLink = 'link ';
 /** Proxies that a request may have come through. */
 const mostHops = 16;
 
@@ -35,7 +37,10 @@ export function createAddresses(trustedProxies: readonly string[] = []): Address
   return {
     isTrusted,
     of({ headers, socket }) {
-      let address = plain(socket?.remoteAddress ?? '') ?? unknownAddress;
+      const remote = socket?.remoteAddress ?? '';
+      // Whom a link names is no address here: nobody is a trusted proxy by the word of a relay.
+      if (remote.startsWith(overLink)) return remote;
+      let address = plain(remote) ?? unknownAddress;
       const told = headers['x-forwarded-for'];
       if (told === undefined || !isTrusted(address)) return address;
       // Each proxy adds at the end whom it heard from: from there backwards, as far as they are trusted.

@@ -14,6 +14,7 @@ import { Refusal } from '../core/allocation/refusal.ts';
 import { leaveSoon } from '../wire/leave-soon.ts';
 import { createAddresses } from './addresses.ts';
 import { createAudit } from './audit.ts';
+import { bringConnections } from './brought.ts';
 import { createCallers } from './callers.ts';
 import { watchConnections } from './connections.ts';
 import { createNonces } from './nonces.ts';
@@ -63,6 +64,8 @@ export interface Gateway {
   readonly app: FastifyInstance;
   /** What it answers to, as it was declared. */
   readonly routes: readonly { readonly method: string; readonly url: string }[];
+  /** Serves a connection that a link brought. `from`: whom requests without a token are counted for. False: too many. */
+  take(connection: Duplex, from: string): boolean;
   /** New certificate, without a restart. */
   setTls(tls: { key: string; cert: string }): void;
   /** Tells sessions why, ends streams and watches, waits for ordinary requests. */
@@ -180,10 +183,14 @@ export function createGateway(options: GatewayOptions): Gateway {
   const streams = serveStreams(server, { service, callers, upstream, podRules, log, audit, tunnels });
   const watches = options.tls ? serveWatches(server as HttpsServer, { service, callers, upstream, log }) : undefined;
 
+  const brought = bringConnections(server, { tls: options.tls, maxConnections: server.maxConnections });
+
   return {
     app,
     routes,
+    take: (connection, from) => brought.take(connection, from),
     setTls(tls) {
+      brought.setTls(tls);
       if ('setSecureContext' in server && typeof server.setSecureContext === 'function') server.setSecureContext(tls);
     },
     async close() {
@@ -191,7 +198,10 @@ export function createGateway(options: GatewayOptions): Gateway {
       await streams.end();
       watches?.end();
       tunnels.end();
-      await app.close();
+      const closed = app.close();
+      // What is being answered has until now; a link has connections that stay for ever otherwise.
+      await closed;
+      brought.end();
     },
   };
 }

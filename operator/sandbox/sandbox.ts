@@ -52,6 +52,10 @@ export interface SandboxOptions {
   readonly trustConsumer?: boolean;
   /** Each part a process and a service account of its own, with the rights of core/rights; else one process a side, as admin. */
   readonly split?: boolean;
+  /**
+   * How the provider is reached. Reverse: its gateway listens nowhere but at a file, and dials out to the operator. Default: Direct.
+   */
+  readonly via?: 'Direct' | 'Reverse';
   /** The provider's nodes, instead of one with H100s and one with RTX 4090s. */
   readonly nodes?: readonly SandboxNode[];
   /** Further flags of the two programs. */
@@ -85,6 +89,7 @@ export interface SandboxNode {
 export type Link =
   | 'operator-to-cluster'
   | 'operator-to-gateway'
+  | 'gateway-to-operator'
   | 'operator-to-chain'
   | 'gateway-to-cluster'
   | 'gateway-to-chain';
@@ -102,9 +107,9 @@ export interface Sandbox {
   readonly deployment: Deployment;
   readonly wallet: Address;
   readonly providerAddress: Address;
-  /** As consumers reach it. */
+  /** As consumers reach it; by Reverse, as it reaches them. */
   readonly gatewayUrl: string;
-  /** host:port where it listens. */
+  /** host:port where it listens; by Reverse, a file. */
   readonly gatewayListens: string;
   readonly operator: ManagedProcess;
   readonly gateway: ManagedProcess;
@@ -226,14 +231,28 @@ async function build(
   const route = options.route ?? (async (_: Link, url: string) => url);
   const addresses = secret('addresses.json', JSON.stringify(deployment));
   const [gatewayPort = 0] = await freePorts(1);
+  const reverse = options.via === 'Reverse';
   const ownUrl = `https://127.0.0.1:${gatewayPort}`;
-  // Consumers sign for the address by which they reach the gateway.
-  const gatewayUrl = await route('operator-to-gateway', ownUrl);
+  // Consumers sign for the address by which they reach the gateway; a gateway that dials out, for that by which it reaches them.
+  const gatewayUrl = await route(reverse ? 'gateway-to-operator' : 'operator-to-gateway', ownUrl);
+  const linkUrl = gatewayUrl.replace(/^https:/, 'wss:');
+  const socketOf = (name: string) => join(dir, `${name}.sock`);
   const serving = await provider.issueServing('gateway', ['127.0.0.1', 'localhost']);
   const [tlsCert, tlsKey] = [
     secret('gateway.crt', serving.certificatePem),
     secret('gateway.key', serving.privateKeyPem),
   ];
+  const atOperator = reverse ? await consumer.issueServing('reverse', ['127.0.0.1']) : undefined;
+  const linkFlags = (of: 'gateway' | 'operator'): string[] =>
+    !atOperator
+      ? []
+      : of === 'gateway'
+        ? ['--dial-out', linkUrl, '--dial-out-ca', secret('reverse-ca.crt', consumer.caPem)]
+        : [
+            ...['--reverse-listen', `127.0.0.1:${gatewayPort}`, '--reverse-url', linkUrl],
+            ...['--reverse-tls-cert', secret('reverse.crt', atOperator.certificatePem)],
+            ...['--reverse-tls-key', secret('reverse.key', atOperator.privateKeyPem)],
+          ];
   const providerKeyFile = secret('provider.key', providerKey);
   const walletKeyFile = secret('wallet.key', walletKey);
   const atProvider = { server: await route('gateway-to-cluster', provider.server) };
@@ -268,9 +287,8 @@ async function build(
           '--namespace',
           namespace,
           '--listen',
-          `127.0.0.1:${port}`,
-          '--public-url',
-          gatewayUrl,
+          reverse ? `unix:${socketOf(name)}` : `127.0.0.1:${port}`,
+          ...(reverse ? linkFlags('gateway') : ['--public-url', gatewayUrl]),
           '--tls-cert',
           tlsCert,
           '--tls-key',
@@ -335,6 +353,7 @@ async function build(
           '20',
           '--operations-port',
           String(operationsPort),
+          ...linkFlags('operator'),
           ...(options.operatorArgs ?? []),
         ],
         env: options.operatorEnv,
@@ -386,7 +405,7 @@ async function build(
   const operator = await startOperator('operator', signal);
   await applyManifests(
     consumerCluster,
-    [gpuProvider(gatewayUrl, provider.caPem, providerAddress, deployment)],
+    [gpuProvider(reverse ? undefined : gatewayUrl, provider.caPem, providerAddress, deployment)],
     { fieldManager: 'sandbox' },
     signal,
   );
@@ -403,7 +422,7 @@ async function build(
     wallet,
     providerAddress,
     gatewayUrl,
-    gatewayListens: `127.0.0.1:${gatewayPort}`,
+    gatewayListens: reverse ? socketOf('gateway') : `127.0.0.1:${gatewayPort}`,
     operator: operator.process,
     gateway: gateway.process,
     ...(parts && { parts }),
@@ -489,7 +508,7 @@ function offers() {
   ] as never[];
 }
 
-function gpuProvider(url: string, caPem: string, address: Address, deployment: Deployment) {
+function gpuProvider(url: string | undefined, caPem: string, address: Address, deployment: Deployment) {
   const rails = Object.entries(deployment.tokens).map(([assetSymbol, token]) => ({
     chainId: deployment.chainId,
     escrow: deployment.escrow,
@@ -502,7 +521,8 @@ function gpuProvider(url: string, caPem: string, address: Address, deployment: D
     kind: 'GpuProvider',
     metadata: { name: 'sandbox' },
     spec: {
-      endpoint: { url, caBundle: Buffer.from(caPem).toString('base64') },
+      // By Reverse the account is all that is known of it.
+      endpoint: url ? { url, caBundle: Buffer.from(caPem).toString('base64') } : { via: 'Reverse' },
       identity: { address },
       payment: { rails },
       probe: { intervalSeconds: 2, timeoutSeconds: 2, failureThreshold: 3 },

@@ -4,11 +4,12 @@
  */
 import type { Http2Stream } from 'node:http2';
 import { Socket } from 'node:net';
-import type { Duplex } from 'node:stream';
+import type { Duplex, Readable, Transform } from 'node:stream';
 
 const keepAliveMs = 30_000;
 
-export function join(one: Duplex, other: Duplex): void {
+/** `through`: what each direction passes on its way; one is made for each. */
+export function join(one: Duplex, other: Duplex, through?: () => Transform): void {
   for (const [from, to] of [
     [one, other],
     [other, one],
@@ -18,13 +19,16 @@ export function join(one: Duplex, other: Duplex): void {
       from.setKeepAlive(true, keepAliveMs);
     }
     from.on('error', () => from.destroy());
-    from.pipe(to, { end: false });
-    from.once('end', () => {
+    const said: Readable = through ? from.pipe(through()) : from;
+    said.pipe(to, { end: false });
+    said.once('end', () => {
       if (wasReset(from)) breakOff(to);
       else to.end();
     });
     from.once('close', () => {
-      if (!from.readableEnded || wasReset(from) || from.errored) breakOff(to);
+      if (from.readableEnded && !wasReset(from) && !from.errored) return;
+      breakOff(to);
+      if (said !== from) said.destroy();
     });
   }
 }

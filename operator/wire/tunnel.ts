@@ -20,20 +20,24 @@ export const sessionOptions = {
   maxSessionMemory: 32,
 } as const;
 
-const pingSeconds = 10;
 /** Two pings: a hiccup of the network must not end connections that would survive it. */
-const silentSeconds = 20;
+const tunnelPace = { pingSeconds: 10, silentSeconds: 20, windowBytes: sessionWindowBytes };
 
 /**
  * Widens the session's window, which is 64 KiB by default, and ends the session when the other side stays silent, or has
  * closed its half of the socket: with that half open, as exec and attach need it, nobody else would notice.
  */
-export function keep(session: ServerHttp2Session | ClientHttp2Session, socket: Duplex, clock: Timing): void {
+export function keep(
+  session: ServerHttp2Session | ClientHttp2Session,
+  socket: Duplex,
+  clock: Timing,
+  { pingSeconds, silentSeconds, windowBytes } = tunnelPace,
+): void {
   session.on('error', () => undefined);
   if (socket.readableEnded) socket.destroy();
   else socket.once('end', () => socket.destroy());
   const widen = () => {
-    if (!session.destroyed) session.setLocalWindowSize(sessionWindowBytes);
+    if (!session.destroyed) session.setLocalWindowSize(windowBytes);
   };
   if (session.connecting) session.once('connect', widen);
   else widen();
@@ -47,8 +51,11 @@ export function keep(session: ServerHttp2Session | ClientHttp2Session, socket: D
         askedAtMs = undefined;
       });
     } else if (clock.monotonicMs() - askedAtMs >= silentSeconds * 1000) {
-      end(session);
-      return;
+      // Unless it is we who stood still: then the answer lies here unread, and is read before this.
+      const asked = askedAtMs;
+      setImmediate(() => {
+        if (askedAtMs === asked && !session.destroyed) end(session);
+      });
     }
     cancel = clock.setTimeout(tick, pingSeconds * 1000);
   };

@@ -9,6 +9,7 @@ import { machine } from './machine.ts';
 import { type Series, svg } from './plot.ts';
 import { type SizeStep, size, sizeTable } from './size.ts';
 import { type StreamFigures, streams } from './streams.ts';
+import { transport, transportTable } from './transport.ts';
 
 export interface BenchContext {
   readonly dir: string;
@@ -111,6 +112,13 @@ export const benches: Readonly<Record<string, Bench>> = {
         sessions: 200,
       });
       return { figures, targets, table: gatewayTable(figures) };
+    },
+  },
+  transport: {
+    about: 'the ways to a gateway: straight, over a link that it made, by way of a relay; bytes, latency, CPU',
+    async run(context) {
+      const { figures, targets } = await transport(context);
+      return { figures, targets, table: transportTable(figures) };
     },
   },
   size: {

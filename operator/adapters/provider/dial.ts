@@ -1,6 +1,6 @@
 /**
  * The way to a gateway: one function that gives a connected, authenticated stream. Everything above it speaks HTTP and does
- * not know how the bytes travel, so that a connection which the provider opened to us can take this one's place.
+ * not know how the bytes travel: straight, over a link that the gateway has made to us, or by way of a relay (`routes.ts`).
  */
 import { createHash } from 'node:crypto';
 import { isIP } from 'node:net';
@@ -31,12 +31,23 @@ export type Dial = (protocol?: Protocol) => Promise<Duplex>;
  * nor expiry can add to it. With a CA bundle, or without a pin, chain and name are checked as everywhere.
  */
 export function dialTls(endpoint: Endpoint, timeoutSeconds: number): Dial {
+  const start = tlsTo(endpoint, timeoutSeconds);
+  return (protocol = 'http/1.1') => start(protocol);
+}
+
+export type StartTls = (
+  protocol: Protocol,
+  /** A connection that stands, instead of one of TCP. */
+  over?: Duplex,
+  /** The only key to take, beside what the endpoint says. */
+  alsoPinned?: string,
+) => Promise<tls.TLSSocket>;
+
+export function tlsTo(endpoint: Endpoint, timeoutSeconds: number, where = 'spec.endpoint'): StartTls {
   const url = new URL(endpoint.url);
   if (url.protocol !== 'https:') throw new TypeError(`${endpoint.url}: a gateway is reached by https only`);
   const host = url.hostname.replace(/^\[|\]$/g, '');
   const port = Number(url.port || 443);
-  const pin = endpoint.spkiSHA256;
-  const pinOnly = pin !== undefined && endpoint.caBundle === undefined;
   const name = endpoint.serverName ?? host;
   const secureContext = tls.createSecureContext({
     minVersion: 'TLSv1.2',
@@ -46,13 +57,15 @@ export function dialTls(endpoint: Endpoint, timeoutSeconds: number): Dial {
   // Every stream of a pod is a connection of its own: taking up the last session spares it the key exchange's signatures.
   let session: Buffer | undefined;
 
-  return (protocol = 'http/1.1') =>
+  return (protocol, over, alsoPinned) =>
     new Promise((resolve, reject) => {
+      const pins = [endpoint.spkiSHA256, alsoPinned].filter((pin) => pin !== undefined);
+      const pinOnly = pins.length > 0 && endpoint.caBundle === undefined;
       const options: tls.ConnectionOptions & { allowHalfOpen: boolean } = {
-        host,
-        port,
+        ...(over ? { socket: over } : { host, port }),
         secureContext,
-        session,
+        // Over a link the key is signed for anew with each connection.
+        ...(!over && session ? { session } : {}),
         rejectUnauthorized: !pinOnly,
         ALPNProtocols: [protocol],
         // Of use to what is piped through. Who speaks HTTP/2 has to hear at once that the other side is gone.
@@ -62,6 +75,8 @@ export function dialTls(endpoint: Endpoint, timeoutSeconds: number): Dial {
         checkServerIdentity: (_, certificate) => (pinOnly ? undefined : tls.checkServerIdentity(name, certificate)),
       };
       const socket = tls.connect(options);
+      // On a connection that was handed in, that connection's own setting counts for Node.
+      if (over) socket.allowHalfOpen = protocol !== 'h2';
       const timer = setTimeout(
         () =>
           socket.destroy(
@@ -69,32 +84,45 @@ export function dialTls(endpoint: Endpoint, timeoutSeconds: number): Dial {
           ),
         timeoutSeconds * 1000,
       );
-      const onError = (error: Error) => {
-        clearTimeout(timer);
-        session = undefined;
-        reject(errorOf(error, url.host));
-      };
-      socket.once('error', onError);
-      socket.once('secureConnect', () => {
+      const settle = () => {
         clearTimeout(timer);
         socket.off('error', onError);
+        socket.off('close', onClose);
+      };
+      const onError = (error: Error) => {
+        settle();
+        session = undefined;
+        reject(errorOf(error, url.host, where));
+      };
+      // Of a connection that was handed in and broke, no error may be heard here.
+      const onClose = () => onError(new Error('the connection was broken off'));
+      socket.once('error', onError);
+      socket.once('close', onClose);
+      socket.once('secureConnect', () => {
+        settle();
         // A session shows no certificate when it is taken up, and only the holder of the key that was looked at has it.
-        const found = pin === undefined || socket.isSessionReused() ? pin : spkiOf(socket);
-        if (found !== pin) {
+        const known = pins.length === 0 || (!over && socket.isSessionReused());
+        const found = known ? undefined : spkiOf(socket);
+        const wrong = known ? undefined : pins.find((pin) => pin !== found);
+        if (wrong !== undefined) {
           socket.destroy();
           reject(
             new IdentityMismatchError(
-              `${url.host}: the certificate's key is ${found ?? 'not known'}, but ${pin} is pinned: if the provider changed its key, set spec.endpoint.spkiSHA256 to the new one`,
+              wrong === alsoPinned
+                ? `${url.host}: the certificate's key is ${found ?? 'not known'}, but the provider signed for ${wrong}: somebody else answers`
+                : `${url.host}: the certificate's key is ${found ?? 'not known'}, but ${wrong} is pinned: if the provider changed its key, set ${where}.spkiSHA256 to the new one`,
             ),
           );
           return;
         }
-        socket.on('session', (latest) => {
-          session = latest;
-        });
-        socket.setNoDelay(true);
-        // A path that is gone without a word is found out in half a minute, also by a stream on which nothing is due.
-        socket.setKeepAlive(true, keepAliveMs);
+        if (!over) {
+          socket.on('session', (latest) => {
+            session = latest;
+          });
+          socket.setNoDelay(true);
+          // A path that is gone without a word is found out in half a minute, also by a stream on which nothing is due.
+          socket.setKeepAlive(true, keepAliveMs);
+        }
         resolve(socket);
       });
     });
@@ -112,11 +140,11 @@ const pemOf = (bundle: string): string =>
 const notTrusted =
   /^(CERT_|UNABLE_TO_|DEPTH_ZERO_SELF_SIGNED_CERT|SELF_SIGNED_CERT_IN_CHAIN|ERR_TLS_CERT_ALTNAME_INVALID|INVALID_PURPOSE|HOSTNAME_MISMATCH|EE_KEY_TOO_SMALL|CA_MD_TOO_WEAK)/;
 
-function errorOf(error: Error & { code?: string }, host: string): Error {
+function errorOf(error: Error & { code?: string }, host: string, where: string): Error {
   if (error instanceof UnknownOutcomeError) return error;
   if (error.code !== undefined && notTrusted.test(error.code))
     return new IdentityMismatchError(
-      `${host}: the certificate is not trusted (${error.code}): set spec.endpoint.caBundle, serverName or spkiSHA256 to what the provider published`,
+      `${host}: the certificate is not trusted (${error.code}): set ${where}.caBundle, serverName or spkiSHA256 to what was published`,
       { cause: error },
     );
   return new UnknownOutcomeError(`${host}: ${error.message || error.code || 'the connection failed'}`, {

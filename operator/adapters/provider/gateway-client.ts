@@ -28,14 +28,15 @@ export interface GatewayLog {
   debug(fields: object, message: string): void;
 }
 
-export interface GatewayOptions {
-  readonly endpoint: Endpoint;
+interface Common {
   /** For one answer, and for a connection. Default 10. */
   readonly timeoutSeconds?: number;
   readonly log?: GatewayLog;
-  /** Another way to reach the gateway than TLS to its URL. */
-  readonly dial?: Dial;
 }
+
+/** Straight to an endpoint; or whatever `dial` gives, under the URL that a consumer signs for. */
+export type GatewayOptions = Common &
+  ({ readonly endpoint: Endpoint; readonly dial?: undefined } | { readonly url: string; readonly dial: Dial });
 
 export interface LeaseAccess {
   readonly leaseId: Hex32;
@@ -64,7 +65,7 @@ export interface GatewayClient {
 
 export function connectGateway(options: GatewayOptions): GatewayClient {
   const timeoutSeconds = options.timeoutSeconds ?? 10;
-  const url = options.endpoint.url.replace(/\/$/, '');
+  const url = (options.dial ? options.url : options.endpoint.url).replace(/\/$/, '');
   const dial = options.dial ?? dialTls(options.endpoint, timeoutSeconds);
   const http = createHttpClient({ host: new URL(url).host, dial, timeoutSeconds });
   const call = callJson(http, timeoutSeconds, options.log);

@@ -14,9 +14,11 @@ import type { GpuProvider } from '../../api/provider.ts';
 import type { QuoteRecord } from '../../core/lease/observed.ts';
 import type { Answer } from '../../core/provider/assess.ts';
 import type { Log } from '../../engine/types.ts';
+import { systemTiming } from '../../wire/timing.ts';
 import { GatewayRefusal, IdentityMismatchError, InvalidAnswerError } from './errors.ts';
 import { connectGateway, type GatewayClient } from './gateway-client.ts';
 import type { LeaseConnection } from './lease-connection.ts';
+import { createRoutes, type Route, type RouteOf, type RouteState } from './routes.ts';
 
 type Outcome<T> =
   | { readonly ok: true; readonly value: T }
@@ -28,24 +30,41 @@ export interface GatewaysOptions {
   readonly now: () => Date;
   readonly log: Log;
   readonly timeoutSeconds?: number;
+  /** Default: straight ones alone. */
+  readonly routeOf?: RouteOf;
 }
 
-export function createGateways({ signAccess, now, log, timeoutSeconds }: GatewaysOptions) {
-  const clients = new Map<string, { endpoint: string; client: GatewayClient; leases: Map<string, LeaseConnection> }>();
+interface Entry {
+  readonly endpoint: string;
+  readonly client: GatewayClient;
+  readonly route: Route;
+  readonly leases: Map<string, LeaseConnection>;
+}
 
-  function entryOf(provider: GpuProvider) {
+export function createGateways({ signAccess, now, log, timeoutSeconds = 10, ...options }: GatewaysOptions) {
+  const routeOf = options.routeOf ?? createRoutes({ clock: systemTiming, now, timeoutSeconds });
+  const clients = new Map<string, Entry>();
+
+  function entryOf(provider: GpuProvider): Entry {
     const { name } = provider.metadata;
-    const endpoint = JSON.stringify(provider.spec.endpoint);
+    const endpoint = JSON.stringify([provider.spec.endpoint, provider.spec.identity.address]);
     const known = clients.get(name);
     if (known?.endpoint === endpoint) return known;
-    known?.client.close();
+    close(known);
+    const route = routeOf(provider);
     const entry = {
       endpoint,
-      client: connectGateway({ endpoint: provider.spec.endpoint, timeoutSeconds, log: log.child({ provider: name }) }),
+      route,
+      client: connectGateway({ url: route.url, dial: route.dial, timeoutSeconds, log: log.child({ provider: name }) }),
       leases: new Map<string, LeaseConnection>(),
     };
     clients.set(name, entry);
     return entry;
+  }
+
+  function close(entry: Entry | undefined): void {
+    entry?.client.close();
+    entry?.route.close();
   }
 
   function connection(provider: GpuProvider, quote: QuoteRecord): LeaseConnection {
@@ -64,13 +83,14 @@ export function createGateways({ signAccess, now, log, timeoutSeconds }: Gateway
 
   return {
     of(provider: GpuProvider) {
-      const { client } = entryOf(provider);
+      const { client, route } = entryOf(provider);
       return {
-        info: (signal?: AbortSignal): Promise<Answer<ProviderInfo>> => answer(() => client.info(signal), signal),
+        route: (): RouteState => route.state(),
+        info: (signal?: AbortSignal): Promise<Answer<ProviderInfo>> => answer(() => client.info(signal), route, signal),
         offers: (signal?: AbortSignal): Promise<Answer<readonly OfferInfo[]>> =>
-          answer(async () => (await client.offers(signal)).offers, signal),
+          answer(async () => (await client.offers(signal)).offers, route, signal),
         offersAfter: (tag: string | undefined, waitSeconds: number, signal?: AbortSignal): Promise<Answer<string>> =>
-          answer(() => client.offersAfter(tag, waitSeconds, signal), signal),
+          answer(() => client.offersAfter(tag, waitSeconds, signal), route, signal),
         quote: (request: QuoteRequest, signal?: AbortSignal): Promise<Outcome<SignedQuote>> =>
           outcome(() => client.quote(request, signal), signal),
         allocate: (quote: SignedQuote, signal?: AbortSignal): Promise<Outcome<AllocationInfo>> =>
@@ -92,9 +112,12 @@ export function createGateways({ signAccess, now, log, timeoutSeconds }: Gateway
       for (const { leases } of clients.values()) leases.delete(leaseId);
     },
     forget(name: string) {
-      clients.get(name)?.client.close();
+      close(clients.get(name));
       clients.delete(name);
     },
+    /** Of every provider that was spoken to, by its name. */
+    routes: (): ReadonlyMap<string, RouteState> =>
+      new Map([...clients].map(([name, { route }]) => [name, route.state()])),
   };
 }
 
@@ -112,7 +135,7 @@ async function outcome<T>(call: () => Promise<T>, signal?: AbortSignal): Promise
   }
 }
 
-async function answer<T>(call: () => Promise<T>, signal?: AbortSignal): Promise<Answer<T>> {
+async function answer<T>(call: () => Promise<T>, route: Route, signal?: AbortSignal): Promise<Answer<T>> {
   try {
     return { ok: true, value: await call() };
   } catch (error) {
@@ -121,6 +144,9 @@ async function answer<T>(call: () => Promise<T>, signal?: AbortSignal): Promise<
     if (error instanceof IdentityMismatchError) return { ok: false, reason: 'IdentityMismatch', message: text(error) };
     if (error instanceof InvalidAnswerError || error instanceof GatewayRefusal)
       return { ok: false, reason: 'InvalidAnswer', message: text(error) };
-    return { ok: false, reason: 'Unreachable', message: signal?.aborted ? 'no answer in time' : text(error) };
+    const { up, why } = route.state();
+    // Without a link there is nobody who could answer, in time or at all: that is what helps to know.
+    const message = up === false && why ? why : signal?.aborted ? 'no answer in time' : text(error);
+    return { ok: false, reason: 'Unreachable', message };
   }
 }

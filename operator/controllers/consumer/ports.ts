@@ -19,6 +19,7 @@ import type { Escrow } from '../../core/money/escrow.ts';
 import type { FundingWay } from '../../core/money/funding.ts';
 import type { LeaseEnd } from '../../core/node/disruption.ts';
 import type { Answer, RailFact } from '../../core/provider/assess.ts';
+import type { SeenRoute } from '../../core/provider/connection.ts';
 import type { SettlementTrail } from '../../core/receipt/build.ts';
 
 /** The gateway's refusal, or that nobody knows what it did. Adapters make these out of what really happened. */
@@ -28,6 +29,8 @@ export type GatewayOutcome<T> =
   | { readonly ok: false; readonly kind: 'unknown' | 'invalid'; readonly message: string };
 
 export interface Gateway {
+  /** How it is reached now. Absent: nobody knows. */
+  route?(): SeenRoute;
   info(signal?: AbortSignal): Promise<Answer<ProviderInfo>>;
   offers(signal?: AbortSignal): Promise<Answer<readonly OfferInfo[]>>;
   /** Waits at the gateway until the offers are others than those of `tag`, or so long; empty: it cannot. */

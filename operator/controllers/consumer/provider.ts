@@ -6,6 +6,7 @@ import type { GpuProvider, ProviderStatus } from '../../api/provider.ts';
 import { whole } from '../../core/lease/amounts.ts';
 import { exposureOf, lockedOn } from '../../core/lease/exposure.ts';
 import { type Answer, type Assessment, assess, type RailFact } from '../../core/provider/assess.ts';
+import { connectionOf, type SeenRoute } from '../../core/provider/connection.ts';
 import { sameJson } from '../../engine/equal.ts';
 import { addFinalizer, applyStatus, removeFinalizer } from '../../engine/status.ts';
 import {
@@ -105,7 +106,7 @@ export const reconcileProvider =
     if (assessment.mirrored) await mirrorOffers(world, provider, assessment.mirrored, signal);
     if (assessment.ready) world.offerWatches?.keep(provider);
     if (assessment.ready && !before?.assessment.ready) world.onReady?.();
-    await report(world, provider, assessment, info, known, signal);
+    await report(world, provider, { assessment, info, rails: known, route: gateway.route?.() }, signal);
     return { requeueAfterSeconds: provider.spec.probe.intervalSeconds };
   };
 
@@ -155,9 +156,17 @@ async function mirrorOffers(
 async function report(
   world: ProviderWorld,
   provider: GpuProvider,
-  assessment: Assessment,
-  info: Answer<{ version: string }>,
-  rails: readonly RailFact[],
+  {
+    assessment,
+    info,
+    rails,
+    route,
+  }: {
+    readonly assessment: Assessment;
+    readonly info: Answer<{ version: string }>;
+    readonly rails: readonly RailFact[];
+    readonly route?: SeenRoute;
+  },
   signal: AbortSignal,
 ): Promise<void> {
   const now = world.now();
@@ -184,6 +193,7 @@ async function report(
         : [],
     ),
     gatewayVersion: info.ok ? info.value.version : before?.gatewayVersion,
+    connection: route && connectionOf(route),
     // At most once a minute: a status that changes with every probe would wake everybody who watches.
     lastSeenAt:
       info.ok && now.getTime() - seenBefore > 60_000 ? now.toISOString().replace(/\.\d{3}Z$/, 'Z') : before?.lastSeenAt,

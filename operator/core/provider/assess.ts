@@ -109,9 +109,15 @@ function reachable({ info, failures, provider }: SeenProvider) {
   const { failureThreshold } = provider.spec.probe;
   return {
     reason: 'Unreachable',
-    message: `${info.message} (${Math.min(failures, failureThreshold)} of ${failureThreshold} probes failed). Check spec.endpoint and that the gateway runs.`,
+    message: `${info.message} (${Math.min(failures, failureThreshold)} of ${failureThreshold} probes failed). ${advice[provider.spec.endpoint.via ?? 'Direct']}`,
   };
 }
+
+const advice = {
+  Direct: 'Check spec.endpoint and that the gateway runs.',
+  Reverse: "Check that the gateway runs with --dial-out and this operator's --reverse-url.",
+  Relay: 'Check that the gateway runs with --dial-out and the URL of spec.endpoint.relay.',
+} as const;
 
 function identity({ info, provider, now }: SeenProvider) {
   if (!info.ok) return { reason: info.reason, message: info.message };

@@ -100,7 +100,9 @@ test('a consumer’s operator hears of it within five seconds, with one question
     log: silentLog,
     signal: stop.signal,
   });
-  const it = provider({ endpoint: { url: `https://127.0.0.1:${port}`, spkiSHA256: spkiSha256(tls.cert) } });
+  const it = provider({
+    endpoint: { via: 'Direct', url: `https://127.0.0.1:${port}`, spkiSHA256: spkiSha256(tls.cert) },
+  });
   watches.keep(it);
   watches.keep(it);
   await eventually(

@@ -115,7 +115,7 @@ async function start(): Promise<void> {
 
 /** As the lease controller does again and again. */
 function serve(): void {
-  const connection = connectGateway({ endpoint: { url: publicUrl }, dial }).lease({
+  const connection = connectGateway({ url: publicUrl, dial }).lease({
     leaseId,
     provider: keys.provider.address,
     signAccess: async (message) => (await signAccess(keys.session, domain, message)).signature,

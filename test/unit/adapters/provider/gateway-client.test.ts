@@ -221,7 +221,7 @@ describe('answers', () => {
   ])('that never come, for want of a connection, are not waited for when %s', async (_name, ownSeconds, allSeconds) => {
     // Neither made nor refused, as behind a router that forgot everything.
     const dial = () => new Promise<never>(() => undefined);
-    const client = connectGateway({ endpoint: { url: 'https://gpu.example.com' }, dial, timeoutSeconds: allSeconds });
+    const client = connectGateway({ url: 'https://gpu.example.com', dial, timeoutSeconds: allSeconds });
     const from = Date.now();
     await expect(client.info(AbortSignal.timeout(ownSeconds * 1000))).rejects.toThrow();
     expect(Date.now() - from).toBeLessThan(2000);

@@ -26,6 +26,8 @@ export const labels = {
   access: `${group}/access`,
   /** On a real node of a provider: rent this node's GPUs out. Also the key of the taint that the gateway puts there. */
   offered: `${group}/offered`,
+  /** On a GpuOffer: it is in the price list of a chart's values, and goes when it no longer is. Value: the release. */
+  priceList: `${group}/price-list`,
   /** On the Secret of a receipt: the month that it belongs to, e.g. 2026-11. */
   receiptMonth: `${group}/receipt-month`,
   /** On a tenant's namespace, and everything in it. */

@@ -1,7 +1,8 @@
 /**
  * Writes what is generated from sources of truth: `crds/` from the Zod schemas, with the admission policies, the
- * DeviceClass and the StorageClass in folders of their own, contract ABIs from Solidity, the reference from the registries,
- * the gateway's OpenAPI document and the example papers beside it. `--verify` writes nothing, and fails when a committed file differs from its source.
+ * DeviceClass and the StorageClass in folders of their own, what of `charts/` follows from the code, contract ABIs from Solidity,
+ * the reference from the registries, the gateway's OpenAPI document and the example papers beside it. `--verify` writes nothing,
+ * and fails when a committed file differs from its source.
  */
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
@@ -16,6 +17,7 @@ import { openApi } from '../api/openapi.ts';
 import { policies } from '../api/policies.ts';
 import { csiDriver, storageClass } from '../api/storage-class.ts';
 import { generateContracts } from '../contracts/generate.ts';
+import { chartFiles, generatedChartFolders } from './charts/write.ts';
 import { examplePapers } from './example-papers.ts';
 import { reference } from './reference.ts';
 
@@ -45,6 +47,7 @@ async function everything(): Promise<Map<string, string>> {
     const documents = manifests.map((manifest) => dump(manifest, { lineWidth: 120, noRefs: true }));
     files.set(`crds/policies/${name}.yaml`, header + documents.join('---\n'));
   }
+  for (const [path, content] of chartFiles(root)) files.set(path, content);
   for (const [path, content] of await generateContracts()) files.set(path, content);
   files.set('operator/reference/gateway-openapi.json', `${JSON.stringify(openApi('v1'), undefined, 2)}\n`);
   files.set('operator/REFERENCE.md', reference());
@@ -55,7 +58,7 @@ async function everything(): Promise<Map<string, string>> {
 /** Files in wholly generated folders that nothing generates any more. */
 async function leftovers(files: ReadonlyMap<string, string>): Promise<string[]> {
   const folders = await Promise.all(
-    ['crds', 'operator/reference'].map((folder) =>
+    ['crds', 'operator/reference', ...generatedChartFolders].map((folder) =>
       readdir(join(root, folder), { recursive: true, withFileTypes: true }).catch(() => []),
     ),
   );

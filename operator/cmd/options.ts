@@ -10,6 +10,8 @@ export interface Option<T> {
   readonly value?: string;
   readonly fallback?: string;
   readonly many?: boolean;
+  /** What is allowed, for those who check values before the program starts: the charts. */
+  readonly allowed?: { readonly min: number; readonly max: number } | { readonly choices: readonly string[] };
   /** Text to value; throws an Error that says what is allowed. Given every text when `many`. */
   readonly parse: (text: string) => T;
 }
@@ -32,6 +34,7 @@ export const integer = (
   description,
   value,
   fallback: String(fallback),
+  allowed: { min, max },
   parse: (t) => {
     const n = Number(t);
     if (!/^-?\d+$/.test(t) || n < min || n > max) throw new Error(`must be a whole number from ${min} to ${max}`);
@@ -47,6 +50,7 @@ export const choice = <const C extends string>(
   description: `${description} One of ${choices.join(', ')}.`,
   value: 'WORD',
   fallback,
+  allowed: { choices },
   parse: (t) => {
     if (!choices.includes(t as C)) throw new Error(`must be one of ${choices.join(', ')}`);
     return t as C;
@@ -112,7 +116,7 @@ type Parsed<D extends Declared> = {
 
 export class UsageError extends Error {}
 
-const flagOf = (name: string) => name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`);
+export const flagOf = (name: string) => name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`);
 const variableOf = (name: string) => `GPULEASE_${flagOf(name).replaceAll('-', '_').toUpperCase()}`;
 
 /**

@@ -1,0 +1,5 @@
+#!/usr/bin/env node
+import { runProgram } from './program.ts';
+import { runRelay } from './run-relay.ts';
+
+runProgram(runRelay);

@@ -138,7 +138,7 @@ async function save(rpc: Anvil['rpc']): Promise<Buffer> {
   return gunzipSync(Buffer.from(packed.slice(2), 'hex'), { maxOutputLength: 1 << 30 });
 }
 
-function devAccounts(count: number): DevAccount[] {
+export function devAccounts(count: number): DevAccount[] {
   const root = HDNodeWallet.fromPhrase(WELL_KNOWN_MNEMONIC, undefined, "m/44'/60'/0'/0");
   return Array.from({ length: count }, (_, index) => {
     const { address, privateKey } = root.deriveChild(index);

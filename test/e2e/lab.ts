@@ -1,0 +1,236 @@
+/**
+ * Two companies on one machine: a consumer's cluster and a provider's, each by kind and on a network of its own, a chain in the
+ * consumer's, GPUs (simulated, by the kubelet's own device plugin API) in the provider's, and the image in both.
+ */
+import { mkdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { connectCluster } from '../../operator/engine/cluster.ts';
+import type { Cluster } from '../../operator/engine/types.ts';
+import { type DevicePlugin, startDevicePlugin } from '../../operator/sandbox/clusters/device-plugin.ts';
+import { gpuLabels, RTX_4090, simulatedGpus } from '../../operator/sandbox/clusters/gpus.ts';
+import { TOOLS_IMAGE, writeImages } from '../../operator/sandbox/clusters/images.ts';
+import { ensurePrograms, whereIs } from '../../operator/sandbox/command.ts';
+import { type BuiltImage, commitTime, contextHash, findBuilder } from '../../operator/sandbox/image/builder.ts';
+import { ANVIL_IMAGE, anvilArchive } from '../../operator/sandbox/kind/anvil-image.ts';
+import { type Docker, ensureDocker } from '../../operator/sandbox/kind/docker.ts';
+import { ensureNodeImage } from '../../operator/sandbox/kind/node-image.ts';
+import {
+  deleteKindCluster,
+  ensureKindCluster,
+  type KindCluster,
+  type KindOptions,
+  openWay,
+  type Way,
+} from '../../operator/sandbox/kind/pair.ts';
+import { ensureKind } from '../../operator/sandbox/kind/programs.ts';
+import type { Report } from '../../operator/sandbox/processes.ts';
+import { until } from '../../operator/sandbox/scenario.ts';
+import { ensureTools } from '../../operator/sandbox/tools/tools.ts';
+import { CHAIN_NODE_PORT, type Chain, startChain } from './chain.ts';
+
+export const GPUS = 4;
+export const GATEWAY_NODE_PORT = 30443;
+const names = { consumer: 'gpulease-e2e-consumer', provider: 'gpulease-e2e-provider' } as const;
+const ways = { gateway: 'gpulease-e2e-way-to-gateway', chain: 'gpulease-e2e-way-to-chain' } as const;
+
+export interface Lab {
+  readonly dir: string;
+  readonly docker: Docker;
+  readonly kubectl: string;
+  readonly consumer: KindCluster;
+  readonly provider: KindCluster;
+  readonly consumerCluster: Cluster;
+  readonly providerCluster: Cluster;
+  readonly chain: Chain;
+  /** The provider's gateway, as the consumer's pods reach it. */
+  readonly gateway: Way;
+  /** The chain, as the provider's pods reach it. */
+  readonly chainWay: Way;
+  readonly image: { readonly repository: string; readonly tag: string };
+  readonly built: BuiltImage | undefined;
+  readonly plugin: DevicePlugin;
+  readonly report: Report;
+  readonly signal: AbortSignal;
+  /** Deletes clusters, ways and, where it is ours, the Docker daemon; `keep` leaves all but the device plugin. */
+  stop(keep: boolean): Promise<void>;
+}
+
+export interface LabOptions {
+  readonly dir: string;
+  readonly report: Report;
+  readonly signal: AbortSignal;
+  /** Uses what an earlier run kept. */
+  readonly reuse: boolean;
+}
+
+/** What a run left behind that was kept, or killed. */
+export async function takeDown(dir: string, report: Report): Promise<void> {
+  const docker = await ensureDocker(report);
+  const kind = await ensureKind({ report });
+  await clear(docker, kind, dir);
+  await docker.stop();
+}
+
+async function clear(docker: Docker, kind: string, dir: string): Promise<void> {
+  for (const way of Object.values(ways)) await docker.run(['rm', '--force', way]).catch(() => undefined);
+  for (const name of Object.values(names)) await deleteKindCluster(name, { docker, kind, dir });
+}
+
+export async function startLab({ dir, report, signal, reuse }: LabOptions): Promise<Lab> {
+  mkdirSync(dir, { recursive: true, mode: 0o700 });
+  const tools = await ensureTools({ need: ['plane'], report }, signal);
+  const kind = await ensureKind({ report }, signal);
+  const docker = await ensureDocker(report, signal);
+  const stops: (() => Promise<unknown>)[] = [];
+  try {
+    const image = await ensureNodeImage(docker, report, signal);
+    const { built, archive, repository, tag } = await theImage(dir, report, signal);
+    const imageName = `${repository}:${tag}`;
+    const known = await docker.run(['image', 'inspect', imageName], { signal }).catch(() => undefined);
+    if (known === undefined)
+      await docker.run(['load', '--quiet', '--input', await archive()], { signal, timeoutSeconds: 900 });
+
+    if (!reuse) await clear(docker, kind, dir);
+    const options: KindOptions = { docker, kind, kubectl: tools.kubectl, image, dir, report };
+    const plugins = join(dir, 'device-plugins');
+    mkdirSync(plugins, { recursive: true });
+    const [consumer, provider] = await Promise.all([
+      ensureKindCluster(names.consumer, options, {}, signal),
+      // The device plugin runs here, and talks to the kubelet there.
+      ensureKindCluster(names.provider, options, { '/var/lib/kubelet/device-plugins': plugins }, signal),
+    ]);
+    report('loading the images into both clusters');
+    const busybox = once(async () => {
+      const file = join(dir, 'busybox.tar');
+      await ensurePrograms('an image for pods', { busybox: 'busybox-static' }, report, signal);
+      writeImages(file, whereIs('busybox')!);
+      return file;
+    });
+    const loadInto = async (cluster: KindCluster, chain: boolean) => {
+      await cluster.load(imageName, archive);
+      await cluster.load(TOOLS_IMAGE, busybox);
+      if (chain) await cluster.load(ANVIL_IMAGE, () => anvilArchive(report, signal));
+    };
+    await Promise.all([loadInto(consumer, true), loadInto(provider, false)]);
+
+    report(`giving the provider's node ${GPUS} GPUs (simulated)`);
+    const gpus = simulatedGpus(provider.node, RTX_4090, GPUS);
+    const plugin = await startDevicePlugin({ socketDir: plugins, gpus, report });
+    stops.push(() => plugin.stop());
+    const labels = {
+      ...gpuLabels(gpus, { region: 'eu-central', zone: 'eu-central-1a' }),
+      'gpulease.dev/offered': 'true',
+    };
+    await provider.kubectl([
+      'label',
+      'node',
+      provider.node,
+      '--overwrite',
+      ...Object.entries(labels).map(([key, value]) => `${key}=${value}`),
+    ]);
+
+    const chain = await startChain(consumer, signal);
+    report(`contracts deployed: escrow ${chain.deployment.escrow}`);
+    const gateway = await openWay(
+      {
+        docker,
+        name: ways.gateway,
+        from: consumer,
+        to: provider,
+        targetPort: GATEWAY_NODE_PORT,
+        port: 8443,
+        image: imageName,
+      },
+      signal,
+    );
+    const chainWay = await openWay(
+      {
+        docker,
+        name: ways.chain,
+        from: provider,
+        to: consumer,
+        targetPort: CHAIN_NODE_PORT,
+        port: 8545,
+        image: imageName,
+      },
+      signal,
+    );
+    const connected = (cluster: KindCluster) =>
+      connectCluster({ name: cluster.name, kubeconfig: readFileSync(cluster.kubeconfig, 'utf8') });
+    const lab: Lab = {
+      dir,
+      docker,
+      kubectl: tools.kubectl,
+      consumer,
+      provider,
+      consumerCluster: connected(consumer),
+      providerCluster: connected(provider),
+      chain,
+      gateway,
+      chainWay,
+      image: { repository, tag },
+      built,
+      plugin,
+      report,
+      signal,
+      async stop(keep) {
+        for (const stop of stops.splice(0).reverse()) await stop();
+        if (keep) return;
+        await clear(docker, kind, dir);
+        await docker.stop();
+      },
+    };
+    await until(
+      "the provider's node having GPUs",
+      60,
+      async () => {
+        const said = await provider.kubectl([
+          'get',
+          'node',
+          provider.node,
+          '-o',
+          'jsonpath={.status.allocatable.nvidia\\.com/gpu}',
+        ]);
+        return Number(said) === GPUS || undefined;
+      },
+      signal,
+    );
+    return lab;
+  } catch (error) {
+    for (const stop of stops.splice(0).reverse()) await stop().catch(() => undefined);
+    throw error;
+  }
+}
+
+/** Built from this work tree, unless that was done before. */
+async function theImage(dir: string, report: Report, signal: AbortSignal) {
+  const repository = 'localhost/gpulease';
+  const tag = `e2e-${contextHash().slice(0, 12)}`;
+  const builder = await findBuilder('auto', report, signal);
+  const name = `${repository}:${tag}`;
+  const archive = once(async () => {
+    const file = join(dir, 'image.tar');
+    await builder.save(name, file, signal);
+    return file;
+  });
+  // Its tag changes with every file that it is made of.
+  const found = await builder.find(name, signal);
+  if (found) {
+    report(`the image ${name} is there: ${found.digest}`);
+    return { built: found, archive, repository, tag };
+  }
+  const since = Date.now();
+  report(`building the image ${name} with ${builder.name}`);
+  const built = await builder.build({ tag: name, sourceDateEpoch: await commitTime() }, signal);
+  report(`built in ${Math.round((Date.now() - since) / 1000)} s: ${built.digest}`);
+  return { built, archive, repository, tag };
+}
+
+/** The same answer for all that ask. */
+function once<T>(make: () => Promise<T>): () => Promise<T> {
+  let made: Promise<T> | undefined;
+  return () => {
+    made ??= make();
+    return made;
+  };
+}

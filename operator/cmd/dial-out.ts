@@ -32,6 +32,7 @@ const quietMs = 60_000;
 export function dialOut(options: DialOutOptions): { close(): Promise<void> } {
   const { places, key, take, now, log, registry } = options;
   const stop = new AbortController();
+  let stopping = false;
   const registers = [registry];
   const failures = new Counter({
     name: 'gpulease_gateway_link_failures_total',
@@ -50,7 +51,10 @@ export function dialOut(options: DialOutOptions): { close(): Promise<void> } {
         ...(place.spkiSHA256 ? { spkiSHA256: place.spkiSHA256 } : { caBundle: options.ca }),
       },
       dialSeconds,
-      '--dial-out',
+      {
+        trust: 'end --dial-out with #spki=… as it was published, or name its CA by --dial-out-ca',
+        repin: 'if its key was changed, end --dial-out with the new #spki=…',
+      },
     );
     let toldAtMs = Number.NEGATIVE_INFINITY;
     const offered = offerGateway(
@@ -65,8 +69,9 @@ export function dialOut(options: DialOutOptions): { close(): Promise<void> } {
           log.info({ place: host }, 'linked: consumers there reach this gateway');
         },
         onDown: () => {
+          if (stopping) return;
           failures.inc({ place: host });
-          if (!stop.signal.aborted) log.warn({ place: host }, 'the link was cut; dialling again');
+          log.warn({ place: host }, 'the link was cut; dialling again');
         },
         onFailure: (error, inARow) => {
           failures.inc({ place: host });
@@ -115,6 +120,7 @@ export function dialOut(options: DialOutOptions): { close(): Promise<void> } {
 
   return {
     async close() {
+      stopping = true;
       await Promise.all(made.map(({ offered }) => offered.close(drainSeconds)));
       stop.abort(new Error('the gateway stops'));
     },

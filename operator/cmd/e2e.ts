@@ -13,7 +13,7 @@ const usage = `
 Builds the image, creates a consumer's and a provider's cluster with kind, installs both charts with Helm, and does with them
 what people do: examples, helm test, upgrade and uninstallation under a live lease, reinstallation. The last line is JSON.
 
-  npm run e2e                      everything, and clears up; within 30 minutes on a fresh machine of two cores, then within 6
+  npm run e2e                      everything, and clears up; most of the first time on a machine is compiling
   npm run e2e -- --keep            leaves the clusters as they are at the end, and says how to reach them
   npm run e2e -- --reuse --keep    takes the clusters that an earlier --keep left
   npm run e2e -- --only install    up to this step

@@ -159,6 +159,7 @@ async function runProvider(
   log.info({ version, provider: notary.address, namespace, operationsPort: operations.port }, `${program} starts`);
 
   if (provisions) await ensureNamespace(cluster, namespace, signal);
+  const listener = listens ? await createListener() : undefined;
   const work: Promise<unknown>[] = [chains.connect(signal), provider.watch(signal)];
   const identity = `${hostname()}_${process.pid}_${randomBytes(4).toString('hex')}`;
   if (provisions && options.leaderElection === 'off') work.push(provider.lead(signal));
@@ -183,7 +184,7 @@ async function runProvider(
       }),
     );
   }
-  const listener = listens ? await listen() : undefined;
+  await listener?.open();
 
   try {
     await Promise.all(work);
@@ -202,7 +203,7 @@ async function runProvider(
     log.info({}, `${program} stopped`);
   }
 
-  async function listen(): Promise<{ close(): Promise<void> }> {
+  async function createListener(): Promise<{ open(): Promise<void>; close(): Promise<void> }> {
     const { key: tokenKey } = await sharedSecret(
       cluster,
       { namespace, name: 'gpulease-gateway-access' },
@@ -228,37 +229,39 @@ async function runProvider(
       trustedProxies: options.trustedProxy,
     });
 
-    // What an earlier process left behind when it was killed.
-    if ('path' in options.at) rmSync(options.at.path, { force: true });
-    await gateway.app.listen(options.at);
-    const address =
-      'path' in options.at
-        ? options.at.path
-        : `${options.at.host}:${(gateway.app.server.address() as AddressInfo).port}`;
-    const links = dialOut({
-      places: options.dialOut,
-      ca: options.dialOutCa && readText('dial-out-ca', options.dialOutCa),
-      key,
-      certPem: () => tls.cert,
-      take: gateway.take,
-      now,
-      log,
-      registry: metrics.registry,
-    });
-    log.info(
-      {
-        address,
-        url: options.publicUrl[0],
-        spkiSHA256: spkiSha256(tls.cert),
-        provider: notary.address,
-      },
-      'gateway listening',
-    );
-
+    let links: { close(): Promise<void> } | undefined;
     return {
+      async open() {
+        // What an earlier process left behind when it was killed.
+        if ('path' in options.at) rmSync(options.at.path, { force: true });
+        await gateway.app.listen(options.at);
+        const address =
+          'path' in options.at
+            ? options.at.path
+            : `${options.at.host}:${(gateway.app.server.address() as AddressInfo).port}`;
+        links = dialOut({
+          places: options.dialOut,
+          ca: options.dialOutCa && readText('dial-out-ca', options.dialOutCa),
+          key,
+          certPem: () => tls.cert,
+          take: gateway.take,
+          now,
+          log,
+          registry: metrics.registry,
+        });
+        log.info(
+          {
+            address,
+            url: options.publicUrl[0],
+            spkiSHA256: spkiSha256(tls.cert),
+            provider: notary.address,
+          },
+          'gateway listening',
+        );
+      },
       async close() {
         // Who has links open is told that this process goes, before its streams end.
-        const unlinked = links.close();
+        const unlinked = links?.close();
         await gateway.close();
         await unlinked;
       },

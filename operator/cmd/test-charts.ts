@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** `npm run test:charts`: lints, renders, refuses, validates, and installs on a real API server. */
-import { rmSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { mkdtemp } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -60,6 +60,16 @@ async function main(): Promise<void> {
         return status === 0 ? undefined : `${stdout}${stderr}`;
       });
 
+  let server: object = {};
+  if (!options.fast) {
+    const dir = await mkdtemp(join(tmpdir(), 'gpulease-charts-'));
+    try {
+      server = await onServer({ lab, dir, report, row });
+    } finally {
+      rmSync(dir, { recursive: true, force: true });
+    }
+  }
+
   let manifestCount = 0;
   for (const { says, chart, set, apiVersions, kubeVersion, has = [], hasNot = [], text = [], refused } of table)
     await row(`${chart}: ${refused ? 'refuses ' : ''}${says}`, async () => {
@@ -81,6 +91,20 @@ async function main(): Promise<void> {
       return wrong.length === 0 ? undefined : wrong.join('\n        ');
     });
 
+  for (const chart of charts)
+    await row(`${chart}: the least values of its README are enough`, async () => {
+      const readme = readFileSync(join(chartFolder(chart), 'README.md'), 'utf8');
+      const [, least = ''] = /```yaml\n(# values\.yaml[\s\S]*?)```/.exec(readme) ?? [];
+      const file = join(tmpdir(), `gpulease-least-${process.pid}.yaml`);
+      writeFileSync(file, least.replaceAll('0x…', `0x${'1'.repeat(40)}`));
+      try {
+        const { manifests } = await rendered(lab, { chart, values: [file] });
+        return faultsOf(manifests).join('\n        ') || undefined;
+      } finally {
+        rmSync(file);
+      }
+    });
+
   let validated = 0;
   for (const version of schemaVersions)
     for (const chart of charts)
@@ -90,15 +114,6 @@ async function main(): Promise<void> {
         return why;
       });
 
-  let server: object = {};
-  if (!options.fast) {
-    const dir = await mkdtemp(join(tmpdir(), 'gpulease-charts-'));
-    try {
-      server = await onServer({ lab, dir, report, row });
-    } finally {
-      rmSync(dir, { recursive: true, force: true });
-    }
-  }
   if (failures.length > 0) process.exitCode = 1;
   console.log(
     JSON.stringify({

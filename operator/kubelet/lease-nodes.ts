@@ -8,6 +8,7 @@ import type { GpuLease } from '../api/lease.ts';
 import type { Meter } from '../core/lease/meter.ts';
 import type { NodeFact, QuoteRecord } from '../core/lease/observed.ts';
 import type { LeaseEnd } from '../core/node/disruption.ts';
+import { asPromised } from '../core/node/promised.ts';
 import { type Node, type NodeHealth, nodeNameOf, readySince } from '../core/node/virtual-node.ts';
 import { systemClock } from '../engine/clock.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
@@ -206,7 +207,7 @@ export function createLeaseNodes({
           podIP: node.podIP,
           serviceAccountTokens: lease.spec.access.serviceAccountTokens,
           services: lease.spec.services,
-          served: info,
+          served: asPromised(info, quote.signed.node),
           healthy: () => health(uid),
           linked: () => isLinked(entry),
           ask: () => entry.ask(),

@@ -29,7 +29,7 @@ const firstWaitMs = 250;
 /** So that who was cut off is back within 5 s. */
 const longestWaitMs = 3000;
 /** Who is refused by a listener that works is not let in by asking more often. */
-const refusedWaitMs = 15_000;
+const refusedWaitMs = 8000;
 /** An attempt that has no answer by then gets company. */
 const slowMs = 3000;
 const mostAttempts = 3;
@@ -117,10 +117,18 @@ export function keepDialled<L extends Kept>(options: KeepOptions<L>, signal: Abo
     });
   }
 
-  const stopped = new Promise<void>((resolve) => {
-    if (signal.aborted) resolve();
-    signal.addEventListener('abort', () => resolve(), { once: true });
-  });
+  /** Until it is cut, drains, or we are told to stop. */
+  const over = (made: L): Promise<void> =>
+    new Promise((resolve) => {
+      const done = () => {
+        signal.removeEventListener('abort', done);
+        resolve();
+      };
+      signal.addEventListener('abort', done, { once: true });
+      void made.ended.then(done);
+      void made.draining?.then(done);
+      if (signal.aborted) done();
+    });
 
   void (async () => {
     while (!signal.aborted) {
@@ -131,7 +139,7 @@ export function keepDialled<L extends Kept>(options: KeepOptions<L>, signal: Abo
       lastError = undefined;
       options.onUp?.(made);
       for (const wake of [...waiting]) wake(made);
-      await Promise.race([made.ended, made.draining ?? made.ended, stopped]);
+      await over(made);
       current = undefined;
       failures = clock.monotonicMs() - at < soundAfterMs ? failures + 1 : 0;
       options.onDown?.();

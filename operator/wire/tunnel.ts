@@ -1,5 +1,6 @@
 /** What both ends of a tunnel have in common: limits, and noticing that the other side is silent. */
 import type { ClientHttp2Session, Http2Session, ServerHttp2Session } from 'node:http2';
+import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { maxTunnelStreams } from '../api/gateway.ts';
 import type { Timing } from './timing.ts';
@@ -42,14 +43,20 @@ export function keep(
   if (session.connecting) session.once('connect', widen);
   else widen();
   let askedAtMs: number | undefined;
+  let heard: number | undefined;
   let cancel: (() => void) | undefined;
   const tick = () => {
     if (session.destroyed) return;
     if (askedAtMs === undefined) {
       askedAtMs = clock.monotonicMs();
+      heard = bytesRead(socket);
       session.ping(() => {
         askedAtMs = undefined;
       });
+    } else if (bytesRead(socket) !== heard) {
+      // Not silent: the answer stands behind other things that it says.
+      askedAtMs = clock.monotonicMs();
+      heard = bytesRead(socket);
     } else if (clock.monotonicMs() - askedAtMs >= silentSeconds * 1000) {
       // Unless it is we who stood still: then the answer lies here unread, and is read before this.
       const asked = askedAtMs;
@@ -62,6 +69,8 @@ export function keep(
   cancel = clock.setTimeout(tick, pingSeconds * 1000);
   session.once('close', () => cancel?.());
 }
+
+const bytesRead = (socket: Duplex): number | undefined => (socket as Partial<Socket>).bytesRead;
 
 /** At once, and all its streams with it: with an error, or they would look as if they had ended in order. */
 export function end(session: Http2Session): void {

@@ -34,6 +34,8 @@ export class WebSocketError extends Error {
 type Done = (error?: Error | null) => void;
 
 export class WebSocketStream extends Duplex {
+  /** Of the connection, as `net.Socket` has it. */
+  bytesRead = 0;
   readonly #socket: Duplex;
   /** A client masks what it sends, and is sent nothing that is masked. */
   readonly #client: boolean;
@@ -163,6 +165,7 @@ export class WebSocketStream extends Duplex {
   }
 
   #take(chunk: Buffer): void {
+    this.bytesRead += chunk.length;
     let at = 0;
     let room = true;
     while (at < chunk.length) {

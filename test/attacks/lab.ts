@@ -29,6 +29,7 @@ import {
   minimal,
   namespaceReady,
   offersReady,
+  type Running,
   until,
 } from '../../operator/sandbox/scenario.ts';
 import { memoryOf } from '../bench/processes.ts';
@@ -59,17 +60,21 @@ export async function startLab(dir: string, report: Report, signal: AbortSignal)
   );
   let timer: NodeJS.Timeout | undefined;
   let liar: Liar | undefined;
+  let honest: Running | undefined;
   const stop = async () => {
     clearInterval(timer);
+    honest?.witness.stop();
     await liar?.stop();
     await sandbox.stop();
   };
   try {
     await namespaceReady(sandbox, signal);
     await offersReady(sandbox, signal);
-    const honest = await minimal(sandbox, report, signal);
-    const victimLeaseId = honest.witness.lease!.status!.settlement!.leaseId as Hex32;
+    const train = await minimal(sandbox, report, signal);
+    honest = train;
+    const victimLeaseId = train.witness.lease!.status!.settlement!.leaseId as Hex32;
     const { domain } = await escrowClient(sandbox);
+    liar = await startLiar(liarPort, sandbox.gatewayUrl);
     report('mallory opens an escrow of its own');
     const mallory = await hostileLease(sandbox, signal);
     const [host = '', port] = sandbox.gatewayListens.split(':');
@@ -88,11 +93,11 @@ export async function startLab(dir: string, report: Report, signal: AbortSignal)
       async honest() {
         const { status, body } = await ask(target, { path: '/v1/offers' });
         if (status !== 200) return `offers: ${status} ${body.slice(0, 100)}`;
-        const lease = honest.witness.lease?.status?.conditions?.find(({ type }) => type === 'Ready');
+        const lease = train.witness.lease?.status?.conditions?.find(({ type }) => type === 'Ready');
         return lease?.status === 'True' ? undefined : `ml/train is not Ready: ${lease?.reason} ${lease?.message}`;
       },
       real: await realParts(sandbox, mallory, victimLeaseId, () => target, signal),
-      deceived: await deceivedConsumer(sandbox, liarPort, domain, signal),
+      deceived: await deceivedConsumer(sandbox, liar, domain, signal),
     };
     // Mallory pays: what is refused here must be refused to who pays.
     const openedAt = target.nowSeconds();
@@ -104,7 +109,6 @@ export async function startLab(dir: string, report: Report, signal: AbortSignal)
         await ask(target, { method: 'POST', path: `/v1/leases/${mallory.leaseId}/vouchers`, body, token });
       })().catch(() => undefined);
     }, 30_000);
-    liar = target.deceived?.liar;
     return { sandbox, target, stop };
   } catch (error) {
     await stop();
@@ -188,11 +192,10 @@ type Seen = KubeObject & { status?: Record<string, unknown> };
 /** A GpuProvider of the consumer that is the liar, and what comes of it. */
 async function deceivedConsumer(
   sandbox: Sandbox,
-  port: number,
+  liar: Liar,
   domain: MessageDomain,
   signal: AbortSignal,
 ): Promise<Deceived> {
-  const liar = await startLiar(port, sandbox.gatewayUrl);
   const { consumerCluster } = sandbox;
   const opened = new Interface(leaseEscrow.abi).getEvent('LeaseOpened')!.topicHash;
   const rail = { chainId: domain.chainId, escrow: domain.escrow, token: sandbox.deployment.tokens.USDC!.address };
@@ -207,7 +210,7 @@ async function deceivedConsumer(
           endpoint: { url: liar.url, spkiSHA256: liar.spkiSHA256 },
           identity: { address: sandbox.providerAddress },
           payment: { rails: [{ ...rail, assetSymbol: 'USDC', maxEscrow: '100' }] },
-          probe: { intervalSeconds: 1, timeoutSeconds: 5, failureThreshold: 1 },
+          probe: { intervalSeconds: 2, timeoutSeconds: 2, failureThreshold: 1 },
         },
       } as never,
     ],

@@ -26,12 +26,12 @@ import { mockUsdc } from '../../operator/contracts/generated/mock-usdc.ts';
 import { type RecordSecret, recordOfSecret } from '../../operator/controllers/provider/records.ts';
 import { recordName } from '../../operator/core/allocation/record.ts';
 import { costOf } from '../../operator/core/money/price.ts';
-import { resources } from '../../operator/engine/types.ts';
+import { type KubeObject, resources } from '../../operator/engine/types.ts';
 import { H100 } from '../../operator/sandbox/clusters/gpus.ts';
 import { TOOLS_IMAGE } from '../../operator/sandbox/clusters/images.ts';
 import type { Report } from '../../operator/sandbox/processes.ts';
 import { namespace, type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
-import { escrowClient, offersReady, until } from '../../operator/sandbox/scenario.ts';
+import { escrowClient, until } from '../../operator/sandbox/scenario.ts';
 import { percentile, type Target, table, told } from './figures.ts';
 import { profileArgs } from './lab.ts';
 import { cpuSeconds, memoryOf } from './processes.ts';
@@ -69,13 +69,18 @@ export interface GatewayFigures {
   readonly cores: Readonly<Record<'generator' | 'gateway' | 'providerPlane' | 'chain', number>>;
   readonly gatewayMB: { readonly before: number; readonly middle: number; readonly after: number };
   readonly quotesVerified: number;
-  readonly vouchersFoundStored: number;
+  /** Of the vouchers: how many were not the same once more. */
+  readonly vouchersAnew: number;
+  /** Leases whose record was found to hold what was acknowledged last. */
+  readonly leasesFoundStored: number;
   readonly sessions:
     | { readonly wanted: number; readonly open: number; readonly seconds: number; readonly gatewayMB: number }
     | string;
 }
 
 const leases = 20;
+/** Less than the minute that a gateway allows. */
+const aheadSeconds = 50;
 /** Of anvil's accounts, which are the same on every run; the first four are the sandbox's own. */
 const account = 5;
 const accountAddress = '0x9965507D1a55bcC2695C58ba16FB37d819B0A4dc';
@@ -85,6 +90,8 @@ interface Lease {
   readonly session: ChainKey;
   token: string;
   openedAt: number;
+  /** The highest that was sent, and that was acknowledged. */
+  sent: number;
   vouched: number;
 }
 
@@ -107,7 +114,21 @@ export async function gatewayBench(
     signal,
   );
   options.atEnd(() => sandbox.stop());
-  await offersReady(sandbox, signal);
+  await until(
+    'GPUs on offer',
+    120,
+    async () =>
+      (
+        await sandbox.consumerCluster.list<KubeObject & { status?: { available?: number } }>(
+          resources.gpuOffers,
+          {},
+          signal,
+        )
+      ).items.some((offer) => (offer.status?.available ?? 0) >= leases)
+        ? true
+        : undefined,
+    signal,
+  );
   const bench = await createBench(sandbox, signal);
   say(`${leases} leases are being opened`);
   for (let i = 0; i < leases; i++) await bench.open();
@@ -164,7 +185,8 @@ export async function gatewayBench(
     cores,
     gatewayMB: { before: memoryBefore, middle, after },
     quotesVerified: run.quotesVerified,
-    vouchersFoundStored: found,
+    vouchersAnew: run.anew,
+    leasesFoundStored: found,
     sessions,
   };
   return {
@@ -193,6 +215,8 @@ async function createBench(sandbox: Sandbox, signal: AbortSignal) {
   const { hostname, port } = new URL(sandbox.gatewayUrl);
   const agent = new https.Agent({ keepAlive: true, maxSockets: 128, maxFreeSockets: 128, ca: sandbox.provider.caPem });
   const own: Lease[] = [];
+  /** Vouchers that counted more than the one before. */
+  let anew = 0;
   let refs = 0;
 
   function call(
@@ -275,9 +299,11 @@ async function createBench(sandbox: Sandbox, signal: AbortSignal) {
   };
 
   async function oneVoucher(lease: Lease): Promise<void> {
-    // A second more each time, as far as time has passed; the same once more where it has not.
-    const passed = Math.floor(Date.now() / 1000) - lease.openedAt;
-    const servedSeconds = Math.max(1, Math.min(lease.vouched + 1, passed));
+    // A second more each time, so that each is another write; as far as the gateway lets a clock run ahead.
+    const most = Math.floor(Date.now() / 1000) - lease.openedAt + aheadSeconds;
+    const servedSeconds = Math.min(lease.sent + 1, most);
+    if (servedSeconds > lease.sent) anew += 1;
+    lease.sent = servedSeconds;
     const { signature } = await signVoucher(lease.session, domain, {
       leaseId: lease.leaseId,
       servedSeconds,
@@ -311,13 +337,14 @@ async function createBench(sandbox: Sandbox, signal: AbortSignal) {
       );
       const token = await tokenOf(leaseId, session);
       const { openedAt } = (await client.lease(leaseId))!;
-      own.push({ leaseId, session, token, openedAt, vouched: 0 });
+      own.push({ leaseId, session, token, openedAt, sent: 0, vouched: 0 });
     },
 
     async load(perSecond: number, seconds: number) {
       const ms: Record<Kind, number[]> = { offers: [], quote: [], voucher: [] };
       let errors = 0;
       let quotesVerified = 0;
+      anew = 0;
       const firstErrors: string[] = [];
       const open = new Set<Promise<void>>();
       const total = perSecond * seconds;
@@ -348,7 +375,7 @@ async function createBench(sandbox: Sandbox, signal: AbortSignal) {
         await sleep(2);
       }
       await Promise.all(open);
-      return { ms, errors, firstErrors, quotesVerified, seconds: (performance.now() - startedAt) / 1000 };
+      return { ms, errors, firstErrors, quotesVerified, anew, seconds: (performance.now() - startedAt) / 1000 };
     },
 
     /** How many leases have a record with at least what was acknowledged. */

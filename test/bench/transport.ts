@@ -21,7 +21,8 @@ type WayName = 'direct' | 'reverse' | 'relay';
 const names: readonly WayName[] = ['direct', 'reverse', 'relay'];
 const mega = 1_000_000;
 const bodyBytes = 256 * mega;
-const uploadBytes = 128 * mega;
+const uploadBytes = 8 * mega;
+const uploads = 16;
 const gigabitBytesPerSecond = 125 * mega;
 
 interface WayFigures {
@@ -54,7 +55,7 @@ export async function transport(
     ((await one.ask({ be })) as Extract<Report, { up: unknown }>).up;
   const [at, between] = await Promise.all([up(gateway, 'gateway'), up(relay, 'relay')]);
 
-  const ca = await authority('operator');
+  const ca = await authority('ca');
   const links = createLinks({ clock: systemTiming, now });
   const listener = await startLinkListener({
     host: '127.0.0.1',
@@ -86,7 +87,7 @@ export async function transport(
   const clients = {} as Record<WayName, HttpClient>;
   for (const name of names) {
     const route = routeOf(providerAt(endpoints[name]));
-    const client = createHttpClient({ host: 'gateway', dial: route.dial, timeoutSeconds: 60 });
+    const client = createHttpClient({ host: 'gateway', dial: route.dial, timeoutSeconds: 120 });
     clients[name] = client;
     atEnd(async () => {
       client.close();
@@ -117,7 +118,10 @@ export async function transport(
       const before = await cpu();
       mine.down.push(bodyBytes / mega / (await seconds(() => read(client, `/bytes/${bodyBytes}`, 'call'))));
       mine.cpu.push(((await cpu()) - before) / (bodyBytes / 1e9));
-      mine.up.push(uploadBytes / mega / (await seconds(() => read(client, '/echo', 'call', upload))));
+      const sent = async () => {
+        for (let i = 0; i < uploads; i++) await read(client, '/echo', 'call', upload);
+      };
+      mine.up.push((uploadBytes * uploads) / mega / (await seconds(sent)));
       mine.gigabit.push(
         bodyBytes / mega / (await seconds(() => read(client, `/paced/${gigabitBytesPerSecond}/${bodyBytes}`, 'call'))),
       );

@@ -104,7 +104,8 @@ function argumentsFault({ args, env = [] }: Container): string | undefined {
   if (!parse) return `there is no program ${program}`;
   const folder = mkdtempSync(join(tmpdir(), 'gpulease-charts-'));
   try {
-    const rails = [{ chainId: 31337, escrow: `0x${'1'.repeat(40)}`, token: `0x${'2'.repeat(40)}` }];
+    const chainId = Number(/^--chain=(\d+)=/.exec(flags.find((one) => one.startsWith('--chain=')) ?? '')?.[1] ?? 31337);
+    const rails = [{ chainId, escrow: `0x${'1'.repeat(40)}`, token: `0x${'2'.repeat(40)}` }];
     writeFileSync(join(folder, 'rails.json'), JSON.stringify(rails));
     const here = flags.map((one) => one.replace(/=\/var\/run\/.*\/rails\.json$/, `=${join(folder, 'rails.json')}`));
     const variables = Object.fromEntries(env.map(({ name, value }) => [name, value ?? '31337=http://rpc.example.com']));

@@ -1,4 +1,5 @@
 /** The chain of the test: anvil as a pod of the consumer's cluster, and the contracts on it. */
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { Interface } from 'ethers';
 import { dump } from 'js-yaml';
 import { type Deployment, deployContracts } from '../../operator/adapters/chain/deploy.ts';
@@ -34,7 +35,8 @@ export interface Chain {
   all(): Promise<readonly Escrow[]>;
 }
 
-export async function startChain(cluster: KindCluster, signal?: AbortSignal): Promise<Chain> {
+/** Contracts that are known from an earlier run on the same chain (`file`) are kept. */
+export async function startChain(cluster: KindCluster, file: string, signal?: AbortSignal): Promise<Chain> {
   await cluster.kubectl(['apply', '-f', '-'], { input: manifests() });
   await cluster.kubectl(['-n', 'chain', 'rollout', 'status', 'deployment/anvil', '--timeout=180s'], {
     timeoutSeconds: 200,
@@ -56,12 +58,14 @@ export async function startChain(cluster: KindCluster, signal?: AbortSignal): Pr
     {
       rpc: connected,
       key: keyFromHex(account('deployer').privateKey),
+      earlier: existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : undefined,
       claimWindowSeconds: CLAIM_WINDOW_SECONDS,
       feeRecipient: account('feeRecipient').address as Address,
       tokens: [{ name: 'USDC', source: 'mock', feeBps: 200 }],
     },
     signal,
   );
+  writeFileSync(file, JSON.stringify(deployment));
   await rpc('eth_sendTransaction', {
     from: account('deployer').address,
     to: deployment.tokens.USDC!.address,

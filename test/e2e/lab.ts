@@ -129,7 +129,7 @@ export async function startLab({ dir, report, signal, reuse }: LabOptions): Prom
       ...Object.entries(labels).map(([key, value]) => `${key}=${value}`),
     ]);
 
-    const chain = await startChain(consumer, signal);
+    const chain = await startChain(consumer, join(dir, 'contracts.json'), signal);
     report(`contracts deployed: escrow ${chain.deployment.escrow}`);
     const gateway = await openWay(
       {

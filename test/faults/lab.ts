@@ -190,8 +190,11 @@ export async function startLab({ dir, report, signal, ...options }: LabOptions):
   const stop = async () => {
     stopped = true;
     for (const witness of witnesses) witness.stop();
-    await sandbox?.stop();
-    for (const close of closing.splice(0)) await close();
+    try {
+      await sandbox?.stop();
+    } finally {
+      for (const close of closing.splice(0)) await close();
+    }
   };
   try {
     sandbox = await startSandbox(

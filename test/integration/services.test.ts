@@ -72,9 +72,14 @@ describe.skipIf(hollow)('Services', () => {
     stops.push(async () => running.witness.stop());
   });
   afterAll(async () => {
+    let leak: Error | undefined;
     for (const stop of stops.reverse())
-      await stop().catch((error: Error) => console.error('while stopping:', error.message));
+      await stop().catch((error: Error) => {
+        console.error('while stopping:', error.message);
+        if (error.name === 'Leak') leak = error;
+      });
     console.log(JSON.stringify(figures));
+    if (leak) throw leak;
   });
 
   describe('whose pods are on a leased node', () => {

@@ -4,6 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { applyManifests } from '../../operator/adapters/kube/apply-manifests.ts';
+import { runProviderCheck } from '../../operator/cmd/provider-check.ts';
 import { admitPod, type PodContext } from '../../operator/core/allocation/admit-pod.ts';
 import { anyImage } from '../../operator/core/allocation/images.ts';
 import { type PodRules, plainRules } from '../../operator/core/allocation/pod-rules.ts';
@@ -375,6 +376,32 @@ describe('where the provider chose more', () => {
     delete pod.spec.securityContext;
     expect(await create(pod)).toMatchObject({ status: 403, message: expect.stringContaining('PodSecurity') });
   });
+});
+
+test('`gpulease provider check` reads this cluster, tries Pod Security in it, and leaves nothing behind', async () => {
+  const said: string[] = [];
+  const io = {
+    env: {},
+    stdin: async () => '',
+    out: (text: string) => void said.push(text),
+    err: (text: string) => console.error(text),
+  };
+  const args = ['--kubeconfig', plane.kubeconfigPath, '--format', 'json', '--runtime-class', 'kata'];
+  expect(await runProviderCheck(args, io)).toBe(1);
+  const findings = JSON.parse(said.join('')) as { check: string; verdict: string; fix?: string }[];
+  const verdicts = Object.fromEntries(findings.map(({ check, verdict }) => [check, verdict]));
+  expect(verdicts).toMatchObject({
+    kubernetes: 'ok',
+    'admission policies': 'ok',
+    'pod security': 'ok',
+    'network policies': 'unknown',
+    'offered nodes': 'refused',
+    'runtime class': 'refused',
+  });
+  for (const { verdict, fix } of findings) expect(fix !== undefined).toBe(verdict !== 'ok');
+  const { items } = await plane.api.call<{ items: { metadata: Json; status?: Json }[] }>('GET', '/api/v1/namespaces');
+  const left = items.filter(({ metadata }) => String(metadata.name).startsWith('gpulease-check-'));
+  expect(left.every(({ metadata }) => metadata.deletionTimestamp !== undefined)).toBe(true);
 });
 
 test('the policies are named after us, so that who removes us finds them', () => {

@@ -75,6 +75,8 @@ export function startGateway(parts: GatewayParts): GatewayProcess {
     chains: money.chains,
     terms: { provider: providerAccount, maxUnpaid: '0.05', quoteSeconds },
     tenant: { deniedCidrs: [] },
+    // It has several leases at once from the start.
+    knownConsumers: [addressOf('wallet')],
     held: () => false,
     settings: {
       tickSeconds: 6,

@@ -43,7 +43,22 @@ export type StartTls = (
   alsoPinned?: string,
 ) => Promise<tls.TLSSocket>;
 
-export function tlsTo(endpoint: Endpoint, timeoutSeconds: number, where = 'spec.endpoint'): StartTls {
+/** What to do about a certificate that is not taken: where it is said which to take. */
+export interface Advice {
+  readonly trust: string;
+  readonly repin: string;
+}
+
+export const adviceFor = (field: string, who = 'the provider'): Advice => ({
+  trust: `set ${field}.caBundle, serverName or spkiSHA256 to what ${who} published`,
+  repin: `if ${who} changed its key, set ${field}.spkiSHA256 to the new one`,
+});
+
+export function tlsTo(
+  endpoint: Endpoint,
+  timeoutSeconds: number,
+  advice: Advice = adviceFor('spec.endpoint'),
+): StartTls {
   const url = new URL(endpoint.url);
   if (url.protocol !== 'https:') throw new TypeError(`${endpoint.url}: a gateway is reached by https only`);
   const host = url.hostname.replace(/^\[|\]$/g, '');
@@ -55,17 +70,18 @@ export function tlsTo(endpoint: Endpoint, timeoutSeconds: number, where = 'spec.
   });
 
   // Every stream of a pod is a connection of its own: taking up the last session spares it the key exchange's signatures.
-  let session: Buffer | undefined;
+  // It holds for the pins that were looked at when it was made.
+  let session: { readonly ticket: Buffer; readonly pins: string } | undefined;
 
   return (protocol, over, alsoPinned) =>
     new Promise((resolve, reject) => {
       const pins = [endpoint.spkiSHA256, alsoPinned].filter((pin) => pin !== undefined);
+      const pinsText = pins.join(' ');
       const pinOnly = pins.length > 0 && endpoint.caBundle === undefined;
       const options: tls.ConnectionOptions & { allowHalfOpen: boolean } = {
         ...(over ? { socket: over } : { host, port }),
         secureContext,
-        // Over a link the key is signed for anew with each connection.
-        ...(!over && session ? { session } : {}),
+        ...(session?.pins === pinsText ? { session: session.ticket } : {}),
         rejectUnauthorized: !pinOnly,
         ALPNProtocols: [protocol],
         // Of use to what is piped through. Who speaks HTTP/2 has to hear at once that the other side is gone.
@@ -92,7 +108,7 @@ export function tlsTo(endpoint: Endpoint, timeoutSeconds: number, where = 'spec.
       const onError = (error: Error) => {
         settle();
         session = undefined;
-        reject(errorOf(error, url.host, where));
+        reject(errorOf(error, url.host, advice));
       };
       // Of a connection that was handed in and broke, no error may be heard here.
       const onClose = () => onError(new Error('the connection was broken off'));
@@ -101,7 +117,7 @@ export function tlsTo(endpoint: Endpoint, timeoutSeconds: number, where = 'spec.
       socket.once('secureConnect', () => {
         settle();
         // A session shows no certificate when it is taken up, and only the holder of the key that was looked at has it.
-        const known = pins.length === 0 || (!over && socket.isSessionReused());
+        const known = pins.length === 0 || socket.isSessionReused();
         const found = known ? undefined : spkiOf(socket);
         const wrong = known ? undefined : pins.find((pin) => pin !== found);
         if (wrong !== undefined) {
@@ -110,15 +126,15 @@ export function tlsTo(endpoint: Endpoint, timeoutSeconds: number, where = 'spec.
             new IdentityMismatchError(
               wrong === alsoPinned
                 ? `${url.host}: the certificate's key is ${found ?? 'not known'}, but the provider signed for ${wrong}: somebody else answers`
-                : `${url.host}: the certificate's key is ${found ?? 'not known'}, but ${wrong} is pinned: if the provider changed its key, set ${where}.spkiSHA256 to the new one`,
+                : `${url.host}: the certificate's key is ${found ?? 'not known'}, but ${wrong} is pinned: ${advice.repin}`,
             ),
           );
           return;
         }
+        socket.on('session', (ticket) => {
+          session = { ticket, pins: pinsText };
+        });
         if (!over) {
-          socket.on('session', (latest) => {
-            session = latest;
-          });
           socket.setNoDelay(true);
           // A path that is gone without a word is found out in half a minute, also by a stream on which nothing is due.
           socket.setKeepAlive(true, keepAliveMs);
@@ -140,13 +156,12 @@ const pemOf = (bundle: string): string =>
 const notTrusted =
   /^(CERT_|UNABLE_TO_|DEPTH_ZERO_SELF_SIGNED_CERT|SELF_SIGNED_CERT_IN_CHAIN|ERR_TLS_CERT_ALTNAME_INVALID|INVALID_PURPOSE|HOSTNAME_MISMATCH|EE_KEY_TOO_SMALL|CA_MD_TOO_WEAK)/;
 
-function errorOf(error: Error & { code?: string }, host: string, where: string): Error {
+function errorOf(error: Error & { code?: string }, host: string, advice: Advice): Error {
   if (error instanceof UnknownOutcomeError) return error;
   if (error.code !== undefined && notTrusted.test(error.code))
-    return new IdentityMismatchError(
-      `${host}: the certificate is not trusted (${error.code}): set ${where}.caBundle, serverName or spkiSHA256 to what was published`,
-      { cause: error },
-    );
+    return new IdentityMismatchError(`${host}: the certificate is not trusted (${error.code}): ${advice.trust}`, {
+      cause: error,
+    });
   return new UnknownOutcomeError(`${host}: ${error.message || error.code || 'the connection failed'}`, {
     neverSent: true,
     cause: error,

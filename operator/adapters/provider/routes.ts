@@ -13,7 +13,7 @@ import { type Connected, NotConnected } from '../../wire/link.ts';
 import type { Links } from '../../wire/links.ts';
 import type { Timing } from '../../wire/timing.ts';
 import { gatewayKeyReader } from '../chain/link-proofs.ts';
-import { type Dial, dialTls, type Endpoint, tlsTo } from './dial.ts';
+import { adviceFor, type Dial, dialTls, type Endpoint, tlsTo } from './dial.ts';
 import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
 
 export type Via = 'Direct' | 'Reverse' | 'Relay';
@@ -96,7 +96,11 @@ export function createRoutes(options: RoutesOptions): RouteOf {
       };
     }
     const relay = endpoint.relay!;
-    const start = tlsTo({ ...relay, url: originOf(relay.url) }, timeoutSeconds, 'spec.endpoint.relay');
+    const start = tlsTo(
+      { ...relay, url: originOf(relay.url) },
+      timeoutSeconds,
+      adviceFor('spec.endpoint.relay', 'the relay'),
+    );
     const reaching = reachThrough({
       url: relay.url,
       provider: account,

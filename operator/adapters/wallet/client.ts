@@ -41,7 +41,9 @@ export class WalletUnreachable extends Error {
   readonly terminal = false;
 }
 
-const answerMs = 15_000;
+const answerMs = { GET: 5_000, POST: 15_000, DELETE: 5_000 } as const;
+/** So long is waited for news where something is known: whoever reads the chain reads this, too, and must not take long. */
+const newsMs = 1_000;
 /** Leases ask for their transactions all the time; what was heard a moment ago is good enough. */
 const goodForMs = 500;
 
@@ -76,7 +78,7 @@ export async function connectWallet(options: WalletClientOptions, signal?: Abort
     outer?: AbortSignal,
   ): Promise<unknown> {
     agent ??= new Agent({ keepAlive: true, maxSockets: 8, ca: place.certificate, minVersion: 'TLSv1.3' });
-    const timeout = AbortSignal.timeout(answerMs);
+    const timeout = AbortSignal.timeout(answerMs[method]);
     return new Promise((resolve, reject) => {
       const sent = request(
         new URL(path, place.url),
@@ -170,13 +172,13 @@ export async function connectWallet(options: WalletClientOptions, signal?: Abort
         hearing ??= hear().finally(() => {
           hearing = undefined;
         });
-        try {
-          await hearing;
-        } catch (error) {
-          signal?.throwIfAborted();
+        const silent = (error: unknown) => {
           if (!heard) throw error;
           heardAtMs = clock.monotonicMs();
-        }
+        };
+        // Without anything known there is nothing to say before it answers.
+        await (heard ? Promise.race([hearing.catch(silent), later(clock, newsMs)]) : hearing.catch(silent));
+        signal?.throwIfAborted();
       }
       return entries;
     }
@@ -207,3 +209,8 @@ export async function connectWallet(options: WalletClientOptions, signal?: Abort
 
   return { address, payer, close: () => agent?.destroy() };
 }
+
+const later = (clock: Clock, ms: number): Promise<void> =>
+  new Promise((resolve) => {
+    clock.setTimeout(resolve, ms);
+  });

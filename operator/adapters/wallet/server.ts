@@ -129,7 +129,9 @@ export async function startWalletServer(options: WalletServerOptions): Promise<W
     (request, response) => {
       const left = new AbortController();
       response.once('close', () => left.abort(new Error('the caller has left')));
-      const signal = AbortSignal.any([left.signal, AbortSignal.timeout(answerSeconds * 1000)]);
+      // What was asked to be sent is finished although nobody waits for the answer: it will be asked for again.
+      const timeout = AbortSignal.timeout(answerSeconds * 1000);
+      const signal = request.method === 'POST' ? timeout : AbortSignal.any([left.signal, timeout]);
       handle(request, signal).then(
         (answer) => send(response, 200, answer),
         (error: Error) => {

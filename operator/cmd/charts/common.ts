@@ -52,15 +52,15 @@ export const shared = {
 };
 
 /** How the pods of one process run. */
-export const podsOf = (replicas: number, cpu: string, memory: string) => ({
+export const podsOf = (replicas: number, cpu: string, memory: string, tolerated: readonly object[] = []) => ({
   replicas: integer(0, 16)(
     'Pods. One works, the others are ready to take over; all serve what has no owner.',
     replicas,
   ),
   resources: object('Requests and limits.', { requests: { cpu, memory }, limits: { memory } }),
   nodeSelector: map('Nodes that it may run on.', { 'kubernetes.io/os': 'linux' }),
-  tolerations: objects('Taints that it tolerates.', []),
-  affinity: object('Affinity. Empty: its pods prefer different nodes.', {}),
+  tolerations: objects('Taints that it tolerates.', tolerated),
+  affinity: object('Affinity. Empty: its pods prefer different nodes, and such as are not rented out.', {}),
   topologySpreadConstraints: objects('Further rules of spreading.', []),
   priorityClassName: text('Priority class.', ''),
   podLabels: map('Further labels of its pods.', {}),
@@ -134,11 +134,12 @@ export const podDisruptionBudget = group('A PodDisruptionBudget for each process
 });
 
 /** Of Jobs that run as hooks. */
-export const hookPods = {
+export const hookPodsWith = (tolerated: readonly object[]) => ({
   resources: object('Requests and limits.', { requests: { cpu: '50m', memory: '128Mi' }, limits: { memory: '256Mi' } }),
   nodeSelector: map('Nodes that it may run on.', { 'kubernetes.io/os': 'linux' }),
-  tolerations: objects('Taints that it tolerates.', []),
-};
+  tolerations: objects('Taints that it tolerates.', tolerated),
+});
+export const hookPods = hookPodsWith([]);
 
 const address = { type: 'string', pattern: '^0x[0-9a-fA-F]{40}$' };
 

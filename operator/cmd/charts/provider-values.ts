@@ -1,9 +1,10 @@
 /** Values of charts/provider: who rents GPUs out. */
+import { taints } from '../../api/labels.ts';
 import { gatewayOptions, provisionerOptions } from '../gateway-options.ts';
 import {
   chains,
   chainsSecret,
-  hookPods,
+  hookPodsWith,
   monitoring,
   networkPolicy,
   podDisruptionBudget,
@@ -27,6 +28,10 @@ import {
 } from './tree.ts';
 
 const price = { type: 'string', pattern: '^(0|[1-9][0-9]{0,8})(\\.[0-9]{1,6})?$' };
+
+/** A cluster may have no other nodes than those that are rented out. */
+const onAnyNode = [{ key: taints.offered, operator: 'Exists' }];
+const hookPods = hookPodsWith(onAnyNode);
 
 export const providerValues = group('Values of the chart for clusters that rent GPUs out.', {
   ...shared,
@@ -68,8 +73,9 @@ export const providerValues = group('Values of the chart for clusters that rent 
     type: 'object',
     maxProperties: 200,
     propertyNames: { pattern: '^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$' },
+    // null, in one values file over another, takes an offer out of the list.
     additionalProperties: {
-      type: 'object',
+      type: ['object', 'null'],
       required: ['model', 'prices'],
       properties: {
         model: { type: 'string', minLength: 1, maxLength: 63 },
@@ -99,7 +105,7 @@ export const providerValues = group('Values of the chart for clusters that rent 
     },
   ),
   gateway: group('The gateway, which consumers talk to.', {
-    ...podsOf(2, '200m', '512Mi'),
+    ...podsOf(2, '200m', '512Mi', onAnyNode),
     port: integer(1024, 65535)('Port that its pods listen at.', 8443),
     tunnelPorts: shaped({ type: 'string', pattern: '^[0-9]{1,5}-[0-9]{1,5}$' })(
       "Ports of its pods at which pods of tenants reach their consumers' Services.",
@@ -145,7 +151,7 @@ export const providerValues = group('Values of the chart for clusters that rent 
   provisioner: group(
     'The provisioner, which makes tenants and settles, when it is a process of its own. Flags that the gateway has too are set under gateway.flags, for both.',
     {
-      ...podsOf(2, '100m', '384Mi'),
+      ...podsOf(2, '100m', '384Mi', onAnyNode),
       namespace: name('Its namespace: nobody else reads Secrets there.', 'gpulease-provisioner'),
       createNamespace: flag('Make the namespace, unless it is there. It is kept when the chart is uninstalled.', true),
     },

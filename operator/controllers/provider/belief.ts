@@ -67,24 +67,28 @@ export async function untilProvisioned(
 ): Promise<LeaseRecord> {
   const { name } = keyOfLease(at.namespace, record.leaseId);
   const until = at.clock.monotonicMs() + patienceMs;
-  for (;;) {
-    const changed = new Promise<void>((resolve) => {
-      const done = () => {
-        stop();
-        cancel();
-        signal?.removeEventListener('abort', done);
-        resolve();
-      };
-      const stop = at.watched.onChange(({ object }) => {
-        if (object.metadata.name === name) done();
+  let wake: () => void = () => undefined;
+  const stop = at.watched.onChange(({ object }) => {
+    if (object.metadata.name === name) wake();
+  });
+  const leave = () => wake();
+  signal?.addEventListener('abort', leave, { once: true });
+  try {
+    for (;;) {
+      // Listening before looking: what changes in between is heard.
+      const changed = new Promise<void>((resolve) => {
+        wake = resolve;
       });
-      const cancel = at.clock.setTimeout(done, Math.max(1, until - at.clock.monotonicMs()));
-      signal?.addEventListener('abort', done, { once: true });
-    });
-    // Listening before looking: what changes in between is heard.
-    const stored = (await at.records.get(record.leaseId, signal)) ?? record;
-    if (stored.state !== 'Provisioning' || at.clock.monotonicMs() >= until) return stored;
-    await changed;
-    signal?.throwIfAborted();
+      const stored = (await at.records.get(record.leaseId, signal)) ?? record;
+      const leftMs = until - at.clock.monotonicMs();
+      if (stored.state !== 'Provisioning' || leftMs <= 0) return stored;
+      const cancel = at.clock.setTimeout(wake, leftMs);
+      await changed;
+      cancel();
+      signal?.throwIfAborted();
+    }
+  } finally {
+    stop();
+    signal?.removeEventListener('abort', leave);
   }
 }

@@ -243,7 +243,9 @@ export function createProvider(options: ProviderOptions): Provider {
     },
 
     async lead(signal) {
-      await Promise.all([stock.waitForSync(signal), watched.waitForSync(signal)]);
+      // The owner's word among them: a lease that drains must not be let go on because it was not read yet.
+      const informers = [stock, watched, controls.informer, known.informer];
+      await Promise.all(informers.map((informer) => informer.waitForSync(signal)));
       const settlementPause = async (): Promise<void> => {
         wake = new AbortController();
         const pause = AbortSignal.any([signal, wake.signal]);
@@ -258,7 +260,7 @@ export function createProvider(options: ProviderOptions): Provider {
         records,
         ledgers,
         tenants,
-        residue: createResidue({ cluster, kubeletPods: options.kubeletPods, log }),
+        residue: createResidue({ cluster, kubeletPods: options.kubeletPods, now, log }),
         now,
         log,
         counters,

@@ -5,6 +5,7 @@
  * the same lease therefore meet in one ledger; a reservation that lost such a race is given back.
  */
 import { gpuResource } from '../../api/labels.ts';
+import { wholeGpu } from '../../api/models.ts';
 import { candidates, placeOn } from '../../core/allocation/inventory.ts';
 import { enter } from '../../core/allocation/plan.ts';
 import type { LeaseRecord } from '../../core/allocation/record.ts';
@@ -36,7 +37,17 @@ export async function provision(
   const nowSeconds = () => Math.floor(now().getTime() / 1000);
   const latest = async () => (await records.get(leaseId, signal)) ?? record;
 
+  /** What lies there is what was promised: nodes are partitioned anew, and a record may say anything. */
+  const isAsPromised = (node: string, device: string | undefined): boolean =>
+    stock
+      .node(node)
+      ?.devices.some(
+        ({ resource, partition }) =>
+          resource === (device ?? gpuResource) && partition === (record.node.partition ?? wholeGpu),
+      ) === true;
+
   async function reserveOn(node: string, device: string | undefined): Promise<boolean> {
+    if (!isAsPromised(node, device)) return false;
     const sellable = await stock.sellableNow(node, device ?? gpuResource, signal);
     if (sellable === undefined) return false;
     const wanted = {

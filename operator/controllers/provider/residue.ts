@@ -10,6 +10,9 @@ export type KubeletPods = (node: string, namespace: string, signal?: AbortSignal
 interface Namespace extends KubeObject {
   status?: { conditions?: { type: string; status: string; message?: string }[] };
 }
+interface Node extends KubeObject {
+  status?: { conditions?: { type: string; status: string; lastTransitionTime?: string }[] };
+}
 interface Volume extends KubeObject {
   spec?: { claimRef?: { namespace?: string }; persistentVolumeReclaimPolicy?: string };
 }
@@ -22,9 +25,10 @@ export interface Residue {
 export function createResidue(options: {
   readonly cluster: Cluster;
   readonly kubeletPods?: KubeletPods;
+  readonly now: () => Date;
   readonly log: Log;
 }): Residue {
-  const { cluster, log } = options;
+  const { cluster, now, log } = options;
   return {
     async left(record, signal) {
       const name = tenantNamespace(record.leaseId);
@@ -34,10 +38,11 @@ export function createResidue(options: {
         record.storage === undefined
           ? []
           : cluster.list<Volume>(resources.persistentVolumes, {}, signal).then(({ items }) => items),
-        record.nodeName === ''
-          ? undefined
-          : cluster.get<KubeObject>(resources.nodes, { name: record.nodeName }, signal),
+        record.nodeName === '' ? undefined : cluster.get<Node>(resources.nodes, { name: record.nodeName }, signal),
       ]);
+      const readySince = node?.status?.conditions?.find(
+        ({ type, status }) => type === 'Ready' && status === 'True',
+      )?.lastTransitionTime;
       const running =
         node === undefined
           ? undefined
@@ -53,6 +58,7 @@ export function createResidue(options: {
           .map(({ metadata }) => metadata.name),
         running,
         nodeIsThere: node !== undefined,
+        ...(readySince === undefined ? {} : { nodeReadySeconds: (now().getTime() - Date.parse(readySince)) / 1000 }),
         unseen: record.unseen === true,
       };
       return leftOver(remains);

@@ -4,7 +4,8 @@
  *
  * A pod is gone from the API server once the kubelet has ended its containers. Where the node was silent and the pod was
  * taken away without its word, only the node itself can tell: the GPUs stay held until its kubelet answers, or until the
- * node is gone from the cluster. What runs on a GPU without any container is not seen from here.
+ * node is gone from the cluster. A kubelet that comes back ends what the API server knows no more, so where it cannot be
+ * asked, it is given two minutes for that. What runs on a GPU without any container is not seen from here.
  */
 export interface Remains {
   /** Absent: it is gone. */
@@ -17,9 +18,13 @@ export interface Remains {
   /** Pods of the tenant that the node's kubelet knows of; undefined: it was not to be had. */
   readonly running?: number;
   readonly nodeIsThere: boolean;
+  /** For how long the node's control plane has heard from it; undefined: it does not. */
+  readonly nodeReadySeconds?: number;
   /** Pods were taken away without the word of their node. */
   readonly unseen: boolean;
 }
+
+const kubeletEndsWithinSeconds = 120;
 
 /** Undefined: nothing is left. */
 export function leftOver(remains: Remains): string | undefined {
@@ -34,7 +39,7 @@ export function leftOver(remains: Remains): string | undefined {
   }
   if (volumes.length > 0) left.push(`volumes are being deleted: ${volumes.slice(0, 4).join(', ')}`);
   if (nodeIsThere && running !== undefined && running > 0) left.push(`the kubelet still knows ${running} of its pods`);
-  if (nodeIsThere && running === undefined && unseen)
+  if (nodeIsThere && running === undefined && unseen && (remains.nodeReadySeconds ?? 0) < kubeletEndsWithinSeconds)
     left.push('its pods were taken away while the node was silent, and the kubelet cannot be asked whether they run');
   return left.length === 0 ? undefined : left.join('; ').slice(0, 300);
 }

@@ -48,7 +48,7 @@ const operator: Account = {
     { apiGroups: [''], resources: ['pods'], verbs: [...seen, 'patch', 'delete'] },
     { apiGroups: [''], resources: ['nodes/status', 'pods/status'], verbs: ['patch'] },
     { apiGroups: [''], resources: ['pods/eviction'], verbs: ['create'] },
-    { apiGroups: [''], resources: ['persistentvolumes'], verbs: [...seen, 'create', 'patch', 'delete'] },
+    { apiGroups: [''], resources: ['persistentvolumes'], verbs: [...seen, 'create', 'delete'] },
     { apiGroups: [''], resources: ['persistentvolumeclaims'], verbs: [...seen, 'patch'] },
     { apiGroups: [''], resources: ['persistentvolumeclaims/status'], verbs: ['patch'] },
     { apiGroups: [''], resources: ['namespaces', 'services'], verbs: seen },
@@ -79,7 +79,7 @@ const operator: Account = {
     {
       namespace: operatorNamespace,
       rules: [
-        { apiGroups: [''], resources: ['secrets'], verbs: ['get', 'list', 'create', 'update', 'patch', 'delete'] },
+        { apiGroups: [''], resources: ['secrets'], verbs: ['get', 'list', 'create', 'update', 'delete'] },
         { apiGroups: ['coordination.k8s.io'], resources: ['leases'], verbs: ['get', 'create', 'update'] },
       ],
     },
@@ -90,9 +90,7 @@ const operator: Account = {
     // Heartbeats of nodes.
     {
       namespace: 'kube-node-lease',
-      rules: [
-        { apiGroups: ['coordination.k8s.io'], resources: ['leases'], verbs: ['get', 'create', 'patch', 'delete'] },
-      ],
+      rules: [{ apiGroups: ['coordination.k8s.io'], resources: ['leases'], verbs: ['create', 'patch', 'delete'] }],
     },
     // The CA that signed the certificate with which the API server calls kubelets.
     {
@@ -136,7 +134,7 @@ const wallet: Account = {
       rules: [
         // The key, where it is a Secret, and the outboxes.
         { apiGroups: [''], resources: ['secrets'], verbs: ['get', 'create', 'patch'] },
-        { apiGroups: [''], resources: ['configmaps'], verbs: ['get', 'create', 'patch'] },
+        { apiGroups: [''], resources: ['configmaps'], verbs: ['create', 'patch'] },
         { apiGroups: ['coordination.k8s.io'], resources: ['leases'], verbs: ['get', 'create', 'update'] },
       ],
     },
@@ -172,7 +170,7 @@ const approver: Account = {
     { apiGroups: ['gpulease.dev'], resources: ['gpuleases'], verbs: ['list', 'watch'] },
     { apiGroups: [''], resources: ['namespaces'], verbs: ['list', 'watch'] },
     // gpulease-approver-confined keeps the bindings to the operator's account, and to namespaces of users.
-    { apiGroups: [rbac], resources: ['rolebindings'], verbs: ['get', 'list', 'create', 'delete'] },
+    { apiGroups: [rbac], resources: ['rolebindings'], verbs: ['list', 'create', 'delete'] },
     {
       apiGroups: [rbac],
       resources: ['clusterroles'],

@@ -101,7 +101,7 @@ export async function ensureKindCluster(
       });
     },
   };
-  await cluster.kubectl(['wait', '--for=condition=Ready', 'node', '--all', '--timeout=120s'], { timeoutSeconds: 150 });
+  await cluster.kubectl(['wait', '--for=condition=Ready', `node/${node}`, '--timeout=300s'], { timeoutSeconds: 330 });
   // Ready comes before the default ServiceAccount, without which pods are refused.
   for (const deadline = Date.now() + 60_000; ; await sleep(200, undefined, { signal })) {
     const found = await cluster.kubectl(['get', 'serviceaccount', 'default']).then(

@@ -128,12 +128,12 @@ const identity: readonly Attack[] = [
     /Invalid|Unreachable/,
   ),
   distrusted(
-    'it offers five thousand things',
+    'it offers five hundred things',
     {
       about: /GET \/v1\/offers/,
       change: (body) => ({
         ...body,
-        offers: Array.from({ length: 5000 }, (_, i) => ({ ...(body.offers as Json[])[0], name: `o-${i}` })),
+        offers: Array.from({ length: 500 }, (_, i) => ({ ...(body.offers as Json[])[0], name: `o-${i}` })),
       }),
     },
     /Invalid/,
@@ -203,7 +203,7 @@ const quoting = (
       const message = await eventually(async () => {
         must((await at.escrows()) === before, 'an escrow was opened');
         const said = saidOf(await at.lease(lease));
-        return at.liar.told > 0 && /No quote was good|refused|differs|quote/i.test(said) ? said : undefined;
+        return at.liar.told > 0 && /No quote was good/.test(said) ? said : undefined;
       }, 'the quote is neither taken nor refused');
       // A moment longer: what is on its way would be seen by now.
       await sleep(2000);
@@ -229,7 +229,6 @@ const quotes: readonly Attack[] = [
   quoting('for a shorter term', (quote) => ({ maxSeconds: Math.floor(quote.maxSeconds / 2) })),
   quoting('whose start may take for ever', () => ({ startTimeoutSeconds: 0xffffffff })),
   quoting('that ran out yesterday', () => ({ expiresAt: Math.floor(Date.now() / 1000) - 86_400 })),
-  quoting('with a referrer that takes half', () => ({ referrer: `0x${'78'.repeat(20)}`, referrerBps: 5000 })),
   quoting('for a node that was not promised', () => ({ specHash: `0x${'9a'.repeat(32)}` })),
   quoting('signed by somebody else', () => ({}), `0x${'42'.repeat(32)}`),
 ];

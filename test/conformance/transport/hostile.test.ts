@@ -1,7 +1,6 @@
 /** Peers that lie, flood or say nothing, on real sockets: what they come to, and that nobody else notices. */
 import { createHash, randomBytes } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
-import { Duplex, PassThrough } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import tls from 'node:tls';
 import { afterEach, describe, expect, test } from 'vitest';
@@ -24,6 +23,7 @@ import { type LinkListener, startLinkListener } from '../../../operator/wire/lin
 import { createLinks, type Links } from '../../../operator/wire/links.ts';
 import { systemTiming, type Timing } from '../../../operator/wire/timing.ts';
 import { openWebSocket, type WebSocketStream } from '../../../operator/wire/websocket.ts';
+import { socketPair } from '../../support/socket-pair.ts';
 import { type Authority, authority } from '../../unit/adapters/provider/tls.ts';
 import { type EndServer, endServer, hasty, isLinked, keys, offer, providerAt, publicUrl, silent } from './ways.ts';
 
@@ -189,14 +189,9 @@ describe('between consumer and gateway', () => {
         connect: async () => {
           const made = await it.links.connect(keys.provider.address.toLowerCase(), '', 10);
           made.connection.destroy();
-          const [there, back] = [new PassThrough(), new PassThrough()];
-          const [connection, theirs] = [
-            Duplex.from({ readable: back, writable: there }),
-            Duplex.from({ readable: there, writable: back }),
-          ];
-          for (const half of [connection, theirs]) half.on('error', () => undefined);
-          other.take(theirs, '192.0.2.1');
-          return { connection, headers: { [gatewayKeyHeader]: said } };
+          const { near, far } = await socketPair();
+          other.take(far, '192.0.2.1');
+          return { connection: near, headers: { [gatewayKeyHeader]: said } };
         },
       };
       await expect(clientOf(links).send({ method: 'GET', path: '/echo' }, 'call')).rejects.toBeInstanceOf(
@@ -368,7 +363,7 @@ describe('a relay', () => {
 
   test('tells the gateway from which address a consumer comes, so that it can count', async () => {
     const it = await relayed();
-    expect(await get(it.client(), '/from')).toBe('127.0.0.1');
+    expect(await get(it.client(), '/from')).toBe('link 127.0.0.1');
   });
 
   test('says so when nobody has dialled in for a provider', async () => {

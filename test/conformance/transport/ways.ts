@@ -248,7 +248,7 @@ export const isLinked = async (offered: Offered): Promise<void> => {
 /** The listener's public name stays while wires before it come and go. */
 export const publicUrl = 'wss://links.example.com:9444';
 
-async function direct({ timeoutSeconds = 5 }: Options): Promise<Way> {
+async function direct({ timeoutSeconds = 20 }: Options): Promise<Way> {
   const ca = await authority('ca');
   const end = await endServer(ca);
   const wire = await startCuttingProxy(`https://127.0.0.1:${await listening(end.server)}`);
@@ -270,7 +270,7 @@ async function direct({ timeoutSeconds = 5 }: Options): Promise<Way> {
   };
 }
 
-async function reverse({ clock = systemTiming, timeoutSeconds = 5 }: Options): Promise<Way> {
+async function reverse({ clock = systemTiming, timeoutSeconds = 20 }: Options): Promise<Way> {
   const ca = await authority('ca');
   const end = await endServer(ca);
   const own = await ca.issue([{ CN: ['operator'] }], { san: [{ type: 'ip', value: '127.0.0.1' }] });
@@ -320,7 +320,7 @@ async function reverse({ clock = systemTiming, timeoutSeconds = 5 }: Options): P
   };
 }
 
-async function relay({ clock = systemTiming, timeoutSeconds = 5, limits }: Options): Promise<Way> {
+async function relay({ clock = systemTiming, timeoutSeconds = 20, limits }: Options): Promise<Way> {
   const ca = await authority('ca');
   const end = await endServer(ca);
   const own = await ca.issue([{ CN: ['relay'] }], { san: [{ type: 'ip', value: '127.0.0.1' }] });

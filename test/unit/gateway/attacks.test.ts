@@ -46,7 +46,7 @@ beforeAll(async () => {
     },
   };
   target = at;
-});
+}, 60_000);
 afterAll(() => side.stop());
 
 const quick = attacks.filter(({ needs, slow }) => needs === undefined && !slow);

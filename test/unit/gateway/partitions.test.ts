@@ -79,6 +79,24 @@ test('whole GPUs are promised in the words that they always were', async () => {
   expect((await ledgerOf()).entries[leaseId]).not.toHaveProperty('device');
 });
 
+test('GPUs that are cut up anew between quote and escrow are not given for what was promised', async () => {
+  side = await startProviderSide({ objects: [mixedNode()], offers });
+  const quote = await side.quote({ offerName: 'whole' });
+  side.open(quote);
+  side.cluster.change<Labelled>(resources.nodes, { name: 'node-a' }, (node) => {
+    node.metadata.labels['nvidia.com/gpu.product'] = `${product}-SHARED`;
+    node.status.allocatable['nvidia.com/gpu'] = '4';
+  });
+  await eventually(
+    async () => {
+      const { offers } = (await side.get('/v1/offers')).body as { offers: { name: string; total: number }[] };
+      return offers.find(({ name }) => name === 'whole')?.total;
+    },
+    (total) => total === 0,
+  );
+  expect(await side.post('/v1/leases', quote)).toMatchObject({ status: 409, body: { reason: 'CapacityExhausted' } });
+});
+
 test('GPUs that are cut up anew under a lease are not what it pays for', async () => {
   side = await startProviderSide({ objects: [mixedNode()], offers });
   const { leaseId, token } = await side.lease({ offerName: 'whole' });

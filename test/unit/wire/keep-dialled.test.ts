@@ -124,7 +124,7 @@ test('takes the first that comes through, and gives up the others', async () => 
 test('asks seldom where it is refused, and says what was said', async () => {
   const { clock, attempts, keeper } = dialling(() => new NotAdmitted('no GpuProvider here', true));
   await clock.advance(60_000);
-  expect(attempts).toHaveLength(5);
+  expect(attempts).toHaveLength(8);
   expect(keeper.lastError).toBe('no GpuProvider here');
 });
 

@@ -191,6 +191,10 @@ spec:
         {{- with $pods.affinity }}
         {{- toYaml . | nindent 8 }}
         {{- else }}
+        nodeAffinity:
+          preferredDuringSchedulingIgnoredDuringExecution:
+            - weight: 50
+              preference: { matchExpressions: [{ key: gpulease.dev/offered, operator: DoesNotExist }] }
         podAntiAffinity:
           preferredDuringSchedulingIgnoredDuringExecution:
             - weight: 100

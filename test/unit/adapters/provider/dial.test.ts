@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
 import tls from 'node:tls';
 import { afterEach, expect, test } from 'vitest';
-import { dialTls } from '../../../../operator/adapters/provider/dial.ts';
+import { dialTls, tlsTo } from '../../../../operator/adapters/provider/dial.ts';
 import { IdentityMismatchError } from '../../../../operator/adapters/provider/errors.ts';
 import { authority, type Pair } from './tls.ts';
 
@@ -54,4 +54,14 @@ test('a pinned key is looked at when a session is taken up, too', async () => {
   await once(impostor, 'listening');
   open.push(impostor);
   await expect(dial()).rejects.toThrow(IdentityMismatchError);
+});
+
+test('a session is taken up for the pins that it was made with, and for no others', async () => {
+  const ca = await authority('ca');
+  const pair = await ca.issue([{ CN: ['gateway'] }]);
+  const start = tlsTo({ url: urlOf(await gateway(pair)) }, 5);
+  const dial = () => start('http/1.1', undefined, pair.spki);
+  expect(await resumed(dial)).toBe(false);
+  expect(await resumed(dial)).toBe(true);
+  await expect(start('http/1.1', undefined, 'a'.repeat(64))).rejects.toThrow(IdentityMismatchError);
 });

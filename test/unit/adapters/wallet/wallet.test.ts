@@ -150,6 +150,22 @@ describe('the operator', () => {
     expect(asked.submitted).toBe(2);
   });
 
+  test('does not wait for news where something is known', async () => {
+    const { it, cluster } = world();
+    const { made } = payer();
+    let hangs = false;
+    const { entries } = made;
+    await served(cluster, { ...made, entries: () => (hangs ? new Promise(() => undefined) : entries()) }, it);
+    const remote = await connect(cluster);
+    await remote.submit(intent);
+    await remote.entries();
+    hangs = true;
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    const began = performance.now();
+    expect((await remote.state(intent.key))?.state).toBe('mined');
+    expect(performance.now() - began).toBeLessThan(4000);
+  });
+
   test('does not take another wallet for its own', async () => {
     const { it, cluster } = world();
     const { made } = payer();

@@ -17,6 +17,10 @@ describe('what is left of a tenant', () => {
       'nothing in the word of the API server, where the node was seen and its kubelet measures nothing',
       { running: undefined },
     ],
+    [
+      'nothing that a kubelet could not have ended since it came back',
+      { running: undefined, unseen: true, nodeReadySeconds: 121 },
+    ],
     ['nothing in the word of the kubelet, though the node was silent before', { unseen: true }],
   ])('%s', (_name, change) => expect(leftOver({ ...nothing, ...change })).toBeUndefined());
 
@@ -26,5 +30,10 @@ describe('what is left of a tenant', () => {
     ['its volumes', { volumes: ['pv-1', 'pv-2'] }, /volumes are being deleted: pv-1, pv-2/],
     ['its containers', { running: 2 }, /kubelet still knows 2 of its pods/],
     ['perhaps its containers', { running: undefined, unseen: true }, /while the node was silent/],
+    [
+      'perhaps its containers, as the kubelet has only just come back',
+      { running: undefined, unseen: true, nodeReadySeconds: 60 },
+      /while the node was silent/,
+    ],
   ])('%s', (_name, change, says) => expect(leftOver({ ...nothing, ...change })).toMatch(says));
 });

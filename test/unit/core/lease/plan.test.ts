@@ -1238,6 +1238,11 @@ describe('the end', () => {
       { wishes: ['beginEnd ProviderFault'], says: 'unpaid for 600 s' },
     ],
     [
+      'begins when the provider says until when it serves, while it still does',
+      serving(100, { allocation: allocated({ leaveBy: instant(700) }) }),
+      { wishes: ['beginEnd ProviderHeld'], says: 'taken out of service' },
+    ],
+    [
       'begins when the provider denies what it served',
       serving(100, { allocation: { state: 'absent', reason: 'EscrowMismatch', message: 'another quote' } }),
       { wishes: ['beginEnd ProviderFault'] },

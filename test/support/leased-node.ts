@@ -171,6 +171,7 @@ async function build(
     checkAccess: async () => undefined,
     allocation: async (leaseId: Hex32) => must(leaseId).info,
     tenant: async (leaseId: Hex32) => must(leaseId).record,
+    consumerOf: () => undefined,
     token: (leaseId: Hex32, signal?: AbortSignal) => tenants.token(leaseId, signal),
     forgetToken: (leaseId: Hex32) => tenants.forgetToken(leaseId),
   } as unknown as GatewayService;

@@ -309,7 +309,7 @@ contract Handler is Base {
         if (kind == 11) v.servedSeconds ^= uint32(bits % type(uint32).max + 1);
         if (kind == 12) v.leaseId = bytes32(uint256(id) ^ 1);
         if (kind == 13) {
-            v.leaseId = ids[(which + 1) % ids.length];
+            v.leaseId = ids[((which % ids.length) + 1) % ids.length];
             if (v.leaseId == id) return;
         }
         if (kind == 14) {

@@ -32,7 +32,8 @@ describe('a local chain', () => {
 
   it('goes on with the same chain after it was killed, also for reads at safe', async () => {
     const [from, to] = chain.accounts.map((account) => account.address);
-    await chain.rpc('eth_sendTransaction', { from, to, value: '0x1' });
+    const hash = await chain.rpc('eth_sendTransaction', { from, to, value: '0x1' });
+    await eventually(async () => (await chain.rpc('eth_getTransactionReceipt', hash)) !== null, 'a receipt');
     const before = await balance('latest');
     const safeBlock = `0x${(await height('safe')).toString(16)}`;
     const safe = await balance(safeBlock);

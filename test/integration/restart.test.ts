@@ -32,8 +32,8 @@ afterEach(async () => {
 });
 afterAll(() => console.log(JSON.stringify(figures)));
 
-/** How long the operator stays dead. */
-const downSeconds = 20;
+/** How long the operator stays dead: long enough for its node to count as lost. */
+const downSeconds = 60;
 
 interface Pod extends KubeObject {
   status?: { phase?: string; containerStatuses?: { restartCount: number; containerID?: string }[] };

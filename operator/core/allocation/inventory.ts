@@ -11,7 +11,7 @@ import { modelOfProduct, wholeGpu } from '../../api/models.ts';
 import type { GpuOffer, OfferSpec, OfferStatus } from '../../api/offer.ts';
 import type { NodeDevice, NodeView } from './node-view.ts';
 import { sharePerGpu } from './node-view.ts';
-import { bytesOf, cpuMillisOf, minus, noRoom, type Room, resourcesOf, smaller } from './room.ts';
+import { bytesOf, cpuMillisOf, minus, mostPodsPerGpu, noRoom, type Room, resourcesOf, smaller } from './room.ts';
 
 /** A node with one kind of its devices: what of them may be sold, and is. CPU, memory and the rest are the whole node's. */
 export interface NodeStock {
@@ -108,7 +108,8 @@ export function stockOf(offer: GpuOffer, all: readonly NodeStock[]): OfferStock 
     memoryBytes: fixed?.memory === undefined ? (share?.memoryBytes ?? 0) : bytesOf(fixed.memory),
     ephemeralBytes:
       fixed?.ephemeralStorage === undefined ? (share?.ephemeralBytes ?? 0) : bytesOf(fixed.ephemeralStorage),
-    pods: share?.pods ?? 0,
+    // What is sold is what is believed again before a tenant is made of it.
+    pods: Math.min(share?.pods ?? 0, mostPodsPerGpu),
   };
   const free = open.map((stock) => gpusThatFit(freeOn(stock), perGpu));
   const devices = nodes.map((stock) => stock.device);

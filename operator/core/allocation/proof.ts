@@ -8,6 +8,7 @@ import type { Escrow } from '../money/escrow.ts';
 import { checkEscrow } from './match.ts';
 import { roomOfPromise, sameHex } from './quote.ts';
 import type { LeaseRecord } from './record.ts';
+import { mostPodsPerGpu } from './room.ts';
 import type { TenantStorage } from './tenant.ts';
 
 export interface Hashes {
@@ -51,12 +52,9 @@ export function prove(
   check('gpus', quote.gpus === gpus);
   for (const field of ['gpus', 'cpuMillis', 'memoryBytes', 'ephemeralBytes'] as const)
     check(`room.${field}`, promised[field] === record.room[field]);
-  check('room.pods', Number.isInteger(pods) && pods >= 1 && pods <= mostPods * gpus);
+  check('room.pods', Number.isInteger(pods) && pods >= 1 && pods <= mostPodsPerGpu * gpus);
   return differs.length === 0 ? { proven: true } : { proven: false, wait: false, differs };
 }
-
-/** More than any kubelet runs for one GPU. */
-const mostPods = 1000;
 
 /** The record with what the provider decides as its own flags say it. Neither is ever more than the record asks for. */
 export function asDecided(

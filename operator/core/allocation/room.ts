@@ -10,6 +10,9 @@ export interface Room {
   readonly pods: number;
 }
 
+/** Pods that a lease has for each of its GPUs at most: more than any kubelet runs for one. */
+export const mostPodsPerGpu = 1000;
+
 export const noRoom: Room = { gpus: 0, cpuMillis: 0, memoryBytes: 0, ephemeralBytes: 0, pods: 0 };
 
 const parts = ['gpus', 'cpuMillis', 'memoryBytes', 'ephemeralBytes', 'pods'] as const;

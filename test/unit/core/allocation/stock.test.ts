@@ -13,7 +13,7 @@ import {
   sharePerGpu,
   viewNode,
 } from '../../../../operator/core/allocation/node-view.ts';
-import { noRoom, type Room } from '../../../../operator/core/allocation/room.ts';
+import { mostPodsPerGpu, noRoom, type Room } from '../../../../operator/core/allocation/room.ts';
 import { gpuNode, offer } from '../../../support/provider-side.ts';
 
 const node = (name: string, gpus: number, more: Record<string, unknown> = {}) =>
@@ -225,6 +225,14 @@ describe('parts of GPUs are offered as what they are', () => {
     expect(offerInfoOf(whole)).not.toHaveProperty('partition');
     // The node's CPU is shared by all six, so that one kind cannot promise it all.
     expect(whole.perGpu.cpuMillis * 6).toBeLessThanOrEqual(32_000);
+  });
+
+  test('no more pods are sold for a GPU than a lease may have', () => {
+    const like = gpuNode('wide', 1) as unknown as NodeObject;
+    const allocatable = { ...like.status?.allocatable, pods: '5000' };
+    const [wide] = stocksOf(viewNode({ ...like, status: { ...like.status, allocatable } }));
+    expect(wide!.sellable.pods).toBeGreaterThan(mostPodsPerGpu);
+    expect(stockOf(offer('wide'), [wide!]).perGpu.pods).toBe(mostPodsPerGpu);
   });
 
   test('a node of parts is labelled as one that has nothing else', () => {

@@ -35,6 +35,7 @@ import { sleep, systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { createController, watches } from '../engine/controller.ts';
 import { createEventRecorder } from '../engine/events.ts';
+import { every } from '../engine/every.ts';
 import { fenced } from '../engine/fence.ts';
 import { createInformer } from '../engine/informer.ts';
 import { runAsLeader } from '../engine/leader.ts';
@@ -45,7 +46,6 @@ import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
 import { systemTiming } from '../wire/timing.ts';
 import { approverPart } from './approver-part.ts';
 import { costMetrics } from './cost-metrics.ts';
-import { every } from './every.ts';
 import { readText } from './gateway-options.ts';
 import { budgetMetrics, leaseMetrics, serviceMetrics, strayPods } from './operator-metrics.ts';
 import { choice, integer, pairs, parseOptions, portRange, someOf, text, UsageError } from './options.ts';
@@ -490,7 +490,7 @@ export async function runOperator(
     );
     const least = () => 0n;
     const regularly = (seconds: number, what: string, work: () => Promise<void>) =>
-      every(seconds, what, work, log, leadSignal);
+      every(seconds, what, work, { log, signal: leadSignal });
     await Promise.all([
       leases.run(leadSignal),
       providers.run(leadSignal),

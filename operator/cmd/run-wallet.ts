@@ -14,10 +14,10 @@ import { labels, managedBy } from '../api/labels.ts';
 import { walletName } from '../core/rights/consumer.ts';
 import { systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
+import { every } from '../engine/every.ts';
 import { fenced } from '../engine/fence.ts';
 import { runAsLeader } from '../engine/leader.ts';
 import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
-import { every } from './every.ts';
 import { readText } from './gateway-options.ts';
 import { UsageError } from './options.ts';
 import { localAddress, ownAddress } from './own-address.ts';
@@ -113,8 +113,8 @@ export async function runWallet(args: readonly string[], env: NodeJS.ProcessEnv)
       }
     };
     await Promise.all([
-      every(2, 'publishing where the wallet is', publish, log, leadSignal),
-      every(options.chainTickSeconds, 'looking after transactions', tick, log, leadSignal),
+      every(2, 'publishing where the wallet is', publish, { log, signal: leadSignal }),
+      every(options.chainTickSeconds, 'looking after transactions', tick, { log, signal: leadSignal }),
     ]);
     await server.close();
   };

@@ -15,6 +15,7 @@ import { parseAmount } from '../../core/money/amount.ts';
 import type { Family } from '../../core/node/service.ts';
 import { type Clock, sleep, systemClock } from '../../engine/clock.ts';
 import { createController, watches } from '../../engine/controller.ts';
+import { every } from '../../engine/every.ts';
 import { createInformer } from '../../engine/informer.ts';
 import type { EngineMetrics } from '../../engine/metrics.ts';
 import { type Cluster, type Controller, type Log, type ObjectKey, resources } from '../../engine/types.ts';
@@ -197,21 +198,6 @@ export function createProvider(options: ProviderOptions): Provider {
   /** Ends the pause between two rounds of settlements: an escrow is waited for at the other end. */
   let wake = new AbortController();
 
-  /** Repeats some work until the signal fires; what fails is tried again soon. */
-  async function every(seconds: number, what: string, work: () => Promise<void>, signal: AbortSignal): Promise<void> {
-    while (!signal.aborted) {
-      let pauseSeconds = seconds;
-      try {
-        await work();
-      } catch (error) {
-        if (signal.aborted) return;
-        log.warn({ error: (error as Error).message }, `${what} failed; trying again`);
-        pauseSeconds = Math.min(seconds, againSeconds);
-      }
-      await sleep(clock, pauseSeconds * 1000, signal).catch(() => undefined);
-    }
-  }
-
   return {
     service: { ...service, offersAfter: feed.after },
     get synced() {
@@ -330,18 +316,19 @@ export function createProvider(options: ProviderOptions): Provider {
           if (!known.has(consumer)) await known.add(consumer, Math.floor(now().getTime() / 1000), roundSignal);
         },
       };
+      const repeated = { log, signal, clock, againSeconds };
       await Promise.all([
         leases.run(signal),
         offers.run(signal),
         taints.run(signal),
-        every(0, 'settling', () => settleAll(settlement, signal).finally(settlementPause), signal),
+        every(0, 'settling', () => settleAll(settlement, signal).finally(settlementPause), repeated),
         every(
           guardSeconds,
           'applying the admission policies',
           () => ensurePolicies(cluster, options.podRules, signal),
-          signal,
+          repeated,
         ),
-        every(sweepSeconds, 'sweeping', () => sweep({ ...allocation, chains }, signal), signal),
+        every(sweepSeconds, 'sweeping', () => sweep({ ...allocation, chains }, signal), repeated),
       ]);
       leases = undefined;
     },

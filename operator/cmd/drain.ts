@@ -1,17 +1,5 @@
 #!/usr/bin/env node
-import { UsageError } from './options.ts';
+import { runJob } from './program.ts';
 import { runDrain } from './run-drain.ts';
 
-const stop = new AbortController();
-for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => stop.abort(new Error(name)));
-const say = (line: string) => void process.stdout.write(`${line}\n`);
-
-runDrain(process.argv.slice(2), process.env, { say }, stop.signal).then(
-  (status) => {
-    process.exitCode = status;
-  },
-  (error: Error) => {
-    process.stderr.write(`drain: ${error.message}\n`);
-    process.exitCode = error instanceof UsageError ? 2 : 1;
-  },
-);
+runJob('drain', runDrain);

@@ -19,13 +19,24 @@ import {
 } from '../../../operator/api/link.ts';
 import type { Address } from '../../../operator/api/messages.ts';
 import { defaultLimits, type Relay, type RelayLimits, startRelay } from '../../../operator/relay/relay.ts';
-import { type LinkListener, startLinkListener } from '../../../operator/wire/link-listener.ts';
+import type { LinkListener } from '../../../operator/wire/link-listener.ts';
 import { createLinks, type Links } from '../../../operator/wire/links.ts';
 import { systemTiming, type Timing } from '../../../operator/wire/timing.ts';
 import { openWebSocket, type WebSocketStream } from '../../../operator/wire/websocket.ts';
 import { socketPair } from '../../support/socket-pair.ts';
 import { type Authority, authority } from '../../unit/adapters/provider/tls.ts';
-import { type EndServer, endServer, hasty, isLinked, keys, offer, providerAt, publicUrl, silent } from './ways.ts';
+import {
+  type EndServer,
+  endServer,
+  hasty,
+  isLinked,
+  keys,
+  offer,
+  operatorListener,
+  providerAt,
+  publicUrl,
+  silent,
+} from './ways.ts';
 
 const now = () => new Date();
 const closing: (() => unknown)[] = [];
@@ -54,22 +65,8 @@ async function lab(options: { clock?: Timing; perSecond?: number; burst?: number
   const ca = await authority('ca');
   const end = await endServer(ca);
   const links = createLinks({ clock, now });
-  const listener = await startLinkListener({
-    host: '127.0.0.1',
-    port: 0,
-    tls: await ca.issue([{ CN: ['operator'] }], { san: [{ type: 'ip', value: '127.0.0.1' }] }),
-    links,
-    keeper: {
-      audiences: new Set([audienceOf(publicUrl)]),
-      verify: verifyRegistration,
-      refuses: (account) => (account === keys.provider.address.toLowerCase() ? undefined : { why: 'not known here' }),
-      now,
-    },
-    clock,
-    log: silent,
-    perSecond: options.perSecond,
-    burst: options.burst,
-  });
+  const { perSecond, burst } = options;
+  const listener = await operatorListener(ca, links, { clock, perSecond, burst });
   closing.push(async () => {
     links.endAll();
     end.close();

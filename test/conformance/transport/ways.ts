@@ -22,8 +22,8 @@ import { bringConnections } from '../../../operator/gateway/brought.ts';
 import { alpnProtocols } from '../../../operator/gateway/routes/watches.ts';
 import { type RelayLimits, startRelay } from '../../../operator/relay/relay.ts';
 import { type Offered, offerGateway } from '../../../operator/wire/dial-out.ts';
-import { startLinkListener } from '../../../operator/wire/link-listener.ts';
-import { createLinks } from '../../../operator/wire/links.ts';
+import { type LinkListener, startLinkListener } from '../../../operator/wire/link-listener.ts';
+import { createLinks, type Links } from '../../../operator/wire/links.ts';
 import { systemTiming, type Timing } from '../../../operator/wire/timing.ts';
 import { provider as builtProvider } from '../../support/builders.ts';
 import { type CuttingProxy, startCuttingProxy } from '../../support/cutting-proxy.ts';
@@ -270,25 +270,41 @@ async function direct({ timeoutSeconds = 20 }: Options): Promise<Way> {
   };
 }
 
-async function reverse({ clock = systemTiming, timeoutSeconds = 20 }: Options): Promise<Way> {
-  const ca = await authority('ca');
-  const end = await endServer(ca);
-  const own = await ca.issue([{ CN: ['operator'] }], { san: [{ type: 'ip', value: '127.0.0.1' }] });
-  const links = createLinks({ clock, now });
-  const listener = await startLinkListener({
+/** Where gateways dial in at an operator that knows our provider alone. */
+export async function operatorListener(
+  ca: Authority,
+  links: Links,
+  more: Pick<Parameters<typeof startLinkListener>[0], 'clock' | 'perSecond' | 'burst'>,
+): Promise<LinkListener> {
+  return startLinkListener({
     host: '127.0.0.1',
     port: 0,
-    tls: own,
+    tls: await ca.issue([{ CN: ['operator'] }], { san: [{ type: 'ip', value: '127.0.0.1' }] }),
     links,
     keeper: {
       audiences: new Set([audienceOf(publicUrl)]),
       verify: verifyRegistration,
-      refuses: (account) => (account === keys.provider.address.toLowerCase() ? undefined : { why: 'unknown' }),
+      refuses: (account) => (account === keys.provider.address.toLowerCase() ? undefined : { why: 'not known here' }),
       now,
     },
-    clock,
     log: silent,
+    ...more,
   });
+}
+
+/** Another process of the gateway takes its place; gives back the end of the first. */
+async function replaced(offers: ReturnType<typeof offer>[], next: ReturnType<typeof offer>) {
+  const [old] = offers.splice(0);
+  offers.push(next);
+  await isLinked(next);
+  return () => old!.close(20);
+}
+
+async function reverse({ clock = systemTiming, timeoutSeconds = 20 }: Options): Promise<Way> {
+  const ca = await authority('ca');
+  const end = await endServer(ca);
+  const links = createLinks({ clock, now });
+  const listener = await operatorListener(ca, links, { clock });
   const wire = await startCuttingProxy(`https://127.0.0.1:${listener.port}`);
   const place = { url: wire.url.replace('https:', 'wss:'), ca: ca.pem, audienceUrl: publicUrl };
   const offers = [offer(end, place, { clock })];
@@ -301,13 +317,7 @@ async function reverse({ clock = systemTiming, timeoutSeconds = 20 }: Options): 
     route,
     client,
     wires: [wire],
-    async replace() {
-      const [old] = offers.splice(0);
-      const next = offer(end, place, { clock });
-      offers.push(next);
-      await isLinked(next);
-      return () => old!.close(20);
-    },
+    replace: () => replaced(offers, offer(end, place, { clock })),
     async close() {
       client.close();
       route.close();
@@ -350,13 +360,7 @@ async function relay({ clock = systemTiming, timeoutSeconds = 20, limits }: Opti
     route,
     client,
     wires: [gatewayWire, consumerWire],
-    async replace() {
-      const [old] = offers.splice(0);
-      const next = offer(end, place, { clock });
-      offers.push(next);
-      await isLinked(next);
-      return () => old!.close(20);
-    },
+    replace: () => replaced(offers, offer(end, place, { clock })),
     async close() {
       client.close();
       route.close();

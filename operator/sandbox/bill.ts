@@ -43,7 +43,10 @@ export async function gasOfLease(chain: Anvil, escrow: Address, leaseId: Hex32):
   return { open, close, total: open + close };
 }
 
-/** Gas of an account's approvals of a token for the escrow, and of its withdrawals: each once, first one first. */
+/**
+ * Gas of an account's approvals of a token for the escrow, and of its withdrawals: each once, first one first. A permit inside an
+ * opening is no transaction of its own, and counts there.
+ */
 export async function gasOfAccount(
   chain: Anvil,
   escrow: Address,
@@ -56,6 +59,11 @@ export async function gasOfAccount(
     topic(account),
     topic(escrow),
   ]);
+  const own: ChainLog[] = [];
+  for (const log of approvals) {
+    const { to } = await chain.rpc<{ to: string | null }>('eth_getTransactionByHash', log.transactionHash);
+    if (to?.toLowerCase() === token.toLowerCase()) own.push(log);
+  }
   const withdrawals = await logsOf(chain, escrow, [
     escrowAbi.getEvent('Withdrawn')!.topicHash,
     topic(token),
@@ -66,5 +74,5 @@ export async function gasOfAccount(
     for (const hash of new Set(logs.map((l) => l.transactionHash))) gas.push(await gasOf(chain, hash));
     return gas;
   };
-  return { approve: await each(approvals), withdraw: await each(withdrawals) };
+  return { approve: await each(own), withdraw: await each(withdrawals) };
 }

@@ -98,17 +98,18 @@ export async function endServer(ca: Authority): Promise<EndServer> {
         const chunk = Buffer.alloc(65_536, 7);
         const from = performance.now();
         let sent = 0;
-        const timer = setInterval(() => {
+        const more = () => {
           const due = Math.min(total, ((performance.now() - from) / 1000) * perSecond);
-          while (sent < due && !response.writableNeedDrain) {
+          while (sent < due) {
             const piece = chunk.subarray(0, Math.min(chunk.length, total - sent));
             sent += piece.length;
-            response.write(piece);
+            // The buffer is full: on as soon as it is not, with what has become due by then.
+            if (!response.write(piece) && sent < total) return void response.once('drain', more);
           }
-          if (sent < total && !response.destroyed) return;
-          clearInterval(timer);
+          if (sent < total && !response.destroyed) return void setTimeout(more, 1);
           response.end();
-        }, 5);
+        };
+        more();
         return;
       }
       if (request.url === '/from') return void response.end(String(request.socket.remoteAddress));

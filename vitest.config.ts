@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
 
 /** Unit tests run side by side; integration tests share two cores and real processes, so they run one file at a time. */
@@ -9,6 +10,8 @@ export default defineConfig({
           name: 'unit',
           include: ['test/unit/**/*.test.ts', 'test/simulation/**/*.test.ts'],
           testTimeout: 20_000,
+          // One less than there are cores would leave one of two idle.
+          maxWorkers: Math.max(2, availableParallelism() - 1),
         },
       },
       {

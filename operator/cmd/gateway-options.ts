@@ -299,9 +299,6 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
       throw new UsageError(`--public-url must be a URL such as https://gpu.example.com:8443; given: ${url}`);
     }
   }
-  if ((options.tlsCert === undefined) !== (options.tlsKey === undefined)) {
-    throw new UsageError('--tls-cert and --tls-key are given together, or neither');
-  }
   for (const proxy of options.trustedProxy) {
     if (networkOf(proxy) === undefined)
       throw new UsageError(`--trusted-proxy must be an address, or a network such as 10.0.0.0/8; given: ${proxy}`);

@@ -1,7 +1,7 @@
 /** Where gateways dial in to this operator, when --reverse-listen says so: flags, wiring, metrics. */
 import { Counter, Gauge, type Registry } from 'prom-client';
 import { verifyRegistration } from '../adapters/chain/link-proofs.ts';
-import { sharedSecret } from '../adapters/gateway/shared-secret.ts';
+import { sharedPair } from '../adapters/gateway/shared-secret.ts';
 import type { RouteState } from '../adapters/provider/routes.ts';
 import { audienceOf } from '../api/link.ts';
 import type { GpuProvider } from '../api/provider.ts';
@@ -78,23 +78,12 @@ export async function listenForLinks(
   const { cluster, namespace, providers, synced, now, log } = options;
   if (options.reverseListen === undefined) return undefined;
   const { host, port } = listenAt('reverse-listen', options.reverseListen);
-  const pair = await servingPair({
+  const tls = await servingPair({
     flags: { cert: 'reverse-tls-cert', key: 'reverse-tls-key' },
     certFile: options.reverseTlsCert,
     keyFile: options.reverseTlsKey,
     hosts: options.reverseUrl.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, '')),
-    stored: async (make) => {
-      const found = await sharedSecret(
-        cluster,
-        { namespace, name: 'gpulease-reverse-tls' },
-        async () => {
-          const made = await make();
-          return { 'tls.crt': Buffer.from(made.cert), 'tls.key': Buffer.from(made.key) };
-        },
-        signal,
-      );
-      return { cert: found['tls.crt']?.toString('utf8') ?? '', key: found['tls.key']?.toString('utf8') ?? '' };
-    },
+    stored: (make) => sharedPair(cluster, { namespace, name: 'gpulease-reverse-tls' }, make, signal),
     now,
   });
   const withAccount = (account: string) =>
@@ -112,7 +101,7 @@ export async function listenForLinks(
   const listener: LinkListener = await startLinkListener({
     host,
     port,
-    tls: pair,
+    tls: tls.pair,
     links,
     keeper: {
       audiences: new Set(options.reverseUrl.map(audienceOf)),
@@ -129,9 +118,10 @@ export async function listenForLinks(
     maxConnections: 1024,
     onRefused: (why) => options.refused.inc({ reason: why }),
   });
+  void tls.follow(listener.setTls, { log, signal });
   for (const url of options.reverseUrl)
     log.info(
-      { address: `${host}:${listener.port}`, dialOut: pair.ownMade ? linkPlaceText(url, pair.spkiSHA256) : url },
+      { address: `${host}:${listener.port}`, dialOut: tls.ownMade ? linkPlaceText(url, tls.spkiSHA256) : url },
       'gateways may dial in: this is their --dial-out',
     );
 

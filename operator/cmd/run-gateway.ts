@@ -6,11 +6,10 @@ import { hostname } from 'node:os';
 import { Counter, Gauge, type Registry } from 'prom-client';
 import { loadKey } from '../adapters/chain/key.ts';
 import type { OutboxRecord } from '../adapters/chain/outbox.ts';
-import { needsRenewal, selfSigned, spkiSha256 } from '../adapters/gateway/certificate.ts';
 import { createEscrowChains } from '../adapters/gateway/escrow-chains.ts';
 import { createKubeletPages } from '../adapters/gateway/kubelet-pages.ts';
 import { createNotary } from '../adapters/gateway/notary.ts';
-import { randomKey, sharedSecret } from '../adapters/gateway/shared-secret.ts';
+import { randomKey, sharedPair, sharedSecret } from '../adapters/gateway/shared-secret.ts';
 import { createSecretStore } from '../adapters/kube/secret-store.ts';
 import { createLog } from '../adapters/telemetry/log.ts';
 import { createMetrics } from '../adapters/telemetry/metrics.ts';
@@ -31,6 +30,7 @@ import { dialOut } from './dial-out.ts';
 import { type GatewaySettings, parseGatewayOptions, parseProvisionerOptions, readText } from './gateway-options.ts';
 import { UsageError } from './options.ts';
 import { localAddress, ownAddress } from './own-address.ts';
+import { servingPair } from './serving-pair.ts';
 import { version } from './version.ts';
 
 /** Runs until SIGTERM or SIGINT. Throws UsageError for configuration that cannot be right. */
@@ -210,7 +210,7 @@ async function runProvider(
       () => ({ key: randomKey() }),
       signal,
     );
-    const tls = await certificate(options, notary.address, cluster, signal);
+    const tls = await serving(options, notary.address, cluster, signal);
     const gateway = createGateway({
       service: provider.service,
       upstream: cluster,
@@ -220,7 +220,7 @@ async function runProvider(
       publicUrls: [...options.publicUrl, ...(options.dialOut.length > 0 ? [linkUrlOf(notary.address)] : [])],
       now,
       log,
-      tls,
+      tls: tls.pair,
       podRules: options.podRules,
       reverse,
       requestsPerSecond: options.requestsPerSecond,
@@ -235,6 +235,7 @@ async function runProvider(
         // What an earlier process left behind when it was killed.
         if ('path' in options.at) rmSync(options.at.path, { force: true });
         await gateway.app.listen(options.at);
+        void tls.follow(gateway.setTls, { log, signal });
         const address =
           'path' in options.at
             ? options.at.path
@@ -243,7 +244,7 @@ async function runProvider(
           places: options.dialOut,
           ca: options.dialOutCa && readText('dial-out-ca', options.dialOutCa),
           key,
-          certPem: () => tls.cert,
+          certPem: () => tls.pair.cert,
           take: gateway.take,
           now,
           log,
@@ -253,7 +254,7 @@ async function runProvider(
           {
             address,
             url: options.publicUrl[0],
-            spkiSHA256: spkiSha256(tls.cert),
+            spkiSHA256: tls.spkiSHA256,
             provider: notary.address,
           },
           'gateway listening',
@@ -293,31 +294,16 @@ async function ensureNamespace(cluster: Cluster, name: string, signal: AbortSign
   }
 }
 
-async function certificate(options: GatewaySettings, provider: Address, cluster: Cluster, signal: AbortSignal) {
-  if (options.tlsCert !== undefined && options.tlsKey !== undefined) {
-    const tls = { cert: readText('tls-cert', options.tlsCert), key: readText('tls-key', options.tlsKey) };
-    try {
-      spkiSha256(tls.cert);
-    } catch {
-      throw new UsageError(`--tls-cert: ${options.tlsCert} holds no PEM certificate`);
-    }
-    return tls;
-  }
+function serving(options: GatewaySettings, provider: Address, cluster: Cluster, signal: AbortSignal) {
   const urls = options.publicUrl.length > 0 ? options.publicUrl : [linkUrlOf(provider)];
-  const hosts = urls.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, ''));
-  const stored = await sharedSecret(
-    cluster,
-    { namespace: options.namespace, name: 'gpulease-gateway-tls' },
-    async () => {
-      const made = await selfSigned(hosts, new Date());
-      return { 'tls.crt': Buffer.from(made.cert), 'tls.key': Buffer.from(made.key) };
-    },
-    signal,
-  );
-  const cert = stored['tls.crt']?.toString('utf8') ?? '';
-  const key = stored['tls.key']?.toString('utf8') ?? '';
-  // Renewed in memory only, with the stored key: consumers pin the key, not the certificate.
-  return needsRenewal(cert, hosts, new Date()) ? selfSigned(hosts, new Date(), key) : { cert, key };
+  return servingPair({
+    flags: { cert: 'tls-cert', key: 'tls-key' },
+    certFile: options.tlsCert,
+    keyFile: options.tlsKey,
+    hosts: urls.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, '')),
+    stored: (make) => sharedPair(cluster, { namespace: options.namespace, name: 'gpulease-gateway-tls' }, make, signal),
+    now: () => new Date(),
+  });
 }
 
 function showFigures(

@@ -85,7 +85,7 @@ export async function runRelay(args: readonly string[], env: NodeJS.ProcessEnv):
   const log = createLog({ name: 'relay', level: options.logLevel, pretty: options.logFormat === 'pretty' });
   const metrics = createMetrics();
   const now = () => new Date();
-  const pair = await servingPair({
+  const tls = await servingPair({
     flags: { cert: 'tls-cert', key: 'tls-key' },
     certFile: options.tlsCert,
     keyFile: options.tlsKey,
@@ -111,7 +111,7 @@ export async function runRelay(args: readonly string[], env: NodeJS.ProcessEnv):
   const relay = await startRelay({
     host,
     port,
-    tls: pair,
+    tls: tls.pair,
     audiences,
     verify: verifyRegistration,
     ...(options.provider.length > 0 ? { allowed: new Set(options.provider) } : {}),
@@ -120,6 +120,7 @@ export async function runRelay(args: readonly string[], env: NodeJS.ProcessEnv):
     now,
     log,
   });
+  void tls.follow(relay.setTls, { log, signal: stop.signal });
   showRelay(metrics.registry, relay);
   const operations = await startOperationsServer({
     port: options.operationsPort,
@@ -133,8 +134,8 @@ export async function runRelay(args: readonly string[], env: NodeJS.ProcessEnv):
       {
         address: `${host}:${relay.port}`,
         operationsPort: operations.port,
-        dialOut: pair.ownMade ? linkPlaceText(url, pair.spkiSHA256) : url,
-        ...(pair.ownMade ? { spkiSHA256: pair.spkiSHA256 } : {}),
+        dialOut: tls.ownMade ? linkPlaceText(url, tls.spkiSHA256) : url,
+        ...(tls.ownMade ? { spkiSHA256: tls.spkiSHA256 } : {}),
       },
       'relay listening: gateways dial it by dialOut, operators by its URL and spkiSHA256',
     );

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { labels, managedBy } from '../../api/labels.ts';
 import { isAlreadyExists } from '../../engine/errors.ts';
 import { type Cluster, type KubeObject, resources } from '../../engine/types.ts';
+import type { ServingCertificate } from './certificate.ts';
 
 interface StoredSecret extends KubeObject {
   type?: string;
@@ -43,3 +44,22 @@ export async function sharedSecret(
 }
 
 export const randomKey = (): Buffer => randomBytes(32);
+
+/** A certificate with its key, shared in that way. */
+export async function sharedPair(
+  cluster: Cluster,
+  key: { readonly namespace: string; readonly name: string },
+  make: () => Promise<ServingCertificate>,
+  signal?: AbortSignal,
+): Promise<ServingCertificate> {
+  const found = await sharedSecret(
+    cluster,
+    key,
+    async () => {
+      const made = await make();
+      return { 'tls.crt': Buffer.from(made.cert), 'tls.key': Buffer.from(made.key) };
+    },
+    signal,
+  );
+  return { cert: found['tls.crt']?.toString('utf8') ?? '', key: found['tls.key']?.toString('utf8') ?? '' };
+}

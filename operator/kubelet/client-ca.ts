@@ -4,7 +4,7 @@
  */
 import type { Clock } from '../engine/clock.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
-import { pause } from './objects.ts';
+import { pause } from '../wire/timing.ts';
 
 const published = { namespace: 'kube-system', name: 'extension-apiserver-authentication' };
 const lookAgainSeconds = 600;

@@ -3,7 +3,7 @@ import { evictionGuard } from '../core/node/eviction.ts';
 import { type Clock, systemClock } from '../engine/clock.ts';
 import { isApiError } from '../engine/errors.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
-import { pause } from './objects.ts';
+import { pause } from '../wire/timing.ts';
 
 export interface EvictionGuard {
   /** Whether pods of our nodes are safe from eviction as they are. Undefined until it is known. */

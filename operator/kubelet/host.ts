@@ -20,10 +20,11 @@ import {
   type Log,
   resources,
 } from '../engine/types.ts';
+import { pause } from '../wire/timing.ts';
 import type { Callers } from './api/callers.ts';
 import { type KubeletServer, type StartKubeletServer, startKubeletServer } from './api/server.ts';
 import type { FollowedObjects } from './followed.ts';
-import { createObjectCarrier, type ObjectRef, pause } from './objects.ts';
+import { createObjectCarrier, type ObjectRef } from './objects.ts';
 import { type PodHost, remoteIndexes } from './pods.ts';
 import { type RemoteLease, remoteCluster } from './remote.ts';
 import { type RemoteEvent, toldEvents, trimEvent } from './remote-events.ts';

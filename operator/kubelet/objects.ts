@@ -347,17 +347,3 @@ export function createObjectCarrier(options: ObjectCarrierOptions): ObjectCarrie
     },
   };
 }
-
-/** Resolves after `ms`, or at once when the signal fires. */
-export function pause(clock: Clock, ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) return resolve();
-    const done = () => {
-      cancel();
-      signal.removeEventListener('abort', done);
-      resolve();
-    };
-    const cancel = clock.setTimeout(done, ms);
-    signal.addEventListener('abort', done, { once: true });
-  });
-}

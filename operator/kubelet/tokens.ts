@@ -11,7 +11,7 @@ import { refreshAt, type TokenWish, tokenSecretName } from '../core/node/token-w
 import type { Clock } from '../engine/clock.ts';
 import { isAlreadyExists } from '../engine/errors.ts';
 import { type Cluster, type KubeObject, type Log, resources } from '../engine/types.ts';
-import { pause } from './objects.ts';
+import { pause } from '../wire/timing.ts';
 
 export interface TokenCarrierOptions {
   readonly consumer: Cluster;

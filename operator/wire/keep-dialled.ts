@@ -4,7 +4,7 @@
  * gateways whose relay restarts do not come back in the same moment.
  */
 import { NotAdmitted } from './introduction.ts';
-import type { Timing } from './timing.ts';
+import { pause, type Timing } from './timing.ts';
 
 export interface Kept {
   readonly ended: Promise<void>;
@@ -58,18 +58,6 @@ export function keepDialled<L extends Kept>(options: KeepOptions<L>, signal: Abo
         ? refusedWaitMs
         : Math.min(longestWaitMs, firstWaitMs * 2 ** Math.min(10, Math.max(0, failures - 1))),
     );
-
-  const pause = (ms: number): Promise<void> =>
-    new Promise((resolve) => {
-      if (signal.aborted) return resolve();
-      const done = () => {
-        cancel();
-        signal.removeEventListener('abort', done);
-        resolve();
-      };
-      const cancel = clock.setTimeout(done, ms);
-      signal.addEventListener('abort', done, { once: true });
-    });
 
   /** The first attempt that comes through; undefined: we were told to stop. */
   function dialled(): Promise<L | undefined> {
@@ -143,7 +131,7 @@ export function keepDialled<L extends Kept>(options: KeepOptions<L>, signal: Abo
       current = undefined;
       failures = clock.monotonicMs() - at < soundAfterMs ? failures + 1 : 0;
       options.onDown?.();
-      await pause(waitMs());
+      await pause(clock, waitMs(), signal);
     }
   })();
 

@@ -14,3 +14,17 @@ export const systemTiming: Timing = {
     return () => clearTimeout(timer);
   },
 };
+
+/** Resolves after `ms`, or at once when the signal fires. */
+export function pause(clock: Timing, ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) return resolve();
+    const done = () => {
+      cancel();
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    const cancel = clock.setTimeout(done, ms);
+    signal.addEventListener('abort', done, { once: true });
+  });
+}

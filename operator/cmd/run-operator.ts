@@ -13,16 +13,8 @@ import { createLog } from '../adapters/telemetry/log.ts';
 import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
 import { connectWallet, type WalletClient } from '../adapters/wallet/client.ts';
-import type { GpuBudget } from '../api/budget.ts';
-import type { GpuLease } from '../api/lease.ts';
-import type { GpuOffer } from '../api/offer.ts';
-import type { GpuProvider } from '../api/provider.ts';
-import { labelsOnly, reconcileBudget } from '../controllers/consumer/budget.ts';
-import { reconcileLease } from '../controllers/consumer/lease.ts';
+import { createConsumerControllers, watchConsumer } from '../controllers/consumer/controllers.ts';
 import { createOfferWatches } from '../controllers/consumer/offer-watches.ts';
-import { createSweep, reconcileOrphan } from '../controllers/consumer/orphans.ts';
-import { reconcileProvider } from '../controllers/consumer/provider.ts';
-import type { ProviderBook } from '../controllers/consumer/provider-book.ts';
 import { createReceipts } from '../controllers/consumer/receipts.ts';
 import { loadRecords } from '../controllers/consumer/records.ts';
 import { collectRefunds } from '../controllers/consumer/treasury.ts';
@@ -33,13 +25,11 @@ import { parseValue, type Values } from '../core/offer/rank.ts';
 import { walletName, walletNamespace } from '../core/rights/consumer.ts';
 import { sleep, systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
-import { createController, watches } from '../engine/controller.ts';
 import { createEventRecorder } from '../engine/events.ts';
 import { every } from '../engine/every.ts';
 import { fenced } from '../engine/fence.ts';
-import { createInformer } from '../engine/informer.ts';
 import { runAsLeader } from '../engine/leader.ts';
-import { type Cluster, type KubeObject, resources } from '../engine/types.ts';
+import { type Cluster, resources } from '../engine/types.ts';
 import { createEvictionGuard } from '../kubelet/eviction-guard.ts';
 import { createLeaseNodes } from '../kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../kubelet/virtual-nodes.ts';
@@ -286,15 +276,11 @@ export async function runOperator(
     const records = await loadRecords(cluster, namespace, clock.monotonicMs, leadSignal);
     const receipts = createReceipts(cluster, namespace);
     const events = createEventRecorder({ cluster, controller: 'gpulease.dev/operator', instance: identity, log });
-    const informer = { cluster, log, metrics: metrics.engine };
-    const leases = createInformer<GpuLease>({ ...informer, resource: resources.gpuLeases });
-    const providers = createInformer<GpuProvider>({ ...informer, resource: resources.gpuProviders });
-    const offers = createInformer<GpuOffer>({ ...informer, resource: resources.gpuOffers });
-    const budgets = createInformer<GpuBudget>({ ...informer, resource: resources.gpuBudgets });
-    const namespaces = createInformer<KubeObject>({ ...informer, resource: resources.namespaces, trim: labelsOnly });
+    const watched = watchConsumer({ cluster, log, metrics: metrics.engine });
+    const { leases, providers, offers, budgets } = watched;
     stale = () => Math.max(leases.staleSeconds, providers.staleSeconds);
     // A link that came or went is looked at now, not at the next probe.
-    const linkChanged = (name: string) => providerController.enqueue({ name });
+    const linkChanged = (name: string) => controllers.provider.enqueue({ name });
     const { refused } = connectionMetrics(metrics.registry, () => gateways.routes());
     const reverse = await listenForLinks(
       {
@@ -354,19 +340,14 @@ export async function runOperator(
       },
       now,
       log,
-      onChange: (lease) => controller.enqueue(lease),
+      onChange: (lease) => controllers.lease.enqueue(lease),
     });
 
-    const providerBook: ProviderBook = new Map();
     const world: LeaseWorld = {
+      ...watched,
       cluster,
       clusterUid,
-      leases,
-      offers,
-      providers,
-      budgets,
-      namespaces,
-      providerBook,
+      providerBook: new Map(),
       records,
       receipts,
       gateways,
@@ -390,9 +371,6 @@ export async function runOperator(
         values,
       },
       hints: new Map(),
-      onCommitted: () => {
-        for (const { metadata } of budgets.list()) budgetController.enqueue({ name: metadata.name });
-      },
       metrics: {
         ...leaseMetrics(metrics.registry, () => records.all()),
         ...costMetrics(
@@ -403,80 +381,12 @@ export async function runOperator(
       },
     };
     budgetMetrics(metrics.registry, () => budgets.list());
-    const waiting = () =>
-      leases
-        .list()
-        .filter((lease) => !lease.status?.quote)
-        .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
-    /** A limit that was raised lets leases go on that wait for it, or that run out of money. */
-    const open = () =>
-      leases
-        .list()
-        .filter((lease) => !lease.status?.endedAt)
-        .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
-    const controller = createController({
-      name: 'lease',
-      reconcile: reconcileLease(faults.world?.(world) ?? world),
-      // New offers are what a waiting lease waits for.
-      watches: [
-        watches(leases, changedLease),
-        watches(offers, waiting),
-        watches(providers, waiting),
-        watches(budgets, (change) => (changedSpec(change).length > 0 ? open() : [])),
-        // Nothing is decided before it is known which budget is whose.
-        watches(namespaces, () => []),
-      ],
-      concurrency: 16,
-      log,
+    const controllers = createConsumerControllers({
+      world,
+      leaseWorld: faults.world,
+      offerWatches: (changed) => createOfferWatches({ gateways, changed, clock: systemClock, log, signal: leadSignal }),
       metrics: metrics.engine,
     });
-    const providerController = createController({
-      name: 'provider',
-      reconcile: reconcileProvider({
-        cluster,
-        providers,
-        offers,
-        records,
-        gateways,
-        money,
-        book: providerBook,
-        events,
-        log,
-        now,
-        onReady: () => {
-          for (const key of waiting()) controller.enqueue(key);
-        },
-        offerWatches: createOfferWatches({
-          gateways,
-          changed: (name) => providerController.enqueue({ name }),
-          clock: systemClock,
-          log,
-          signal: leadSignal,
-        }),
-      }),
-      watches: [watches(providers, changedSpec)],
-      concurrency: 8,
-      log,
-      metrics: metrics.engine,
-    });
-
-    const budgetController = createController({
-      name: 'budget',
-      reconcile: reconcileBudget(world),
-      watches: [watches(budgets, changedSpec)],
-      concurrency: 1,
-      log,
-      metrics: metrics.engine,
-    });
-    const orphans = createController({
-      name: 'orphan',
-      reconcile: reconcileOrphan(world),
-      watches: [],
-      concurrency: 2,
-      log,
-      metrics: metrics.engine,
-    });
-    const sweep = createSweep(world, (uid) => orphans.enqueue({ name: uid }));
 
     // Transactions that an earlier process stored are looked after before anything new is wished for.
     await Promise.all(
@@ -492,25 +402,17 @@ export async function runOperator(
     const regularly = (seconds: number, what: string, work: () => Promise<void>) =>
       every(seconds, what, work, { log, signal: leadSignal });
     await Promise.all([
-      leases.run(leadSignal),
-      providers.run(leadSignal),
-      offers.run(leadSignal),
-      budgets.run(leadSignal),
-      namespaces.run(leadSignal),
+      controllers.run(leadSignal),
       approver?.run(leadSignal),
       evictionGuard.run(leadSignal),
       nodes.run(leadSignal),
-      controller.run(leadSignal),
-      providerController.run(leadSignal),
-      budgetController.run(leadSignal),
-      orphans.run(leadSignal),
       // A loop each: a chain that is away holds up none of the others.
       ...[...(own?.values() ?? [])].map((chain) =>
         regularly(options.chainTickSeconds, `looking after transactions on chain ${chain.chainId}`, () =>
           chain.tick(leadSignal),
         ),
       ),
-      regularly(options.sweepSeconds, 'sweeping', () => sweep(leadSignal)),
+      regularly(options.sweepSeconds, 'sweeping', () => controllers.sweep(leadSignal)),
       regularly(86_400, 'removing old receipts', async () => {
         if (options.receiptRetentionDays === 0) return;
         const oldest = new Date(now().getTime() - options.receiptRetentionDays * 86_400_000);
@@ -542,25 +444,6 @@ export async function runOperator(
   }
   await operations.close();
   log.info({}, 'operator stopped');
-}
-
-/** Status writes are our own: a lease is looked at again for its spec and metadata only. */
-function changedLease({ type, object, old }: { type: string; object: GpuLease; old?: GpuLease }) {
-  const { metadata } = object;
-  const same =
-    type === 'updated' &&
-    old?.metadata.generation === metadata.generation &&
-    old?.metadata.deletionTimestamp === metadata.deletionTimestamp;
-  return same ? [] : [{ namespace: metadata.namespace, name: metadata.name }];
-}
-
-function changedSpec({ type, object, old }: { type: string; object: KubeObject; old?: KubeObject }) {
-  const { metadata } = object;
-  const same =
-    type === 'updated' &&
-    old?.metadata.generation === metadata.generation &&
-    old?.metadata.deletionTimestamp === metadata.deletionTimestamp;
-  return same ? [] : [{ name: metadata.name }];
 }
 
 function valuesOf(

@@ -1,30 +1,19 @@
-/** One replica of the operator: the production controllers and virtual nodes, wired as cmd/run-operator.ts does it. */
+/** One replica of the operator: the production controllers and virtual nodes, on simulated machines. */
 
 import { PassThrough } from 'node:stream';
-import type { GpuBudget } from '../../operator/api/budget.ts';
-import type { GpuLease } from '../../operator/api/lease.ts';
-import type { GpuOffer } from '../../operator/api/offer.ts';
-import type { GpuProvider } from '../../operator/api/provider.ts';
-import { labelsOnly, reconcileBudget } from '../../operator/controllers/consumer/budget.ts';
-import { reconcileLease } from '../../operator/controllers/consumer/lease.ts';
-import { createSweep, reconcileOrphan } from '../../operator/controllers/consumer/orphans.ts';
+import { createConsumerControllers, watchConsumer } from '../../operator/controllers/consumer/controllers.ts';
 import type { Gateway, GatewayOutcome, Gateways, LeaseMoney } from '../../operator/controllers/consumer/ports.ts';
-import { reconcileProvider } from '../../operator/controllers/consumer/provider.ts';
-import type { ProviderBook } from '../../operator/controllers/consumer/provider-book.ts';
 import { createReceipts } from '../../operator/controllers/consumer/receipts.ts';
 import { loadRecords } from '../../operator/controllers/consumer/records.ts';
 import { collectRefunds } from '../../operator/controllers/consumer/treasury.ts';
-import type { LeaseWorld } from '../../operator/controllers/consumer/world.ts';
 import { Refusal } from '../../operator/core/allocation/refusal.ts';
 import type { QuoteRecord } from '../../operator/core/lease/observed.ts';
 import { parseAmount } from '../../operator/core/money/amount.ts';
 import type { Answer } from '../../operator/core/provider/assess.ts';
 import { sleep } from '../../operator/engine/clock.ts';
-import { createController, watches } from '../../operator/engine/controller.ts';
 import { fenced } from '../../operator/engine/fence.ts';
-import { createInformer } from '../../operator/engine/informer.ts';
 import { runAsLeader } from '../../operator/engine/leader.ts';
-import { type Cluster, type EventRecorder, type KubeObject, type Log, resources } from '../../operator/engine/types.ts';
+import { type Cluster, type EventRecorder, type Log, resources } from '../../operator/engine/types.ts';
 import { createLeaseNodes, type ServingLease } from '../../operator/kubelet/lease-nodes.ts';
 import { createVirtualNodes } from '../../operator/kubelet/virtual-nodes.ts';
 import type { SimChain } from './chain.ts';
@@ -119,12 +108,8 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
   const gateways = gatewaysOf(parts, adapter);
   const records = await loadRecords(cluster, operatorNamespace, () => clock.monotonicMs(), signal);
   parts.onLead();
-  const informer = { cluster, log, clock };
-  const leases = createInformer<GpuLease>({ ...informer, resource: resources.gpuLeases });
-  const providers = createInformer<GpuProvider>({ ...informer, resource: resources.gpuProviders });
-  const offers = createInformer<GpuOffer>({ ...informer, resource: resources.gpuOffers });
-  const budgets = createInformer<GpuBudget>({ ...informer, resource: resources.gpuBudgets });
-  const namespaces = createInformer<KubeObject>({ ...informer, resource: resources.namespaces, trim: labelsOnly });
+  const watched = watchConsumer({ cluster, log, clock });
+  const { providers } = watched;
   const nodes = createVirtualNodes({
     cluster,
     address: '10.0.0.1',
@@ -151,96 +136,27 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     now,
     monotonicMs: () => clock.monotonicMs(),
     log,
-    onChange: (lease) => controller.enqueue(lease),
+    onChange: (lease) => controllers.lease.enqueue(lease),
   });
-  const providerBook: ProviderBook = new Map();
-  const world: LeaseWorld = {
-    cluster: plant === 'budget-unread' ? withoutBudgets(cluster) : cluster,
-    clusterUid,
-    leases,
-    offers,
-    providers,
-    budgets,
-    namespaces,
-    providerBook,
-    records,
-    receipts: createReceipts(cluster, operatorNamespace),
-    gateways,
-    money,
-    nodes: leaseNodes,
-    events,
-    log,
-    now,
-    settings: { ...settings, allowance: 'Standing', maxEscrow: (_symbol, decimals) => parseAmount('100', decimals) },
-    hints: new Map(),
-    onCommitted: () => {
-      for (const { metadata } of budgets.list()) budgetController.enqueue({ name: metadata.name });
-    },
-  };
-  const waiting = () =>
-    leases
-      .list()
-      .filter((lease) => !lease.status?.quote)
-      .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
-  /** A limit that was raised lets leases go on that wait for it, or that run out of money. */
-  const open = () =>
-    leases
-      .list()
-      .filter((lease) => !lease.status?.endedAt)
-      .map((lease) => ({ namespace: lease.metadata.namespace, name: lease.metadata.name }));
-  const controller = createController({
-    name: 'lease',
-    reconcile: reconcileLease(world),
-    watches: [
-      watches(leases, unlessStatus),
-      watches(offers, waiting),
-      watches(providers, waiting),
-      watches(budgets, (change) => (unlessStatus(change).length > 0 ? open() : [])),
-      watches(namespaces, () => []),
-    ],
-    concurrency: 16,
-    clock,
-    log,
-  });
-  const providerController = createController({
-    name: 'provider',
-    reconcile: reconcileProvider({
-      cluster,
-      providers,
-      offers,
+  const controllers = createConsumerControllers({
+    world: {
+      ...watched,
+      cluster: plant === 'budget-unread' ? withoutBudgets(cluster) : cluster,
+      clusterUid,
+      providerBook: new Map(),
       records,
+      receipts: createReceipts(cluster, operatorNamespace),
       gateways,
       money,
-      book: providerBook,
+      nodes: leaseNodes,
       events,
       log,
       now,
-      onReady: () => {
-        for (const key of waiting()) controller.enqueue(key);
-      },
-    }),
-    watches: [watches(providers, unlessStatus)],
-    concurrency: 8,
+      settings: { ...settings, allowance: 'Standing', maxEscrow: (_symbol, decimals) => parseAmount('100', decimals) },
+      hints: new Map(),
+    },
     clock,
-    log,
   });
-  const budgetController = createController({
-    name: 'budget',
-    reconcile: reconcileBudget(world),
-    watches: [watches(budgets, unlessStatus)],
-    concurrency: 1,
-    clock,
-    log,
-  });
-  const orphans = createController({
-    name: 'orphan',
-    reconcile: reconcileOrphan(world),
-    watches: [],
-    concurrency: 2,
-    clock,
-    log,
-  });
-  const sweep = createSweep(world, (uid) => orphans.enqueue({ name: uid }));
   const every = async (seconds: number, work: () => Promise<void>) => {
     while (!signal.aborted) {
       await work().catch(() => undefined);
@@ -248,31 +164,13 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
     }
   };
   await Promise.all([
-    leases.run(signal),
-    providers.run(signal),
-    offers.run(signal),
-    budgets.run(signal),
-    namespaces.run(signal),
     nodes.run(signal),
-    controller.run(signal),
-    providerController.run(signal),
-    budgetController.run(signal),
-    orphans.run(signal),
-    every(30, () => sweep(signal)),
+    controllers.run(signal),
+    every(30, () => controllers.sweep(signal)),
     every(5, () => adapter.outbox.tick(signal)),
     every(60, () => collectRefunds(money, providers, () => 0n, log, signal)),
   ]);
   leaseNodes.close();
-}
-
-/** Status writes are our own: an object is looked at again for its spec and metadata only. */
-function unlessStatus({ type, object, old }: { type: string; object: KubeObject; old?: KubeObject }) {
-  const { metadata } = object;
-  const same =
-    type === 'updated' &&
-    old?.metadata.generation === metadata.generation &&
-    old?.metadata.deletionTimestamp === metadata.deletionTimestamp;
-  return same ? [] : [{ namespace: metadata.namespace, name: metadata.name }];
 }
 
 const wire = <T>(value: T): T => (value === undefined ? value : JSON.parse(JSON.stringify(value)));

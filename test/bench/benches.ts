@@ -1,6 +1,6 @@
 /** The benches by name: what each measures, and how its figures are shown. */
 import type { Report } from '../../operator/sandbox/processes.ts';
-import { type BurstFigures, burst, burstTable } from './burst.ts';
+import { type BurstFigures, burst, burstTable, warmUpPods } from './burst.ts';
 import { type Target, table } from './figures.ts';
 import { gatewayBench, gatewayTable } from './gateway.ts';
 import { type Lab, startLab } from './lab.ts';
@@ -64,7 +64,7 @@ export const benches: Readonly<Record<string, Bench>> = {
     about: 'N pods of one Deployment: time until all are Ready, until all are gone, CPU seconds',
     async run(context) {
       const sizes = context.pods ?? [10, 100, 1000];
-      const lab = await hollowLab(context, Math.max(...sizes));
+      const lab = await hollowLab(context, Math.max(warmUpPods, ...sizes));
       const { figures, targets } = await burst(lab, { sizes, rounds: context.rounds, say: context.say });
       return { figures: { sizes: figures }, targets, table: burstTable(figures), plot: burstPlot(figures) };
     },

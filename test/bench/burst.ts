@@ -47,6 +47,7 @@ interface Alternative {
 }
 
 const longestSeconds = 300;
+export const warmUpPods = 300;
 
 async function once(lab: Lab, place: Place, pods: number, name: string): Promise<Run> {
   const { signal, groups, sandbox } = lab;
@@ -83,10 +84,10 @@ async function once(lab: Lab, place: Place, pods: number, name: string): Promise
 
 export async function burst(lab: Lab, options: BurstOptions): Promise<{ figures: BurstFigures[]; targets: Target[] }> {
   const { say } = options;
-  // Programs are quicker the second time: both alternatives start warm.
-  say('warming up: 50 pods each way');
-  await once(lab, lab.straight, 50, 'warm-up-straight');
-  await once(lab, lab.ours, 50, 'warm-up-ours');
+  // Programs are quicker once they are compiled, which takes Node.js some hundred pods: both alternatives start warm.
+  say(`warming up: ${warmUpPods} pods each way`);
+  await once(lab, lab.straight, warmUpPods, 'warm-up-straight');
+  await once(lab, lab.ours, warmUpPods, 'warm-up-ours');
   const figures: BurstFigures[] = [];
   for (const pods of options.sizes) {
     const runs: Record<Place['name'], Run[]> = { straight: [], ours: [] };

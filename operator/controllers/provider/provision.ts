@@ -66,10 +66,13 @@ export async function provision(
   }
 
   const tried = new Set<string>();
+  /** Where room was found: perhaps not where it was put first. All else is as it was checked before this was called. */
+  let placed: LeaseRecord;
   for (let node = record.nodeName, device = record.device; ; ) {
     if (node !== '' && (await reserveOn(node, device))) {
       const stored = await latest();
       const isHere = stored.nodeName === node && stored.device === device;
+      placed = { ...record, nodeName: node, device };
       if (stored.state === 'Provisioning' && isHere) break;
       // Somebody else put it elsewhere, or it ended meanwhile.
       if (!isHere || stored.state === 'Ended') await ledgers.free(node, leaseId, signal);
@@ -95,15 +98,15 @@ export async function provision(
     device = stored.device;
   }
 
-  await tenants.make(record, signal);
+  await tenants.make(placed, signal);
   const serving = await records.update(
     leaseId,
     (now) => (now.state === 'Provisioning' ? enter(now, 'Serving', nowSeconds()) : now),
     signal,
   );
   if (serving?.state === 'Serving') {
-    counters.count('gpulease_gateway_allocations_total', { offer: record.node.offerName });
+    counters.count('gpulease_gateway_allocations_total', { offer: placed.node.offerName });
     log.info({ leaseId, node: serving.nodeName, gpus: serving.room.gpus }, 'serving a lease');
   }
-  return serving ?? record;
+  return serving ?? placed;
 }

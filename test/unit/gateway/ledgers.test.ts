@@ -1,7 +1,8 @@
 /** The ledger as it is stored: of two writers one loses, and reads again. */
 import { expect, test } from 'vitest';
+import { annotations } from '../../../operator/api/labels.ts';
 import { createLedgers } from '../../../operator/controllers/provider/ledgers.ts';
-import { recordName } from '../../../operator/core/allocation/record.ts';
+import { recordName, tenantNamespace } from '../../../operator/core/allocation/record.ts';
 import { noRoom } from '../../../operator/core/allocation/room.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
 import { fakeCluster } from '../../support/fake-cluster.ts';
@@ -82,6 +83,29 @@ test('a reservation that lost its lease to another node is given back', async ()
     expect(await side.post('/v1/leases', quote)).toMatchObject({ status: 200, body: { state: 'Serving' } });
     expect(Object.keys((await ledgers.get('node-b')).entries)).toEqual([leaseId]);
     expect((await ledgers.get('node-a')).entries).toEqual({});
+  } finally {
+    await side.stop();
+  }
+});
+
+test('of two leases that want one node, each is made for the node that it got', async () => {
+  const side = await startProviderSide({ objects: [gpuNode('node-a', 1), gpuNode('node-b', 1)] });
+  side.cluster.latencyMs = 5;
+  try {
+    const quotes = [await side.quote(), await side.quote()];
+    const leaseIds = quotes.map((quote) => side.open(quote));
+    const answers = await Promise.all(quotes.map((quote) => side.post('/v1/leases', quote)));
+    for (const answer of answers) expect(answer).toMatchObject({ status: 200, body: { state: 'Serving' } });
+    const ledgers = createLedgers(side.cluster, 'gpulease-system');
+    const nodes = await Promise.all(
+      leaseIds.map(async (leaseId) => {
+        const namespace = await side.cluster.get<KubeObject>(resources.namespaces, { name: tenantNamespace(leaseId) });
+        const node = namespace?.metadata.annotations?.[annotations.tenantNode] ?? '';
+        expect(Object.keys((await ledgers.get(node)).entries)).toEqual([leaseId]);
+        return node;
+      }),
+    );
+    expect(nodes.toSorted()).toEqual(['node-a', 'node-b']);
   } finally {
     await side.stop();
   }

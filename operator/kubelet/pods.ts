@@ -40,6 +40,7 @@ import {
   type Result,
   resources,
 } from '../engine/types.ts';
+import { createPace } from '../wire/pace.ts';
 import { boundedMap } from './bounded-map.ts';
 import { createPodChanges } from './changes.ts';
 import { heldName, type ObjectCarrier, type ObjectRef } from './objects.ts';
@@ -137,6 +138,11 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   /** By UID: pods that were ended here, perhaps before the cache has heard of it. */
   const ended = boundedMap<string, true>(20_000);
   const lastSeen = boundedMap<string, Pod>(2_000);
+  /**
+   * By UID of what makes the pods: a ReplicaSet makes a pod that failed anew at once, and would make thousands a minute of one that
+   * cannot be carried. Past these they wait, and their events say why.
+   */
+  const refusals = createPace({ perSecond: 0.1, burst: 20, monotonicMs: () => clock.monotonicMs() });
 
   function tell(pod: Pod, type: 'Normal' | 'Warning', reason: string, message: string, about = ''): void {
     const key = `${pod.metadata.uid}/${reason}/${about}`;
@@ -396,6 +402,8 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
 
   async function refuse(pod: Pod, reason: string, message: string, signal: AbortSignal): Promise<Result> {
     tell(pod, 'Warning', reason, message);
+    const maker = pod.metadata.ownerReferences?.find(({ controller }) => controller)?.uid;
+    if (maker !== undefined && !refusals.take(maker)) return { requeueAfterSeconds: lookAgainSeconds };
     await write(pod, refusedStatus(pod, reason, message, clock.now()), signal);
     return {};
   }

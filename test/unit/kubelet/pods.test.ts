@@ -266,6 +266,29 @@ describe('a pod that may not run here', () => {
     expect(w.pod('web')?.status?.message).toMatch(/spec\.x: no/);
   });
 
+  test('and that a controller makes anew at once, waits once there are many', async () => {
+    const owned = (name: string) =>
+      w.bind(name, (pod) => {
+        pod.spec.volumes = [{ name: 'v', hostPath: { path: '/' } }];
+        pod.metadata.ownerReferences = [
+          { apiVersion: 'apps/v1', kind: 'ReplicaSet', name: 'web', uid: 'set-1', controller: true },
+        ];
+      });
+    const names = Array.from({ length: 25 }, (_, index) => `web-${index}`);
+    names.forEach(owned);
+    const failed = () => names.filter((name) => w.pod(name)?.status?.phase === 'Failed');
+    await eventually(() => expect(failed()).toHaveLength(20));
+    const waiting = names.filter((name) => !failed().includes(name));
+    const isTold = (name: string) => w.told.some((e) => e.pod.endsWith(`/${name}`) && e.reason === 'HostAccessRefused');
+    await eventually(() => expect(waiting.filter(isTold)).toHaveLength(5));
+    expect(failed()).toHaveLength(20);
+    // One of nobody's making fails as before: nobody makes it anew.
+    w.bind('bare', (pod) => {
+      pod.spec.volumes = [{ name: 'v', hostPath: { path: '/' } }];
+    });
+    await eventually(() => expect(w.pod('bare')?.status?.phase).toBe('Failed'));
+  });
+
   test('yet, because earlier pods still count, waits and says so', async () => {
     let full = true;
     w.provider.intercept((request) =>

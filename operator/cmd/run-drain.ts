@@ -54,6 +54,15 @@ export const drainOptions = {
     ...text('Deployment that is stopped when all is settled, NAME or NAMESPACE/NAME.', 'NAME'),
     many: true as const,
   },
+  helmRelease: {
+    description: 'The Helm release that is to go, for what is said where it stays: how it is kept.',
+    value: 'NAME:REVISION',
+    parse: (t: string) => {
+      const [, name, revision] = /^([a-z0-9][-a-z0-9.]{0,52}):(\d{1,9})$/.exec(t) ?? [];
+      if (!name || !revision) throw new Error('must be NAME:REVISION, as helm list shows both');
+      return { name, revision };
+    },
+  } satisfies Option<{ readonly name: string; readonly revision: string }>,
   check: switchOption('Say what is there, and change nothing.'),
 };
 
@@ -122,6 +131,7 @@ export async function runDrain(
   if (options.check) return first.clear ? 0 : 1;
   if (!first.clear && options.onOpenLeases === 'Refuse') {
     say(`Refused: ${side.refusal}`);
+    sayHowToKeep(options, say);
     return 1;
   }
 
@@ -136,6 +146,7 @@ export async function runDrain(
       say(`Not settled after ${waited()} s. What is left:`);
       for (const line of now?.lines ?? [told]) say(line);
       say(side.late);
+      sayHowToKeep(options, say);
       return 1;
     }
     try {
@@ -166,6 +177,15 @@ export async function runDrain(
   say(`All is settled after ${waited()} s, and nothing is left that would hold anything up.`);
   for (const line of kept) say(line);
   return 0;
+}
+
+/** Helm marks a release before it asks us, and leaves the mark when we say no. */
+function sayHowToKeep({ helmRelease, namespace }: Options, say: (line: string) => void): void {
+  if (!helmRelease) return;
+  const { name, revision } = helmRelease;
+  say(
+    `Helm now has this release as uninstalling: helm uninstall may be repeated, but helm upgrade finds "no deployed releases". To keep it, or to upgrade it first: helm rollback ${name} ${revision} --namespace ${namespace}`,
+  );
 }
 
 /** All of a kind; none where the cluster does not know the kind. */

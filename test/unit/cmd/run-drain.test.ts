@@ -138,6 +138,21 @@ describe('before the operator is uninstalled', () => {
     });
   });
 
+  it.each([
+    ['told to refuse', ['--on-open-leases', 'Refuse']],
+    ['after too long', ['--timeout-seconds', '1']],
+  ])('%s, it names the command by which Helm keeps the release', async (_, more) => {
+    const { status, said } = await drain(await consumer(), 'consumer', '--helm-release', 'gpu:12', ...more);
+    expect(status).toBe(1);
+    expect(said).toContain('helm rollback gpu 12 --namespace gpulease-system');
+  });
+
+  it('where no Helm is, it speaks of none', async () => {
+    const { said } = await drain(await consumer(), 'consumer', '--on-open-leases', 'Refuse');
+    expect(said).toContain('Refused');
+    expect(said).not.toContain('rollback');
+  });
+
   it('an API server that fails for a while is asked again', async () => {
     const cluster = await consumer();
     let asked = 0;

@@ -20,7 +20,7 @@ import { choice, integer, parseOptions, text, UsageError } from './options.ts';
 const usage = `
 Writes the price list of a provider as GpuOffers, and a ConfigMap with what consumers need to lease there.
 
-  setup --release NAME --offers FILE --gateway URL --public-url URL [options]
+  setup --release NAME --offers FILE --gateway URL [--public-url URL] [options]
 `;
 
 export const setupOptions = {
@@ -33,7 +33,7 @@ export const setupOptions = {
   release: text('Whose price list it is: offers of an earlier list under this name are removed.', 'NAME', 'provider'),
   offers: text('The price list: JSON, the spec of each GpuOffer by its name.', 'FILE'),
   gateway: text('URL of the gateway inside the cluster.', 'URL'),
-  publicUrl: text('URL by which consumers reach it.', 'URL'),
+  publicUrl: text('URL by which consumers reach it. Default: none can, and it dials out.', 'URL'),
   providerName: text('Name that the GpuProvider of consumers gets.', 'NAME', 'provider'),
   tls: choice('Where its certificate comes from.', ['SelfSigned', 'Secret', 'CertManager'], 'SelfSigned'),
   tlsSecret: text('Secret with the certificate.', 'NAME', 'gpulease-gateway-tls'),
@@ -44,6 +44,9 @@ type Options = NonNullable<ReturnType<typeof parseOptions<typeof setupOptions>>>
 const fieldManager = 'gpulease-setup';
 export const forConsumers = 'gpulease-for-consumers';
 const mostBytes = 1 << 20;
+const byLinks = `# Its gateway dials out. via: Reverse is for a consumer whose own operator it dials; where both dial a relay, write
+#   endpoint: { via: Relay, relay: { url: https://RELAY, spkiSHA256: as the relay logs it } }
+`;
 
 export async function runSetup(
   args: readonly string[],
@@ -56,11 +59,7 @@ export async function runSetup(
 ): Promise<void> {
   const options = parseOptions(usage, setupOptions, args, env);
   if (!options) return;
-  for (const [flag, value] of Object.entries({
-    offers: options.offers,
-    gateway: options.gateway,
-    'public-url': options.publicUrl,
-  }))
+  for (const [flag, value] of Object.entries({ offers: options.offers, gateway: options.gateway }))
     if (!value) throw new UsageError(`--${flag} is missing`);
   const cluster = connect(options.kubeconfig);
   const served = performance.now() + 30_000;
@@ -134,8 +133,8 @@ async function tell(
     try {
       const { info, offers, identity } = await askGateway(cluster, options, signal);
       say(`the gateway answers as ${info.address}${identity.spkiSHA256 ? `, key ${identity.spkiSHA256}` : ''}`);
-      const manifest = providerManifest(info, { name: options.providerName, url: options.publicUrl!, ...identity });
-      const hint = `# Paste into a consumer's cluster. maxEscrow is the most that it lets be locked here: ${exampleMaxEscrow} is an example.\n`;
+      const manifest = providerManifest(info, { name: options.providerName, url: options.publicUrl, ...identity });
+      const hint = `# Paste into a consumer's cluster. maxEscrow is the most that it lets be locked here: ${exampleMaxEscrow} is an example.\n${options.publicUrl === undefined ? byLinks : ''}`;
       return { 'provider.yaml': hint + dump(manifest, { lineWidth: -1 }), 'offers.txt': offers };
     } catch (error) {
       if (signal.aborted) throw error;

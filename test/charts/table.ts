@@ -290,6 +290,20 @@ export const table: readonly Row[] = [
   { says: 'an unknown mode', chart: 'operator', set: ['processes=Many'], refused: /processes[\s\S]*(Split|one of)/ },
   { says: 'no way in', chart: 'provider', set: ['provider.publicUrls=null'], refused: /provider\.publicUrls is empty/ },
   {
+    says: 'a gateway that dials out needs no way in, and consumers are told so',
+    chart: 'provider',
+    set: [
+      'provider.publicUrls=null',
+      'gateway.service.type=ClusterIP',
+      'gateway.flags.dialOut={wss://relay.example.com:9444,wss://gpulease.example.com:9444}',
+    ],
+    text: [
+      /--dial-out=wss:\/\/relay\.example\.com:9444/,
+      /--dial-out=wss:\/\/gpulease\.example\.com:9444/,
+      /"--gateway=[^"]+"\s+- "--provider-name/,
+    ],
+  },
+  {
     says: 'a way in without TLS',
     chart: 'provider',
     set: ['provider.publicUrls={http://gpu.example.com}'],

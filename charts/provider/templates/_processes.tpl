@@ -12,8 +12,8 @@
 {{- if and (not .Values.chains) (not .Values.chainsSecret.name) }}
 {{- fail "chains is empty: say which chain you are paid on, e.g. chains: [{id: 42161, rpcUrls: [https://rpc.example.com]}], or name a Secret in chainsSecret.name" }}
 {{- end }}
-{{- if not .Values.provider.publicUrls }}
-{{- fail "provider.publicUrls is empty: say how consumers reach the gateway, e.g. provider: {publicUrls: [https://gpu.example.com:8443]}" }}
+{{- if not (or .Values.provider.publicUrls .Values.gateway.flags.dialOut) }}
+{{- fail "provider.publicUrls is empty: say how consumers reach the gateway, e.g. provider: {publicUrls: [https://gpu.example.com:8443]}; or, where nobody can, where it dials out to: gateway: {flags: {dialOut: [wss://relay.example.com:9444]}}" }}
 {{- end }}
 {{- if not .Values.rails }}
 {{- fail "rails is empty: say by what you are paid, e.g. rails: [{chainId: 42161, escrow: 0x…, token: 0x…, assetSymbol: USDC}]" }}

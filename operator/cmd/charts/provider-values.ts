@@ -49,7 +49,7 @@ export const providerValues = group('Values of the chart for clusters that rent 
       maxItems: 8,
       items: { type: 'string', pattern: '^https://[^\\s/]+(/[^\\s]*[^\\s/])?$' },
     })(
-      'URLs by which consumers reach the gateway. The first one is shown to them.',
+      'URLs by which consumers reach the gateway. The first one is shown to them. Not needed where it dials out (gateway.flags.dialOut).',
       [],
       ['https://gpu.example.com:8443'],
     ),

@@ -62,23 +62,14 @@ async function withCertificate(more: Record<string, string> = {}, pem = certific
   return cluster;
 }
 
-async function setup(cluster: FakeCluster, offers: object, ...more: string[]) {
+const setup = (cluster: FakeCluster, offers: object, ...more: string[]) =>
+  setupWith(cluster, offers, ['--public-url', 'https://gpu.example.com:8443', ...more]);
+
+async function setupWith(cluster: FakeCluster, offers: object, more: readonly string[]) {
   const file = join(dir, 'offers.json');
   writeFileSync(file, JSON.stringify(offers));
   const said: string[] = [];
-  const args = [
-    '--offers',
-    file,
-    '--gateway',
-    inside(),
-    '--public-url',
-    'https://gpu.example.com:8443',
-    '--release',
-    'rent',
-    '--wait-seconds',
-    '0',
-    ...more,
-  ];
+  const args = ['--offers', file, '--gateway', inside(), '--release', 'rent', '--wait-seconds', '0', ...more];
   await runSetup(args, {}, { say: (line) => said.push(line), connect: () => cluster }, signal);
   const told = cluster.object(resources.configMaps, { namespace, name: forConsumers }) as
     | { data?: Record<string, string> }
@@ -121,6 +112,14 @@ describe('setting a provider up', () => {
       },
     });
     expect(told['offers.txt']).toContain(build.offerInfo().model);
+  });
+
+  it('tells of a gateway that dials out how it is reached, with nothing to pin', async () => {
+    const { told } = await setupWith(await withCertificate(), {}, ['--provider-name', 'nat']);
+    const provider = load(told['provider.yaml']!) as { spec: { endpoint: object; identity: object } };
+    expect(provider.spec.endpoint).toEqual({ via: 'Reverse' });
+    expect(provider.spec.identity).toEqual({ address: build.providerInfo().address });
+    expect(told['provider.yaml']).toContain('via: Relay');
   });
 
   it('gives the CA of a certificate that has one, and no pin', async () => {

@@ -17,11 +17,15 @@ what people do: examples, helm test, upgrade and uninstallation under a live lea
   npm run e2e -- --keep            leaves the clusters as they are at the end, and says how to reach them
   npm run e2e -- --reuse --keep    takes the clusters that an earlier --keep left
   npm run e2e -- --only install    up to this step
+  npm run e2e -- --from v0.1.0     upgrades from this commit's image and charts; --from none: from none
   npm run e2e -- --down            removes what was kept or left behind
   npm run e2e -- --list            names the steps
 
 What it needs it brings, and names first. Docker: the machine's, or on Debian as root a daemon of its own beside it. The node
 image: upstream's where it can be pulled, else one made of Debian packages and Go modules. No registry is needed.
+
+First comes the version before: image and charts of the last release (tag v…), or of the commit before this tree's. All else
+is done with this tree's, which they are upgraded to. Without Git's history these are upgraded to themselves, which is said.
 
 Exit status: 0 all steps passed; 1 one failed, which is named, with what the cluster says; 2 the command was not understood.
 `;
@@ -30,6 +34,7 @@ const declared = {
   keep: { description: 'Leave the clusters.', parse: () => true },
   reuse: { description: 'Take clusters that are there.', parse: () => true },
   only: text('Steps up to this one.', 'STEP'),
+  from: text('Commit or tag to upgrade from; none: this tree is upgraded to itself.', 'REVISION'),
   down: { description: 'Remove clusters, and nothing else.', parse: () => true },
   list: { description: 'Name the steps.', parse: () => true },
   dir: text(
@@ -67,7 +72,13 @@ async function main(): Promise<void> {
   let step = 'clusters';
   try {
     const helm = await ensureHelm({ report }, abort.signal);
-    lab = await startLab({ dir: options.dir, report, signal: abort.signal, reuse: options.reuse ?? false });
+    lab = await startLab({
+      dir: options.dir,
+      report,
+      signal: abort.signal,
+      reuse: options.reuse ?? false,
+      from: options.from,
+    });
     passed.clusters = { seconds: tenth(elapsed()) };
     const bench = { lab, helm: new Helm(helm, options.dir) };
     for (const one of steps.slice(0, last + 1)) {
@@ -104,10 +115,12 @@ async function main(): Promise<void> {
     JSON.stringify({
       passed: Object.keys(passed).length,
       failed: failed && { step: failed.step, why: failed.why.slice(0, 2000) },
-      image: lab?.built && {
-        digest: lab.built.digest,
-        megabytesOverBase: tenth((lab.built.bytes - lab.built.baseBytes) / 1e6),
+      image: lab && {
+        digest: lab.current.built.digest,
+        megabytesOverBase: tenth((lab.current.built.bytes - lab.current.built.baseBytes) / 1e6),
+        baseIsStandIn: lab.current.built.baseIsStandIn,
       },
+      upgradedFrom: lab && ('none' in lab.previous ? null : lab.previous.called),
       steps: passed,
       seconds: tenth(elapsed()),
     }),

@@ -18,11 +18,13 @@ export interface CommandOptions {
 export class CommandError extends Error {
   readonly status: number | undefined;
   readonly stderr: string;
-  constructor(message: string, status: number | undefined, stderr: string) {
+  readonly stdout: string;
+  constructor(message: string, status: number | undefined, stderr: string, stdout = '') {
     super(message);
     this.name = 'CommandError';
     this.status = status;
     this.stderr = stderr;
+    this.stdout = stdout;
   }
 }
 
@@ -60,6 +62,7 @@ export async function command(program: string, args: readonly string[], options:
       `${words.length > 300 ? `${words.slice(0, 300)} …` : words} ${how}${said ? `:\n${said}` : ''}`,
       typeof code === 'number' ? code : undefined,
       stderr,
+      stdout,
     );
   }
 }

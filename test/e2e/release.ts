@@ -1,13 +1,14 @@
 /** Both charts as Helm installs them, with the values that a person would write for the clusters of the test. */
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { dump, load } from 'js-yaml';
 import { labels } from '../../operator/api/labels.ts';
+import { knownValues, type Schema } from '../../operator/sandbox/charts/known-values.ts';
 import { command } from '../../operator/sandbox/command.ts';
 import { root } from '../../operator/sandbox/image/builder.ts';
 import type { KindCluster } from '../../operator/sandbox/kind/pair.ts';
 import { CHAIN_ID } from './chain.ts';
-import { GATEWAY_NODE_PORT, type Lab } from './lab.ts';
+import { GATEWAY_NODE_PORT, type Lab, REVERSE_NODE_PORT, REVERSE_PORT, type Shipped } from './lab.ts';
 
 export const NAMESPACE = 'gpulease-system';
 export const PROVIDER_NAME = 'e2e';
@@ -26,21 +27,36 @@ const railsOf = ({ chain: { deployment } }: Lab) => [
 
 export interface Release {
   readonly name: string;
+  /** Folder of the chart. */
   readonly chart: string;
   readonly cluster: KindCluster;
   readonly values: object;
+  /** Values that are written for this tree's chart and that an earlier one does not know. */
+  readonly unknownValues: readonly string[];
   /** Of Secrets with keys that the chart takes for given: namespace, name, key. */
   readonly keys: readonly { readonly namespace: string; readonly name: string; readonly key: string }[];
 }
 
-export function operatorRelease(lab: Lab, change: object = {}): Release {
-  const { chain, image, consumer } = lab;
-  return {
-    name: 'gpulease-operator',
-    chart: 'charts/operator',
-    cluster: consumer,
+/** What a release is given beside the values of every test. */
+export interface Change {
+  /** Of every process: it is then made anew. */
+  readonly podAnnotations?: Readonly<Record<string, string>>;
+  /** Where the provider's gateway dials out to; nobody can connect to it then. */
+  readonly dialOut?: readonly string[];
+  /** Uninstallation of the operator while leases are open. */
+  readonly onOpenLeases?: 'End' | 'Refuse';
+}
+
+export function operatorRelease(
+  lab: Lab,
+  version: Shipped = lab.current,
+  { podAnnotations, onOpenLeases }: Change = {},
+): Release {
+  const { chain, consumer, operatorWay } = lab;
+  const pods = { replicas: 1, ...(podAnnotations && { podAnnotations }) };
+  return release(version, 'operator', consumer, {
     values: {
-      image: { ...image, pullPolicy: 'Never' },
+      image: { ...version.image, pullPolicy: 'Never' },
       chains: [{ id: CHAIN_ID, rpcUrls: [chain.inCluster] }],
       wallet: {
         namespace: WALLET_NAMESPACE,
@@ -48,44 +64,47 @@ export function operatorRelease(lab: Lab, change: object = {}): Release {
         maxEscrow: { USDC: '1000' },
         dailyLimit: { USDC: '1000' },
         rails: railsOf(lab).map(({ chainId, escrow, token }) => ({ chainId, escrow, token })),
-        replicas: 1,
-        ...change,
+        ...pods,
       },
-      approver: { replicas: 1, ...change },
+      approver: pods,
       operator: {
-        replicas: 1,
-        flags: { voucherPeriodSeconds: 5, chainTickSeconds: 1, refundSeconds: 2, closeTimeoutSeconds: 20 },
-        ...change,
+        flags: {
+          ...{ voucherPeriodSeconds: 5, chainTickSeconds: 1, refundSeconds: 2, closeTimeoutSeconds: 20 },
+          reverseListen: `0.0.0.0:${REVERSE_PORT}`,
+          reverseUrl: [`wss://${operatorWay.host}:${operatorWay.port}`],
+        },
+        ...pods,
       },
+      ...(onOpenLeases && { uninstall: { onOpenLeases } }),
     },
     keys: [{ namespace: WALLET_NAMESPACE, name: 'gpulease-wallet-key', key: chain.walletKey }],
-  };
+  });
 }
 
-export function providerRelease(lab: Lab, change: object = {}): Release {
-  const { chain, chainWay, gateway, image, provider } = lab;
-  return {
-    name: 'gpulease-provider',
-    chart: 'charts/provider',
-    cluster: provider,
+export function providerRelease(
+  lab: Lab,
+  version: Shipped = lab.current,
+  { podAnnotations, dialOut }: Change = {},
+): Release {
+  const { chain, chainWay, gateway, provider } = lab;
+  const pods = { replicas: 1, tolerations, ...(podAnnotations && { podAnnotations }) };
+  return release(version, 'provider', provider, {
     values: {
-      image: { ...image, pullPolicy: 'Never' },
-      provider: { name: PROVIDER_NAME, publicUrls: [`https://${gateway.host}:${gateway.port}`] },
+      image: { ...version.image, pullPolicy: 'Never' },
+      provider: { name: PROVIDER_NAME, publicUrls: dialOut ? [] : [`https://${gateway.host}:${gateway.port}`] },
       chains: [{ id: CHAIN_ID, rpcUrls: [`http://${chainWay.host}:${chainWay.port}`] }],
       rails: railsOf(lab),
       offers: {
         rtx4090: { model: 'RTX4090', interconnect: 'PCIe', prices: [{ assetSymbol: 'USDC', perGpuHour: '0.34' }] },
       },
-      provisioner: { namespace: PROVISIONER_NAMESPACE, createNamespace: false, replicas: 1, tolerations, ...change },
+      provisioner: { namespace: PROVISIONER_NAMESPACE, createNamespace: false, ...pods },
       setup: { tolerations },
-      uninstall: { tolerations },
+      uninstall: { tolerations, drainSeconds: 5 },
       tests: { tolerations },
       gateway: {
-        replicas: 1,
-        tolerations,
-        service: { type: 'NodePort', nodePort: GATEWAY_NODE_PORT },
-        flags: { chainInterval: 1, tick: 1 },
-        ...change,
+        service: dialOut ? { type: 'ClusterIP' } : { type: 'NodePort', nodePort: GATEWAY_NODE_PORT },
+        flags: { chainInterval: 1, tick: 1, ...(dialOut && { dialOut }) },
+        ...pods,
       },
     },
     keys: [NAMESPACE, PROVISIONER_NAMESPACE].map((namespace) => ({
@@ -93,8 +112,40 @@ export function providerRelease(lab: Lab, change: object = {}): Release {
       name: 'gpulease-provider-key',
       key: chain.providerKey,
     })),
+  });
+}
+
+function release(
+  version: Shipped,
+  chart: 'operator' | 'provider',
+  cluster: KindCluster,
+  { values, keys }: Pick<Release, 'values' | 'keys'>,
+): Release {
+  const folder = join(version.folder, 'charts', chart);
+  const schema = JSON.parse(readFileSync(join(folder, 'values.schema.json'), 'utf8')) as Schema;
+  const known = knownValues(schema, values);
+  return {
+    name: `gpulease-${chart}`,
+    chart: folder,
+    cluster,
+    // Of this tree's chart nothing is left out: Helm is to refuse what it does not know.
+    values: version.folder === root ? values : (known.values as object),
+    unknownValues: version.folder === root ? [] : known.dropped,
+    keys,
   };
 }
+
+/** Where the operator's listener for gateways is reached from outside; its chart brings no Service for it. */
+export const reverseService = dump({
+  apiVersion: 'v1',
+  kind: 'Service',
+  metadata: { name: 'e2e-reverse', namespace: NAMESPACE },
+  spec: {
+    type: 'NodePort',
+    selector: { 'app.kubernetes.io/instance': 'gpulease-operator', 'app.kubernetes.io/component': 'operator' },
+    ports: [{ port: REVERSE_PORT, targetPort: REVERSE_PORT, nodePort: REVERSE_NODE_PORT }],
+  },
+});
 
 export class Helm {
   readonly #helm: string;
@@ -115,14 +166,12 @@ export class Helm {
       env,
       timeoutSeconds,
       signal,
-      cwd: root,
     });
   }
 
   /** Installs, or upgrades what is installed; waits until all of it is ready. */
-  async install(release: Release, charts = root, signal?: AbortSignal): Promise<void> {
+  async install(release: Release, signal?: AbortSignal): Promise<void> {
     const { name, chart, cluster, values, keys } = release;
-    if (!existsSync(join(charts, chart, 'Chart.yaml'))) throw new Error(`there is no ${chart} in ${charts}`);
     for (const { namespace, name: secret, key } of keys) {
       const manifests = [
         { apiVersion: 'v1', kind: 'Namespace', metadata: { name: namespace } },
@@ -136,7 +185,7 @@ export class Helm {
       'upgrade',
       '--install',
       name,
-      join(charts, chart),
+      chart,
       '--values',
       file,
       '--create-namespace',

@@ -29,6 +29,8 @@ export interface BuildRequest {
   readonly fresh?: boolean;
   /** OS/ARCHITECTURE. Default: this machine's. */
   readonly platform?: string;
+  /** The work tree that it is built from. Default: this one. */
+  readonly context?: string;
 }
 
 export interface BuiltImage {
@@ -77,12 +79,12 @@ export async function commitTime(env: NodeJS.ProcessEnv = process.env, signal?: 
 /** What .dockerignore leaves out of folders that are copied, as far as it matters here. */
 const LEFT_OUT = /^operator\/(contracts\/(out|cache)|sandbox\/(?!image(\/(bundle|sbom)\.ts)?$).*)$/;
 
-/** Changes with every file that the image is made of. */
-export function contextHash(): string {
+/** Changes with every file that the image of a work tree is made of. */
+export function contextHash(folder: string = root): string {
   const hash = createHash('sha256');
   const add = (path: string) => {
     if (LEFT_OUT.test(path)) return;
-    const full = join(root, path);
+    const full = join(folder, path);
     if (statSync(full).isDirectory()) for (const name of readdirSync(full).sort()) add(`${path}/${name}`);
     else hash.update(`${path}\0`).update(readFileSync(full)).update('\0');
   };
@@ -109,8 +111,10 @@ function buildah(report: Report): Builder {
   ];
   /** The user's own store, where it has the base image; ours otherwise. */
   let store: readonly string[] | undefined;
-  const run = (args: readonly string[], options: { timeoutSeconds?: number; signal?: AbortSignal } = {}) =>
-    command('buildah', [...(store ?? own), ...args], { cwd: root, ...options });
+  const run = (
+    args: readonly string[],
+    options: { timeoutSeconds?: number; signal?: AbortSignal; cwd?: string } = {},
+  ) => command('buildah', [...(store ?? own), ...args], { cwd: root, ...options });
   const exists = (name: string, signal?: AbortSignal) =>
     run(['inspect', '--type', 'image', '--format', '{{.FromImageID}}', name], { signal }).then(
       (id) => id.trim(),
@@ -178,19 +182,19 @@ function buildah(report: Report): Builder {
 
   return {
     name: 'buildah',
-    async build({ tag, sourceDateEpoch, fresh, platform }, signal) {
+    async build({ tag, sourceDateEpoch, fresh, platform, context = root }, signal) {
       await findBase(signal);
       await run(
         [
           ...['build', '--isolation', process.getuid?.() === 0 ? 'chroot' : 'rootless', '--pull-never'],
           ...['--timestamp', String(sourceDateEpoch), '--build-arg', `SOURCE_DATE_EPOCH=${sourceDateEpoch}`],
-          ...['--label', `gpulease.dev/context=${contextHash()}`],
+          ...['--label', `gpulease.dev/context=${contextHash(context)}`],
           ...(fresh ? ['--no-cache'] : ['--layers']),
           ...(platform ? ['--platform', platform] : []),
           ...secrets(process.env),
           ...['--tag', tag, '--file', 'Dockerfile', '.'],
         ],
-        { signal, timeoutSeconds: 1800 },
+        { cwd: context, signal, timeoutSeconds: 1800 },
       );
       return about(tag, signal);
     },
@@ -217,8 +221,8 @@ function buildah(report: Report): Builder {
 }
 
 function docker(report: Report): Builder {
-  const run = (args: readonly string[], timeoutSeconds = 120, signal?: AbortSignal) =>
-    command('docker', args, { cwd: root, env: { DOCKER_BUILDKIT: '1' }, timeoutSeconds, signal });
+  const run = (args: readonly string[], timeoutSeconds = 120, signal?: AbortSignal, cwd = root) =>
+    command('docker', args, { cwd, env: { DOCKER_BUILDKIT: '1' }, timeoutSeconds, signal });
   const size = async (name: string, signal?: AbortSignal) =>
     Number((await run(['image', 'inspect', '--format', '{{.Size}}', name], 120, signal)).trim());
   const about = async (tag: string, signal?: AbortSignal): Promise<BuiltImage> => {
@@ -233,12 +237,12 @@ function docker(report: Report): Builder {
   };
   return {
     name: 'docker',
-    async build({ tag, sourceDateEpoch, fresh, platform }, signal) {
+    async build({ tag, sourceDateEpoch, fresh, platform, context = root }, signal) {
       report('building with Docker, whose images are dated by the clock unless BuildKit rewrites their dates');
       await run(
         [
           ...['build', '--build-arg', `SOURCE_DATE_EPOCH=${sourceDateEpoch}`],
-          ...['--label', `gpulease.dev/context=${contextHash()}`],
+          ...['--label', `gpulease.dev/context=${contextHash(context)}`],
           ...(fresh ? ['--no-cache'] : []),
           ...(platform ? ['--platform', platform] : []),
           ...secrets(process.env),
@@ -246,6 +250,7 @@ function docker(report: Report): Builder {
         ],
         1800,
         signal,
+        context,
       );
       return about(tag, signal);
     },

@@ -42,7 +42,8 @@ export interface KindCluster {
 /** Folders of this machine that a node sees, by the path there. */
 export type Mounts = Readonly<Record<string, string>>;
 
-const networkOf = (name: string) => name;
+/** Docker's network of a cluster. */
+export const networkOf = (name: string) => name;
 
 /** Creates a cluster, or takes the one of this name that is there. */
 export async function ensureKindCluster(

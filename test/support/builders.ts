@@ -138,7 +138,7 @@ export const providerFact = (change: Partial<ProviderFact> = {}): ProviderFact =
   provider: provider(),
   ready: true,
   rails: [{ ...rail(), decimals: 6 }],
-  held: { leases: 0, gpus: 0, perHour: {} },
+  held: { leases: 0, gpus: 0, perHour: {}, locked: {} },
   ...change,
 });
 

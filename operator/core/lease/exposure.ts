@@ -8,7 +8,13 @@ export interface Exposure {
   readonly gpus: number;
   /** Atto tokens an hour, by asset: one symbol may have other decimals on another chain. */
   readonly perHour: Readonly<Record<string, bigint>>;
+  /** Base units that lie in escrows, by `railName`. */
+  readonly locked: Readonly<Record<string, bigint>>;
 }
+
+/** One token of one escrow on one chain: what `maxEscrow` is a limit of, together with a provider. */
+export const railName = (rail: { readonly chainId: number; readonly escrow: string; readonly token: string }): string =>
+  `${rail.chainId}/${rail.escrow}/${rail.token}`.toLowerCase();
 
 const open = (record: LeaseRecord) => record.quote !== undefined && record.deposit !== undefined && !record.settled;
 
@@ -17,6 +23,7 @@ export function exposureOf(providerName: string, records: Iterable<LeaseRecord>)
   let leases = 0;
   let gpus = 0;
   const perHour: Record<string, bigint> = {};
+  const locked: Record<string, bigint> = {};
   for (const record of records) {
     const { quote } = record;
     if (!quote || !open(record) || quote.providerName !== providerName) continue;
@@ -25,8 +32,11 @@ export function exposureOf(providerName: string, records: Iterable<LeaseRecord>)
     gpus += terms.gpus;
     perHour[quote.assetSymbol] =
       (perHour[quote.assetSymbol] ?? 0n) + atto(BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus), quote.decimals);
+    const { chainId, escrow } = quote.signed;
+    const rail = railName({ chainId, escrow, token: terms.token });
+    locked[rail] = (locked[rail] ?? 0n) + BigInt(record.deposit!);
   }
-  return { leases, gpus, perHour };
+  return { leases, gpus, perHour, locked };
 }
 
 /** What other leases lock: on the same rail with the same provider, and in the same asset. */
@@ -49,20 +59,11 @@ export function heldElsewhere(
 }
 
 /** Locked with a provider in one token of one escrow. */
-export function lockedOn(
-  rail: { readonly chainId: number; readonly escrow: string; readonly token: string },
+export const lockedOn = (
+  rail: Parameters<typeof railName>[0],
   providerName: string,
   records: Iterable<LeaseRecord>,
-): bigint {
-  let locked = 0n;
-  for (const record of records) {
-    if (!open(record) || record.quote!.providerName !== providerName) continue;
-    const { chainId, escrow, quote } = record.quote!.signed;
-    if (chainId === rail.chainId && same(escrow, rail.escrow) && same(quote.token, rail.token))
-      locked += BigInt(record.deposit!);
-  }
-  return locked;
-}
+): bigint => exposureOf(providerName, records).locked[railName(rail)] ?? 0n;
 
 const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
 

@@ -3,13 +3,12 @@ import type { GpuLease } from '../../api/lease.ts';
 import { type BudgetRefusal, budgetRefusal } from '../budget/room.ts';
 import type { Spender } from '../budget/spender.ts';
 import { parseAmount } from '../money/amount.ts';
-import { sizeDeposit } from '../money/deposit.ts';
-import { type Candidate, matchOffers } from '../offer/match.ts';
+import { type Candidate, firstDeposit, matchOffers } from '../offer/match.ts';
 import { standsInTheWay } from '../offer/rank.ts';
-import { overBudget } from './fund.ts';
+import { lockable, overBudget, railOf } from './fund.ts';
 import type { Observed, QuoteRecord } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
-import { assetsOf, limitsIn } from './pricing.ts';
+import { assetsOf } from './pricing.ts';
 
 /** How many gateways are asked in one round. */
 const asked = 3;
@@ -29,7 +28,9 @@ function decide(seen: Observed): Decision {
         reason: 'Quoting',
         message: isSilent(seen, stored)
           ? `Chain ${stored.signed.chainId} does not answer: asking ${namesOf(cheaper)} for a quote on another.`
-          : `The price has fallen since ${stored.providerName} quoted: asking ${namesOf(cheaper)} anew.`,
+          : isFull(seen, stored)
+            ? `Other leases have filled maxEscrow of ${stored.providerName} on chain ${stored.signed.chainId}: asking ${namesOf(cheaper)} for a quote.`
+            : `The price has fallen since ${stored.providerName} quoted: asking ${namesOf(cheaper)} anew.`,
         actions: [{ do: 'requestQuote', candidates: cheaper, selection: lease.status?.selection ?? nothing }],
         requeueAfterSeconds: 0,
       };
@@ -104,9 +105,10 @@ function cheaperOffers(seen: Observed): readonly Candidate[] {
   if (record!.deposit !== undefined || lease.spec.suspend || lease.spec.approval === 'Manual' || refusals.length > 0)
     return [];
   const { candidates } = matchOffers({ ...seen, avoid: record!.avoid });
-  // Nothing was decided on a chain that is away: another is as good, if it answers.
-  if (isSilent(seen, stored)) {
-    const elsewhere = candidates.filter((one) => standsInTheWay(one, lease) === undefined);
+  // Nothing was decided on a chain that is away, or where others took the room since: another rail is as good, if it answers.
+  if (isSilent(seen, stored) || isFull(seen, stored)) {
+    const here = onRailOf(stored);
+    const elsewhere = candidates.filter((one) => standsInTheWay(one, lease) === undefined && !here(one));
     if (elsewhere.length > 0) return elsewhere.slice(0, asked);
   }
   const price = BigInt(stored.signed.quote.pricePerGpuHour);
@@ -122,8 +124,24 @@ function cheaperOffers(seen: Observed): readonly Candidate[] {
 const namesOf = (candidates: readonly Candidate[]) =>
   [...new Set(candidates.map((one) => one.provider.metadata.name))].join(', ');
 
+const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
+
+/** Whether it would be paid with the same provider, on the same rail. */
+const onRailOf =
+  ({ providerName, signed }: QuoteRecord) =>
+  ({ provider, rail }: Candidate): boolean =>
+    provider.metadata.name === providerName &&
+    rail.chainId === signed.chainId &&
+    same(rail.escrow, signed.escrow) &&
+    same(rail.token, signed.quote.token);
+
+/** Whether maxEscrow has no room any more for what the quote is opened with. */
+function isFull(seen: Observed, stored: QuoteRecord): boolean {
+  const rail = railOf(seen.providers, stored);
+  return rail !== undefined && seen.held.onRail + lockable(seen, stored) > parseAmount(rail.maxEscrow, stored.decimals);
+}
+
 function isSilent({ providers }: Pick<Observed, 'providers'>, { providerName, signed }: QuoteRecord): boolean {
-  const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
   const rail = providers
     .get(providerName)
     ?.rails.find(
@@ -142,18 +160,11 @@ const leastWish = ({ spec }: GpuLease, assetSymbol: string): Spender => ({
 });
 
 /** What the lease would deposit first at an offer's price. */
-function wish({ lease, settings }: Observed, { offer, rail, pricePerGpuHour }: Candidate): Spender {
-  const { gpu, term } = lease.spec;
-  const written = limitsIn(lease, rail.assetSymbol)?.spendLimit;
-  const terms = {
-    gpus: gpu.count,
-    pricePerGpuHour,
-    minSeconds: Math.min(offer.spec.minDurationSeconds, term.durationSeconds),
-    maxSeconds: term.durationSeconds,
-  };
-  const limit = written === undefined ? undefined : parseAmount(written, rail.decimals);
-  const size = sizeDeposit(terms, { spendLimit: limit, depositSeconds: settings.depositSeconds });
-  // A spendLimit that is too low is told by `fund`, with the provider's own minimum.
-  const deposit = size.ok ? size.deposit : 0n;
-  return { ...terms, assetSymbol: rail.assetSymbol, decimals: rail.decimals, deposit, signedSeconds: 0 };
-}
+const wish = ({ lease, settings }: Observed, { offer, rail, pricePerGpuHour }: Candidate): Spender => ({
+  assetSymbol: rail.assetSymbol,
+  decimals: rail.decimals,
+  gpus: lease.spec.gpu.count,
+  pricePerGpuHour,
+  deposit: firstDeposit(lease, offer, rail, pricePerGpuHour, settings.depositSeconds) ?? 0n,
+  signedSeconds: 0,
+});

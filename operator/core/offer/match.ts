@@ -11,10 +11,12 @@ import { fitsPartition, modelOfProduct, wholeGpu } from '../../api/models.ts';
 import type { GpuOffer } from '../../api/offer.ts';
 import type { GpuProvider } from '../../api/provider.ts';
 import { atto, parseAtto } from '../budget/spender.ts';
-import { type AssetLimits, assetsOf } from '../lease/pricing.ts';
+import { railName } from '../lease/exposure.ts';
+import { type AssetLimits, assetsOf, limitsIn } from '../lease/pricing.ts';
 import { formatAmount, parseAmount } from '../money/amount.ts';
+import { sizeDeposit } from '../money/deposit.ts';
 import { parseQuantity } from '../quantity.ts';
-import { type Candidate, costsByRail, type KnownRail, rank, type Values } from './rank.ts';
+import { type Candidate, costsByRail, fullness, type KnownRail, rank, type Values } from './rank.ts';
 
 export type { Candidate } from './rank.ts';
 
@@ -28,7 +30,13 @@ export interface ProviderFact {
   /** Rails that were checked against the chain. */
   readonly rails: readonly KnownRail[];
   /** What leases of this cluster hold with it now; amounts an hour in atto tokens. */
-  readonly held: { readonly leases: number; readonly gpus: number; readonly perHour: Readonly<Record<string, bigint>> };
+  readonly held: {
+    readonly leases: number;
+    readonly gpus: number;
+    readonly perHour: Readonly<Record<string, bigint>>;
+    /** Base units in escrows, by `railName`. */
+    readonly locked: Readonly<Record<string, bigint>>;
+  };
 }
 
 export interface Avoided {
@@ -44,7 +52,7 @@ export interface MatchInput {
   readonly providers: ReadonlyMap<string, ProviderFact>;
   readonly avoid: readonly Avoided[];
   readonly now: Date;
-  readonly settings?: { readonly values?: Values };
+  readonly settings?: { readonly values?: Values; readonly depositSeconds?: number };
 }
 
 export interface Match {
@@ -61,6 +69,7 @@ interface Look {
   readonly fact: ProviderFact | undefined;
   readonly avoid: readonly Avoided[];
   readonly now: Date;
+  readonly depositSeconds: number | undefined;
 }
 
 interface Check {
@@ -146,6 +155,14 @@ const limitOn = (look: Look, { rail, perGpuHour }: { rail: KnownRail; perGpuHour
     decimals,
   });
 };
+/** Whether the first deposit would go beyond what may be locked with the provider there. A later one is cut to what may. */
+function isFull({ lease, offer, fact, depositSeconds }: Look, way: { rail: KnownRail; perGpuHour: string }): boolean {
+  const { rail } = way;
+  const price = parseAmount(way.perGpuHour, rail.decimals);
+  const deposit = firstDeposit(lease, offer, rail, price, depositSeconds) ?? 0n;
+  const locked = fact!.held.locked[railName(rail)] ?? 0n;
+  return locked + deposit > parseAmount(rail.maxEscrow, rail.decimals);
+}
 const missed = (bad: boolean, closest?: string, distance?: number) => (bad ? { closest, distance } : undefined);
 
 /** Six places are all that an API amount can have, so comparing at six is exact. */
@@ -156,6 +173,28 @@ export function heldBack({ provider }: Pick<ProviderFact, 'provider'>): string |
   if (provider.metadata.deletionTimestamp) return 'being deleted';
   const { stopPolicy } = provider.spec;
   return stopPolicy === 'None' ? undefined : `spec.stopPolicy ${stopPolicy}`;
+}
+
+/** What a lease locks first at an offer's price, base units; undefined when its spendLimit is too low for any, which `fund` tells. */
+export function firstDeposit(
+  lease: GpuLease,
+  offer: GpuOffer,
+  { assetSymbol, decimals }: Pick<KnownRail, 'assetSymbol' | 'decimals'>,
+  pricePerGpuHour: bigint,
+  depositSeconds?: number,
+): bigint | undefined {
+  const { gpu, term } = lease.spec;
+  const written = limitsIn(lease, assetSymbol)?.spendLimit;
+  const size = sizeDeposit(
+    {
+      gpus: gpu.count,
+      pricePerGpuHour,
+      minSeconds: Math.min(offer.spec.minDurationSeconds, term.durationSeconds),
+      maxSeconds: term.durationSeconds,
+    },
+    { spendLimit: written === undefined ? undefined : parseAmount(written, decimals), depositSeconds },
+  );
+  return size.ok ? size.deposit : undefined;
 }
 
 /** Which of its provider's limits one more lease would break, if any. */
@@ -306,8 +345,10 @@ const checks: readonly Check[] = [
     name: 'LimitReached',
     reason: 'LimitReached',
     miss: (look) => {
-      const limits = payable(look).map((way) => limitOn(look, way));
-      return limits.some((limit) => limit === undefined) ? undefined : { closest: limits[0] };
+      const limits = payable(look).map(
+        (way) => limitOn(look, way) ?? (isFull(look, way) ? fullness(way.rail) : undefined),
+      );
+      return limits.some((limit) => limit === undefined) ? undefined : { closest: limits.join(', ').slice(0, 200) };
     },
   },
   {
@@ -343,7 +384,8 @@ export function matchOffers(input: MatchInput): Match {
   // In one order, whatever the cache's: of two that missed by as much, always the same is shown.
   const offers = input.offers.toSorted((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1));
   for (const offer of offers) {
-    const look: Look = { ...input, offer, fact: input.providers.get(offer.spec.providerName ?? '') };
+    const fact = input.providers.get(offer.spec.providerName ?? '');
+    const look: Look = { ...input, offer, fact, depositSeconds: input.settings?.depositSeconds };
     const at = checks.findIndex((check) => {
       const miss = check.miss(look);
       if (!miss) return false;
@@ -365,10 +407,12 @@ export function matchOffers(input: MatchInput): Match {
       if (limitOn(look, way) !== undefined) continue;
       const { rail, perGpuHour } = way;
       const pricePerGpuHour = parseAmount(perGpuHour, rail.decimals);
-      found.push({ offer, provider: look.fact!.provider, rail, pricePerGpuHour });
+      const candidate: Candidate = { offer, provider: look.fact!.provider, rail, pricePerGpuHour };
+      found.push(isFull(look, way) ? { ...candidate, full: true } : candidate);
     }
   }
-  const candidates = rank(found, input.lease, input.settings?.values);
+  const ranked = rank(found, input.lease, input.settings?.values);
+  const candidates = ranked.filter((one) => !one.full);
   const selection = {
     considered: input.offers.length,
     eligible: new Set(candidates.map((one) => one.offer)).size,
@@ -379,7 +423,7 @@ export function matchOffers(input: MatchInput): Match {
         ...(closest ? { closest: closest.slice(0, 256) } : {}),
       }))
       .slice(0, 16),
-    rails: costsByRail(candidates, input.lease, input.settings?.values),
+    rails: costsByRail(ranked, input.lease, input.settings?.values),
   };
   if (candidates.length > 0) return { candidates, selection };
   return { candidates, selection, blocked: blocked(input, selection, furthest) };
@@ -425,7 +469,7 @@ function remedy(name: string, lease: GpuLease): string {
     case 'CountAboveNode':
       return `No single node has ${lease.spec.gpu.count} GPUs: make several smaller leases.`;
     case 'LimitReached':
-      return 'Raise spec.limits of the GpuProvider, or end another lease.';
+      return 'Raise spec.limits of the GpuProvider, or maxEscrow in its spec.payment.rails, or end another lease.';
     case 'ProviderHeld':
       return 'The platform team holds the provider.';
     case 'ProviderNotReady':

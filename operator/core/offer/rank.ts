@@ -32,6 +32,8 @@ export interface Candidate {
   readonly rail: KnownRail;
   /** Base units of the rail's token. */
   readonly pricePerGpuHour: bigint;
+  /** Its provider's maxEscrow leaves no room for the first deposit: shown with the others, and not asked. */
+  readonly full?: boolean;
 }
 
 /** What one whole token, and one whole unit of a chain's own currency, is worth: in millionths of a unit that both share. */
@@ -47,8 +49,16 @@ const firstDepositSeconds = 7200;
 
 const valueDecimals = 6;
 
-/** Why a way cannot be gone just now, for people; it may be soon, so it is not refused but comes last. */
-export function standsInTheWay({ rail, offer, pricePerGpuHour }: Candidate, { spec }: GpuLease): string | undefined {
+/** Of a rail on which no more may be locked with its provider, for people. */
+export const fullness = ({ maxEscrow, assetSymbol, chainId }: KnownRail): string =>
+  `maxEscrow ${maxEscrow} ${assetSymbol} on chain ${chainId}`;
+
+/** Why a way cannot be gone just now, for people; it may be soon, so it comes last. */
+export function standsInTheWay(
+  { rail, offer, pricePerGpuHour, full }: Candidate,
+  { spec }: GpuLease,
+): string | undefined {
+  if (full) return `${fullness(rail)} is reached`;
   if (rail.silent) return `chain ${rail.chainId} does not answer`;
   if (!rail.wallet) return undefined;
   if (rail.wallet.gas === 0n) return `the wallet has no gas on chain ${rail.chainId}`;

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { whole } from '../../../../operator/core/lease/amounts.ts';
-import { exposureOf, heldElsewhere, lockedOn } from '../../../../operator/core/lease/exposure.ts';
+import { exposureOf, heldElsewhere, lockedOn, railName } from '../../../../operator/core/lease/exposure.ts';
 import type { LeaseRecord } from '../../../../operator/core/lease/observed.ts';
 import { quoteRecord, rail, record } from '../../../support/builders.ts';
 
@@ -23,6 +23,7 @@ describe('what leases hold', () => {
       leases: 3,
       gpus: 4,
       perHour: { USDC: 1_080_000n * 10n ** 12n, GPU: 360_000n * 10n ** 12n },
+      locked: { [railName(rail())]: 230n, [railName(rail({ token: `0x${'f'.repeat(40)}` }))]: 600_000n },
     });
   });
 

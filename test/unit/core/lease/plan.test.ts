@@ -54,6 +54,7 @@ interface Expected {
 }
 type Row = readonly [sentence: string, seen: Partial<Observed>, expected: Expected];
 
+const inOther = ({ assetSymbol }: { assetSymbol: string }) => (assetSymbol === 'USDC' ? '' : ` in ${assetSymbol}`);
 const wishesOf = (actions: readonly Action[]) =>
   actions.map((action) => {
     switch (action.do) {
@@ -75,7 +76,7 @@ const wishesOf = (actions: readonly Action[]) =>
       case 'nextAttempt':
         return `nextAttempt avoiding ${action.avoidSeconds} s`;
       case 'requestQuote':
-        return `requestQuote ${action.candidates.map((c) => c.offer.metadata.name).join(' ')}`;
+        return `requestQuote ${action.candidates.map((c) => c.offer.metadata.name + inOther(c.rail)).join(' ')}`;
       case 'drainNode':
         return action.force ? 'drainNode by force' : 'drainNode';
       default:
@@ -95,13 +96,14 @@ const inBoth = {
   alternatives: [{ assetSymbol: 'USDC', maxPricePerGpuHour: '0.60', spendLimit: '0.2' }],
 };
 /** USDC on chain 31337, GPU on chain 31338; either may be silent. */
-function onTwoRails(usdcSilent = false, gpuSilent = false) {
+function onTwoRails(usdcSilent = false, gpuSilent = false, usdcMaxEscrow = '100') {
+  const first = rail({ maxEscrow: usdcMaxEscrow });
   const second = rail({ chainId: 31338, token: otherToken, assetSymbol: 'GPU' });
   return factsOf(
     providerFact({
-      provider: provider({ payment: { rails: [rail(), second] } }),
+      provider: provider({ payment: { rails: [first, second] } }),
       rails: [
-        { ...rail(), decimals: 6, silent: usdcSilent },
+        { ...first, decimals: 6, silent: usdcSilent },
         { ...second, decimals: 18, silent: gpuSilent },
       ],
     }),
@@ -309,7 +311,7 @@ describe('before anything is promised', () => {
       {
         ready: 'Unknown Quoting',
         says: 'Chain 31337 does not answer',
-        wishes: ['requestQuote ams-rtx4090'],
+        wishes: ['requestQuote ams-rtx4090 in GPU'],
         within: 0,
       },
     ],
@@ -333,6 +335,56 @@ describe('before anything is promised', () => {
         chain: { state: 'unknown', reason: 'ChainUnreachable', message: 'no answer' },
       }),
       { ready: 'Unknown ChainUnreachable', wishes: [] },
+    ],
+    [
+      'asks for a quote on its other rail where maxEscrow of another has no room for its deposit',
+      {
+        lease: lease({ pricing: inBoth }),
+        offers: [offer({ prices: bothPrices })],
+        providers: onTwoRails(false, false, '0.19'),
+      },
+      { ready: 'Unknown Quoting', wishes: ['requestQuote ams-rtx4090 in GPU'] },
+    ],
+    [
+      'asks for no quote where maxEscrow has no room on any rail, and says of which',
+      { providers: onTwoRails(false, false, '0.35') },
+      { ready: 'Unknown LimitReached', says: 'LimitReached (closest maxEscrow 0.35 USDC on chain 31337)', wishes: [] },
+    ],
+    [
+      'asks elsewhere, when nothing was decided yet, where other leases have filled the rail of its quote',
+      quoted({
+        offers: [offer({ prices: bothPrices })],
+        lease: lease({ pricing: inBoth }),
+        providers: onTwoRails(),
+        held: { onRail: 99_800_001n, inAsset: 0n },
+      }),
+      {
+        ready: 'Unknown Quoting',
+        says: 'Other leases have filled maxEscrow of ams on chain 31337',
+        wishes: ['requestQuote ams-rtx4090 in GPU'],
+        within: 0,
+      },
+    ],
+    [
+      'opens what just fits into maxEscrow of its rail',
+      quoted({
+        offers: [offer({ prices: bothPrices })],
+        lease: lease({ pricing: inBoth }),
+        providers: onTwoRails(),
+        held: { onRail: 99_800_000n, inAsset: 0n },
+      }),
+      { wishes: ['openEscrow 200000'] },
+    ],
+    [
+      'waits for room, and asks nobody else, where its rail was filled after its deposit was decided',
+      quoted({
+        record: withQuote({ deposit: '360000' }),
+        offers: [offer({ prices: bothPrices })],
+        lease: lease({ pricing: inBoth }),
+        providers: onTwoRails(),
+        held: { onRail: 99_800_001n, inAsset: 0n },
+      }),
+      { ready: 'Unknown LimitReached', wishes: [] },
     ],
     [
       'waits for a person where its budget can never hold it',
@@ -584,7 +636,7 @@ describe('money', () => {
         providers: factsOf(
           providerFact({
             provider: provider({ limits: { leases: 1 } }),
-            held: { leases: 1, gpus: 1, perHour: {} },
+            held: { leases: 1, gpus: 1, perHour: {}, locked: {} },
           }),
         ),
       }),

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import type { GpuLease } from '../../../../operator/api/lease.ts';
 import type { GpuOffer } from '../../../../operator/api/offer.ts';
+import { railName } from '../../../../operator/core/lease/exposure.ts';
 import { fulfils, type MatchInput, matchOffers, type ProviderFact } from '../../../../operator/core/offer/match.ts';
 import { at, factsOf, lease, offer, provider, providerFact, rail } from '../../../support/builders.ts';
 
@@ -16,6 +17,14 @@ const input = (change: Partial<MatchInput> = {}): MatchInput => ({
 });
 const priced = (perGpuHour: string, assetSymbol = 'USDC') => ({ prices: [{ assetSymbol, perGpuHour }] });
 const limit = (maxPricePerGpuHour: string) => ({ pricing: { maxPricePerGpuHour, assetSymbol: 'USDC' } });
+
+/** One other lease of ours holds so much on the rail. */
+const holding = (units: bigint) => ({
+  leases: 1,
+  gpus: 1,
+  perHour: {},
+  locked: { [railName(rail())]: units, [railName(rail({ chainId: 1 }))]: 10n ** 12n },
+});
 
 interface Miss {
   readonly lease?: GpuLease;
@@ -177,7 +186,7 @@ const misses: Record<string, Miss> = {
     says: 'spec.payment.rails',
   },
   'the limit of leases': {
-    fact: { provider: provider({ limits: { leases: 2 } }), held: { leases: 2, gpus: 2, perHour: {} } },
+    fact: { provider: provider({ limits: { leases: 2 } }), held: { leases: 2, gpus: 2, perHour: {}, locked: {} } },
     check: 'LimitReached',
     closest: 'limits.leases 2',
     reason: 'LimitReached',
@@ -185,7 +194,7 @@ const misses: Record<string, Miss> = {
   },
   'the limit of GPUs': {
     lease: lease({ gpu: { models: ['RTX4090'], count: 2, interconnect: 'Any' } }),
-    fact: { provider: provider({ limits: { gpus: 3 } }), held: { leases: 1, gpus: 2, perHour: {} } },
+    fact: { provider: provider({ limits: { gpus: 3 } }), held: { leases: 1, gpus: 2, perHour: {}, locked: {} } },
     check: 'LimitReached',
     closest: 'limits.gpus 3',
     reason: 'LimitReached',
@@ -193,11 +202,18 @@ const misses: Record<string, Miss> = {
   'the limit of spending': {
     fact: {
       provider: provider({ limits: { spendPerHour: '1' } }),
-      held: { leases: 1, gpus: 2, perHour: { USDC: 640_001n * 10n ** 12n, GPU: 10n ** 18n } },
+      held: { leases: 1, gpus: 2, perHour: { USDC: 640_001n * 10n ** 12n, GPU: 10n ** 18n }, locked: {} },
     },
     check: 'LimitReached',
     closest: 'limits.spendPerHour 1',
     reason: 'LimitReached',
+  },
+  'room on its rail for another deposit': {
+    fact: { held: holding(99_640_001n) },
+    check: 'LimitReached',
+    closest: 'maxEscrow 100 USDC on chain 31337',
+    reason: 'LimitReached',
+    says: 'or maxEscrow in its spec.payment.rails',
   },
   'a provider that failed just now': {
     avoid: [{ providerName: 'ams', until: at(1).getTime() }],
@@ -266,9 +282,20 @@ describe('an offer will do', () => {
       providers: factsOf(
         providerFact({
           provider: provider({ limits: { leases: 2, gpus: 3, spendPerHour: '1' } }),
-          held: { leases: 1, gpus: 2, perHour: { USDC: 640_000n * 10n ** 12n } },
+          held: { leases: 1, gpus: 2, perHour: { USDC: 640_000n * 10n ** 12n }, locked: {} },
         }),
       ),
+    },
+    'when what may be locked on its rail is just reached by its deposit': {
+      providers: factsOf(providerFact({ held: holding(99_640_000n) })),
+    },
+    'when a smaller first deposit fits on its rail, as the operator makes them': {
+      providers: factsOf(providerFact({ held: holding(99_990_000n) })),
+      settings: { depositSeconds: 100 },
+    },
+    'when what it may spend at all fits on its rail': {
+      lease: lease({ pricing: { assetSymbol: 'USDC', maxPricePerGpuHour: '0.60', spendLimit: '0.01' } }),
+      providers: factsOf(providerFact({ held: holding(99_990_000n) })),
     },
     'when its failed provider is avoided no longer': { avoid: [{ providerName: 'ams', until: at(0).getTime() }] },
     'when only its D variant is there': { offers: [offer({}, { product: 'NVIDIA-GeForce-RTX-4090-D' })] },

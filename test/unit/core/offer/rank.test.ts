@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { LeaseSpec } from '../../../../operator/api/lease.ts';
 import type { Address } from '../../../../operator/api/messages.ts';
+import { railName } from '../../../../operator/core/lease/exposure.ts';
 import { matchOffers } from '../../../../operator/core/offer/match.ts';
 import { type Candidate, type KnownRail, parseValue, rank, type Values } from '../../../../operator/core/offer/rank.ts';
 import { factsOf, lease, observed, offer, provider, providerFact, rail, settings } from '../../../support/builders.ts';
@@ -43,6 +44,8 @@ function look(change: {
   gpuPrice?: string;
   usdcPrice?: string;
   pricing?: LeaseSpec['pricing'];
+  /** What other leases have in escrows, by rail. */
+  locked?: Readonly<Record<string, bigint>>;
 }) {
   const known = change.rails ?? rails;
   const plain = known.map(({ chainId, escrow, token, assetSymbol, maxEscrow }) => ({
@@ -63,7 +66,13 @@ function look(change: {
           ],
         }),
       ],
-      providers: factsOf(providerFact({ provider: provider({ payment: { rails: plain } }), rails: known })),
+      providers: factsOf(
+        providerFact({
+          provider: provider({ payment: { rails: plain } }),
+          rails: known,
+          held: { leases: 1, gpus: 1, perHour: {}, locked: change.locked ?? {} },
+        }),
+      ),
       settings: settings({ values: change.values }),
     }),
     avoid: [],
@@ -136,6 +145,27 @@ describe('of several rails', () => {
     ['an alternative will do where the first token is too dear', { usdcPrice: '0.61' }, ['GPU on 42161']],
   ])('%s', (_, change, order) => {
     expect(look(change).order).toEqual(order);
+  });
+
+  it('passes over one that is full, and shows why', () => {
+    const { order, selection } = look({ locked: { [railName(usdcOne)]: 99_640_001n } });
+    expect(order).toEqual(['USDC on 42161', 'GPU on 42161']);
+    expect(selection.rails?.map((one) => [one.assetSymbol, one.chainId, one.note])).toEqual([
+      ['USDC', 42161, undefined],
+      ['GPU', 42161, undefined],
+      ['USDC', 31337, 'maxEscrow 100 USDC on chain 31337 is reached'],
+    ]);
+  });
+
+  it('names each rail that is full where all are', () => {
+    const { order, blocked, selection } = look({
+      locked: { [railName(usdcOne)]: 10n ** 8n, [railName(usdcTwo)]: 10n ** 8n, [railName(gpuTwo)]: 10n ** 20n },
+    });
+    expect([order, selection.rails]).toEqual([[], undefined]);
+    expect(blocked?.reason).toBe('LimitReached');
+    expect(blocked?.message).toContain(
+      'closest maxEscrow 100 USDC on chain 31337, maxEscrow 100 USDC on chain 42161, maxEscrow 100 GPU on chain 42161',
+    );
   });
 
   it('shows what each would cost, its fee, its worth, and what stands in the way', () => {

@@ -14,7 +14,7 @@ import { startOperationsServer } from '../adapters/telemetry/operations-server.t
 import { labels, managedBy } from '../api/labels.ts';
 import type { Address } from '../api/messages.ts';
 import { createSponsor } from '../controllers/sponsor/sponsor.ts';
-import { type Account, type Customer, emptyAccount, microsOf } from '../core/invoice/account.ts';
+import { type Account, type Customer, type EarlyReversals, emptyAccount, microsOf } from '../core/invoice/account.ts';
 import { type Issuer, invoiceHtml, invoiceOf } from '../core/invoice/invoice.ts';
 import { parseAmount } from '../core/money/amount.ts';
 import { periodOf } from '../core/receipt/period.ts';
@@ -147,13 +147,10 @@ export function readCustomers(file: string, content: string): SponsorConfig {
   return config;
 }
 
+const secretIn = <T>(cluster: Cluster, namespace: string, name: string) =>
+  createSecretStore<T>({ cluster, namespace, name, labels: { [labels.managedBy]: managedBy } });
 const storeIn = (cluster: Cluster, namespace: string) => (customer: Customer) =>
-  createSecretStore<Account>({
-    cluster,
-    namespace,
-    name: `sponsored-${customer.name}`,
-    labels: { [labels.managedBy]: managedBy },
-  });
+  secretIn<Account>(cluster, namespace, `sponsored-${customer.name}`);
 
 export async function runSponsor(
   args: readonly string[],
@@ -223,6 +220,7 @@ export async function runSponsor(
     chain,
     customers: config.customers,
     store: storeIn(cluster, namespace),
+    early: secretIn<EarlyReversals>(cluster, namespace, 'sponsor-early-reversals'),
     ahead: { lowWaterSeconds: options.lowWaterSeconds, aheadSeconds: options.aheadSeconds },
     fromBlock: options.fromBlock,
     log,

@@ -16,8 +16,11 @@ import {
   type Customer,
   chargeOf,
   creditLeft,
+  type EarlyReversals,
+  earlyOf,
   emptyAccount,
   fundingOf,
+  keepEarly,
   type Sponsored,
   spentOf,
   type Token,
@@ -54,15 +57,17 @@ export interface SponsorChain {
 }
 
 /** As adapters/chain/store.ts has it. */
-interface AccountStore {
-  load(signal?: AbortSignal): Promise<{ readonly value: Account | undefined; readonly version: string }>;
-  save(value: Account, version: string, signal?: AbortSignal): Promise<string>;
+interface Store<T> {
+  load(signal?: AbortSignal): Promise<{ readonly value: T | undefined; readonly version: string }>;
+  save(value: T, version: string, signal?: AbortSignal): Promise<string>;
 }
 
 export interface SponsorOptions {
   readonly chain: SponsorChain;
   readonly customers: readonly Customer[];
-  readonly store: (customer: Customer) => AccountStore;
+  readonly store: (customer: Customer) => Store<Account>;
+  /** Of all customers together: whose a payment is, is not known before it is told of. */
+  readonly early: Store<EarlyReversals>;
   readonly ahead: Ahead;
   /** Where an account that is new begins to look for escrows. */
   readonly fromBlock: number;
@@ -71,6 +76,8 @@ export interface SponsorOptions {
 
 /** Of a search that found nothing, how far it got is stored so often. */
 const blocksBetweenWrites = 10_000;
+/** Turn of the events; no customer has this name. */
+const allEvents = { name: '' };
 /** Escrows of one customer that are open at a time. */
 const mostOpen = 500;
 
@@ -82,13 +89,17 @@ export interface Sponsor {
   account(customer: Customer, signal?: AbortSignal): Promise<Account>;
 }
 
-export function createSponsor({ chain, customers, store, ahead, fromBlock, log }: SponsorOptions): Sponsor {
-  const held = new Map<string, { readonly store: AccountStore; account: Account; version: string; storedTo: number }>();
+export function createSponsor(options: SponsorOptions): Sponsor {
+  const { chain, customers, store, ahead, fromBlock, log } = options;
+  const held = new Map<
+    string,
+    { readonly store: Store<Account>; account: Account; version: string; storedTo: number }
+  >();
   const turns = new Map<string, Promise<unknown>>();
   const told = new Map<string, string>();
 
   /** One at a time for each customer: rounds and events write the same account. */
-  function inTurn<T>({ name }: Customer, task: () => Promise<T>): Promise<T> {
+  function inTurn<T>({ name }: { readonly name: string }, task: () => Promise<T>): Promise<T> {
     const mine = (turns.get(name) ?? Promise.resolve()).then(task, task);
     turns.set(
       name,
@@ -213,23 +224,37 @@ export function createSponsor({ chain, customers, store, ahead, fromBlock, log }
       await chain.withdraw(signal);
     },
 
-    async take(event, signal) {
-      for (const customer of customers) {
-        const taken = await inTurn(customer, async () => {
-          const { account } = await load(customer, signal);
-          const applied = applyEvent(account, customer, event);
-          if (applied?.changed) await save(customer, applied.account, signal);
-          return applied;
-        });
-        if (!taken) continue;
-        const { eventId, paymentId } = event;
-        if (taken.changed)
-          log.info({ customer: customer.name, eventId, paymentId, kind: event.kind }, 'a payment was booked');
-        return;
-      }
-      // Sent again it would be as unknown: a person has to look, by the processor's own list.
-      log.error({ eventId: event.eventId, paymentId: event.paymentId }, 'a payment belongs to no customer of ours');
-    },
+    // In the order in which they come, so that a reversal and its payment do not pass each other by.
+    take: (event, signal) =>
+      inTurn(allEvents, async () => {
+        const { eventId, paymentId, kind } = event;
+        const early = await options.early.load(signal);
+        for (const customer of customers) {
+          const taken = await inTurn(customer, async () => {
+            const { account } = await load(customer, signal);
+            const applied = applyEvent(account, customer, event, earlyOf(early.value ?? [], paymentId));
+            if (applied?.changed) await save(customer, applied.account, signal);
+            return applied;
+          });
+          if (!taken) continue;
+          const about = { customer: customer.name, eventId, paymentId, kind };
+          if (event.kind === 'paid' && event.currency !== customer.currency)
+            log.error({ ...about, currency: event.currency }, 'a payment is in another currency: it is not booked');
+          else if (taken.changed) log.info(about, 'a payment was booked');
+          return;
+        }
+        if (kind === 'reversed') {
+          const kept = keepEarly(early.value ?? [], event);
+          if (kept !== early.value) await options.early.save(kept, early.version, signal);
+          log.warn(
+            { eventId, paymentId },
+            'of a payment that is not known something was taken back: kept, should it come',
+          );
+          return;
+        }
+        // Sent again it would be as unknown: a person has to look, by the processor's own list.
+        log.error({ eventId, paymentId }, 'a payment belongs to no customer of ours');
+      }),
 
     account: async (customer, signal) => (await inTurn(customer, () => load(customer, signal))).account,
   };

@@ -224,8 +224,31 @@ export type Applied =
   /** It is of another account. */
   | undefined;
 
-/** Applies an event to the account that it is about. The same event, or the same payment, counts once. */
-export function applyEvent(account: Account, customer: Customer, event: CardEvent): Applied {
+/**
+ * What was taken back of payments that nobody knew: a processor keeps no order, and tells of a refund or a dispute without the
+ * invoice. The newest last; of each payment once.
+ */
+export type EarlyReversals = readonly { readonly paymentId: string; readonly cents: string }[];
+
+/** Payments of the same merchant for other things are among them. */
+const mostEarly = 1000;
+
+/** A reversal is kept until its payment may come. The same one twice changes nothing. */
+export function keepEarly(early: EarlyReversals, { paymentId, cents }: { paymentId: string; cents: bigint }) {
+  const before = earlyOf(early, paymentId);
+  if (cents <= before) return early;
+  return [...early.filter((one) => one.paymentId !== paymentId), { paymentId, cents: String(cents) }].slice(-mostEarly);
+}
+
+/** In hundredths. */
+export const earlyOf = (early: EarlyReversals, paymentId: string): bigint =>
+  BigInt(early.find((one) => one.paymentId === paymentId)?.cents ?? 0);
+
+/**
+ * Applies an event to the account that it is about. The same event, or the same payment, counts once. `alreadyReversed` is what
+ * of a payment was taken back before it was told of.
+ */
+export function applyEvent(account: Account, customer: Customer, event: CardEvent, alreadyReversed = 0n): Applied {
   const paid = account.payments.find((one) => one.id === event.paymentId);
   const concerns = event.kind === 'paid' ? customerOf(event.invoice) === customer.name : paid !== undefined;
   if (!concerns) return undefined;
@@ -234,7 +257,8 @@ export function applyEvent(account: Account, customer: Customer, event: CardEven
   if (event.kind === 'paid') {
     if (paid || event.currency !== customer.currency) return { account: { ...account, events }, changed: !paid };
     const { paymentId: id, invoice, at } = event;
-    const payment: Payment = { id, invoice, cents: String(event.cents), reversedCents: '0', at };
+    const reversedCents = String(alreadyReversed < event.cents ? alreadyReversed : event.cents);
+    const payment: Payment = { id, invoice, cents: String(event.cents), reversedCents, at };
     return { account: { ...account, events, payments: [...account.payments, payment] }, changed: true };
   }
   // A refund and a dispute of one payment tell the whole each, in any order: the most that was told counts, and no more than it.

@@ -9,6 +9,7 @@ import { createSponsor } from '../../../operator/controllers/sponsor/sponsor.ts'
 import {
   type Account,
   type Customer,
+  type EarlyReversals,
   invoiceNumber,
   monthOfCharge,
   owed,
@@ -47,6 +48,7 @@ export const sponsor: ChainScenario[] = [
         billTo: ['Acme'],
       };
       const store = memoryStore<Account>();
+      const early = memoryStore<EarlyReversals>();
       const outbox = await lab.outbox({ key: sponsorKey });
       const rpc = await lab.connect();
       const parts = { rpc, escrow: client.address, token: usdc, outbox };
@@ -56,6 +58,7 @@ export const sponsor: ChainScenario[] = [
           chain: await connectSponsorChain(parts),
           customers: [customer],
           store: () => store,
+          early,
           ahead: { lowWaterSeconds: 1800, aheadSeconds: 3600 },
           fromBlock,
           log: silentLog,

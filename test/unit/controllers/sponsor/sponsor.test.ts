@@ -1,12 +1,23 @@
 /** The sponsor's rounds against a chain of the contract's own model, with a store that can fail at any write. */
-import { beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { memoryStore } from '../../../../operator/adapters/chain/store.ts';
+import { stripe } from '../../../../operator/adapters/invoice/card-processor.ts';
+import { startWebhookServer } from '../../../../operator/adapters/invoice/webhook-server.ts';
 import type { Hex32 } from '../../../../operator/api/messages.ts';
 import { createSponsor, type Sponsor, type SponsorChain } from '../../../../operator/controllers/sponsor/sponsor.ts';
-import { type Account, type Customer, owed } from '../../../../operator/core/invoice/account.ts';
+import { type Account, type Customer, type EarlyReversals, owed } from '../../../../operator/core/invoice/account.ts';
 import type { Escrow } from '../../../../operator/core/money/escrow.ts';
 import { silentLog } from '../../../../operator/engine/log.ts';
 import { escrow, t0 } from '../../../support/builders.ts';
+import {
+  disputed,
+  refunded,
+  type SentEvent,
+  send,
+  signatureOf,
+  succeeded,
+  webhookSecret,
+} from '../../../support/card-processor.ts';
 
 const customer: Customer = {
   name: 'acme',
@@ -92,6 +103,7 @@ function fakeChain() {
 
 let world: ReturnType<typeof fakeChain>;
 let store: ReturnType<typeof memoryStore<Account>>;
+let early: ReturnType<typeof memoryStore<EarlyReversals>>;
 let failing: number;
 let writes: number;
 const start = (): Sponsor =>
@@ -106,6 +118,7 @@ const start = (): Sponsor =>
         return store.save(value, version);
       },
     }),
+    early,
     ahead: { lowWaterSeconds: 1800, aheadSeconds: 3600 },
     fromBlock: 0,
     log: silentLog,
@@ -114,6 +127,7 @@ const start = (): Sponsor =>
 beforeEach(() => {
   world = fakeChain();
   store = memoryStore<Account>();
+  early = memoryStore<EarlyReversals>();
   [failing, writes] = [0, 0];
 });
 
@@ -247,5 +261,113 @@ describe('a sponsor', () => {
       at: t0,
     });
     expect(writes).toBe(0);
+  });
+});
+
+/** From the wire to what is stored: all that a card processor, the network and strangers can do with a webhook. */
+describe('the webhook of a sponsor', () => {
+  let now: number;
+  let url: string;
+  let close: () => Promise<void>;
+  beforeEach(async () => {
+    now = t0;
+    const server = await startWebhookServer({
+      host: '127.0.0.1',
+      port: 0,
+      path: '/webhooks/stripe',
+      processor: stripe({ secrets: [webhookSecret], now: () => new Date(now * 1000) }),
+      // Another process for each: nothing counts but what is stored.
+      take: (event) => start().take(event),
+      log: silentLog,
+    });
+    url = `http://127.0.0.1:${server.port}/webhooks/stripe`;
+    close = server.close;
+  });
+  afterEach(() => close());
+
+  const paid = (paymentId = 'pi_1', cents = 1000) => succeeded(paymentId, 'acme-2026-11', cents, t0);
+  const cents = async () => {
+    const { payments } = await start().account(customer);
+    return payments.map((one) => `${one.id} ${one.cents} less ${one.reversedCents}`);
+  };
+  /** As it was caught on its way, signature and all. */
+  const replay = async (event: SentEvent, signature: string) => {
+    const headers = { 'stripe-signature': signature };
+    return (await fetch(url, { method: 'POST', headers, body: JSON.stringify(event) })).status;
+  };
+
+  it('counts an event that is sent again, or caught and sent again, once', async () => {
+    const event = paid();
+    const caught = signatureOf(JSON.stringify(event), t0);
+    expect(await send(url, event)).toBe(200);
+    now = t0 + 299;
+    expect([await replay(event, caught), await send(url, event, now)]).toEqual([200, 200]);
+    now = t0 + 301;
+    expect(await replay(event, caught)).toBe(400);
+    expect(await cents()).toEqual(['pi_1 1000 less 0']);
+  });
+
+  it('still counts it once when a thousand others came since', async () => {
+    const [event, refund] = [paid(), refunded('pi_1', 400, t0)];
+    await send(url, event);
+    await send(url, refund);
+    const sponsor = start();
+    for (let count = 0; count < 1001; count++)
+      await sponsor.take({ kind: 'reversed', eventId: `evt_later_${count}`, paymentId: 'pi_1', cents: 400n });
+    expect((await sponsor.account(customer)).events).not.toContain(event.id);
+    expect([await send(url, event), await send(url, refund)]).toEqual([200, 200]);
+    expect(await cents()).toEqual(['pi_1 1000 less 400']);
+  });
+
+  it('takes an event that is three days late, signed anew as each attempt is, and counts it once', async () => {
+    const event = paid();
+    now = t0 + 3 * 86_400;
+    expect([await send(url, event, now), await send(url, event, now)]).toEqual([200, 200]);
+    expect(await cents()).toEqual(['pi_1 1000 less 0']);
+  });
+
+  it.each<[string, (body: string) => string]>([
+    ['with a signature of another secret', (body) => signatureOf(body, t0, 'whsec_of_somebody_else')],
+    ['with a signature of other bytes', (body) => signatureOf(`${body} `, t0)],
+    [
+      'with a signature that is put under a later time',
+      (body) => signatureOf(body, t0 - 600).replace(/t=\d+/, `t=${t0}`),
+    ],
+    ['with a signature of three days ago', (body) => signatureOf(body, t0 - 3 * 86_400)],
+    ['with a signature that is none', () => 'v1=1234'],
+  ])('refuses an event %s, and stores nothing', async (_, sign) => {
+    const event = paid();
+    expect(await replay(event, sign(JSON.stringify(event)))).toBe(400);
+    expect([await cents(), writes]).toEqual([[], 0]);
+  });
+
+  const orders = (events: readonly SentEvent[]): SentEvent[][] =>
+    events.length < 2
+      ? [[...events]]
+      : events.flatMap((one) => orders(events.filter((other) => other !== one)).map((rest) => [one, ...rest]));
+  const three = [paid(), refunded('pi_1', 300, t0 + 60), disputed('pi_1', 700, t0 + 120)];
+  it.each(
+    orders(three).map((order) => [order.map((one) => one.type).join(', '), order] as const),
+  )('owes the same whatever the order: %s', async (_, order) => {
+    // What is not the customer's comes between.
+    await send(url, refunded('pi_of_something_else', 5, t0));
+    for (const event of order) {
+      expect(await send(url, event)).toBe(200);
+      expect(await send(url, event)).toBe(200);
+    }
+    expect(await cents()).toEqual(['pi_1 1000 less 700']);
+    expect(owed(await start().account(customer))).toBe(-3_000_000n);
+  });
+
+  it('asks again for a reversal that came first and could not be kept', async () => {
+    const { save } = early;
+    early.save = async () => {
+      throw new Error('nobody knows whether it was written');
+    };
+    const refund = refunded('pi_1', 300, t0);
+    expect(await send(url, refund)).toBe(500);
+    early.save = save;
+    expect([await send(url, refund), await send(url, paid())]).toEqual([200, 200]);
+    expect(await cents()).toEqual(['pi_1 1000 less 300']);
   });
 });

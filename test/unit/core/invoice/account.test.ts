@@ -11,8 +11,10 @@ import {
   chargeOf,
   creditLeft,
   customerOf,
+  earlyOf,
   emptyAccount,
   fundingOf,
+  keepEarly,
   microsOf,
   mostCharges,
   owed,
@@ -239,6 +241,11 @@ describe('a payment', () => {
     expect([owed(once), owed(again), again.payments.length]).toEqual([-5_000_000n, -5_000_000n, 1]);
   });
 
+  it('that was taken back before it was told of is worth no less than nothing', () => {
+    const told = (already: bigint) => applyEvent(account(), customer, paid(500n), already)?.account.payments[0];
+    expect([told(0n), told(200n), told(900n)].map((one) => one?.reversedCents)).toEqual(['0', '200', '500']);
+  });
+
   it('in another currency counts nothing', () => {
     expect(owed(apply(account(), paid(500n, { currency: 'EUR' })))).toBe(0n);
   });
@@ -256,6 +263,20 @@ describe('a payment', () => {
 
   it('of a customer whose name has dashes is told by the end of the number', () => {
     expect(customerOf('acme-labs-2026-11')).toBe('acme-labs');
+  });
+});
+
+describe('what is taken back of payments that nobody knows', () => {
+  it('is the most that was told, of each payment, of the newest thousand', () => {
+    let early = keepEarly([], { paymentId: 'pi_1', cents: 300n });
+    expect(keepEarly(early, { paymentId: 'pi_1', cents: 300n })).toBe(early);
+    expect(keepEarly(early, { paymentId: 'pi_1', cents: 200n })).toBe(early);
+    early = keepEarly(early, { paymentId: 'pi_1', cents: 400n });
+    expect([earlyOf(early, 'pi_1'), earlyOf(early, 'pi_2')]).toEqual([400n, 0n]);
+    for (let count = 0; count < 999; count++) early = keepEarly(early, { paymentId: `pi_x${count}`, cents: 1n });
+    expect([early.length, earlyOf(early, 'pi_1')]).toEqual([1000, 400n]);
+    early = keepEarly(early, { paymentId: 'pi_last', cents: 1n });
+    expect([early.length, earlyOf(early, 'pi_1'), earlyOf(early, 'pi_last')]).toEqual([1000, 0n, 1n]);
   });
 });
 

@@ -338,7 +338,7 @@ export const settings = (change: Partial<Settings> = {}): Settings => ({
   nodeLostSeconds: 1800,
   releaseTimeoutSeconds: 600,
   closeTimeoutSeconds: 120,
-  maxEscrow: () => 1_000_000_000n,
+  maxEscrow: (_, decimals) => 1000n * 10n ** BigInt(decimals),
   allowance: 'Standing',
   ...change,
 });
@@ -350,7 +350,7 @@ export function observed(change: Partial<Observed> = {}): Observed {
     namespaceLabels: {},
     offers: [offer()],
     providers: factsOf(providerFact()),
-    held: { onRail: 0n, inAsset: 0n },
+    held: { onRail: 0n, inAsset: {} },
     budgets: [],
     budgetsDrain: true,
     refusals: [],

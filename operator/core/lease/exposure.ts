@@ -39,7 +39,7 @@ export function exposureOf(providerName: string, records: Iterable<LeaseRecord>)
   return { leases, gpus, perHour, locked };
 }
 
-/** What other leases lock: on the same rail with the same provider, and in the same asset. */
+/** What other leases lock: on the same rail with the same provider, and in each asset. */
 export function heldElsewhere(
   uid: string,
   record: LeaseRecord | undefined,
@@ -47,16 +47,22 @@ export function heldElsewhere(
 ): HeldElsewhere {
   const quote = record?.quote;
   let onRail = 0n;
-  let inAsset = 0n;
-  if (!quote) return { onRail, inAsset };
+  const inAsset: Record<string, bigint> = {};
   for (const [other, theirs] of records) {
     if (other === uid || !open(theirs)) continue;
     const locked = BigInt(theirs.deposit!);
-    if (theirs.quote!.assetSymbol === quote.assetSymbol) inAsset += atto(locked, theirs.quote!.decimals);
-    if (sameRail(theirs.quote!, quote)) onRail += locked;
+    const { assetSymbol, decimals } = theirs.quote!;
+    inAsset[assetSymbol] = (inAsset[assetSymbol] ?? 0n) + atto(locked, decimals);
+    if (quote && sameRail(theirs.quote!, quote)) onRail += locked;
   }
-  return { onRail, inAsset: unitsAbove(inAsset, quote.decimals) };
+  return { onRail, inAsset };
 }
+
+/** In one asset, base units of a token of it; rounded up. */
+export const heldIn = (
+  { inAsset }: Pick<HeldElsewhere, 'inAsset'>,
+  { assetSymbol, decimals }: { readonly assetSymbol: string; readonly decimals: number },
+): bigint => unitsAbove(inAsset[assetSymbol] ?? 0n, decimals);
 
 /** Locked with a provider in one token of one escrow. */
 export const lockedOn = (

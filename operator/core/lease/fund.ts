@@ -8,6 +8,7 @@ import { amountToApprove, waysToFund } from '../money/funding.ts';
 import { priceOf } from '../money/price.ts';
 import { heldBack, limitReached, type ProviderFact } from '../offer/match.ts';
 import type { Action } from './actions.ts';
+import { heldIn } from './exposure.ts';
 import { intents, type Observed, type QuoteRecord } from './observed.ts';
 import { soonSeconds, untilSeconds } from './pace.ts';
 import type { Decision, Step } from './plan.ts';
@@ -60,6 +61,22 @@ export function railOf(providers: ReadonlyMap<string, ProviderFact>, { providerN
       (rail) =>
         rail.chainId === signed.chainId && same(rail.escrow, signed.escrow) && same(rail.token, signed.quote.token),
     );
+}
+
+/** Why the operator may lock no more in an asset, if so: with all providers together. */
+export function aboveCap(
+  { settings, held }: Pick<Observed, 'settings' | 'held'>,
+  asset: { readonly assetSymbol: string; readonly decimals: number },
+  deposit: bigint,
+): string | undefined {
+  const { assetSymbol, decimals } = asset;
+  const cap = settings.maxEscrow(assetSymbol, decimals);
+  if (cap === undefined)
+    return `The operator has no limit for ${assetSymbol}: start it with --max-escrow ${assetSymbol}=AMOUNT.`;
+  const locked = heldIn(held, asset) + deposit;
+  if (locked <= cap) return undefined;
+  const amount = (units: bigint) => `${formatAmount(units, decimals)} ${assetSymbol}`;
+  return `${amount(deposit)} more would lock ${amount(locked)}; the operator's --max-escrow is ${amount(cap)}. Raise it, or end another lease.`;
 }
 
 function decide(seen: Observed): Decision {
@@ -238,17 +255,8 @@ function decide(seen: Observed): Decision {
       message: `${amount(deposit)} more would lock ${amount(held.onRail + deposit)} with ${quote.providerName}; its maxEscrow is ${amount(railLimit)}. Raise spec.payment.rails[].maxEscrow, or end another lease.`,
       requeueAfterSeconds: 30,
     };
-  const cap = settings.maxEscrow(quote.assetSymbol, quote.decimals);
-  if (cap === undefined || held.inAsset + deposit > cap)
-    return {
-      status: 'False',
-      reason: 'LimitReached',
-      message:
-        cap === undefined
-          ? `The operator has no limit for ${quote.assetSymbol}: start it with --max-escrow ${quote.assetSymbol}=AMOUNT.`
-          : `${amount(deposit)} more would lock ${amount(held.inAsset + deposit)}; the operator's --max-escrow is ${amount(cap)}. Raise it, or end another lease.`,
-      requeueAfterSeconds: 30,
-    };
+  const beyond = aboveCap(seen, quote, deposit);
+  if (beyond) return { status: 'False', reason: 'LimitReached', message: beyond, requeueAfterSeconds: 30 };
   const { wallet } = chain;
   if (wallet.balance < deposit)
     return {

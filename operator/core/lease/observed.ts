@@ -156,12 +156,12 @@ export interface Settings {
   readonly values?: Values;
 }
 
-/** What other leases of this operator hold, base units. */
+/** What other leases of this operator hold. */
 export interface HeldElsewhere {
-  /** On this lease's rail with its provider. */
+  /** On this lease's rail with its provider, base units. */
   readonly onRail: bigint;
-  /** In this asset, everywhere. */
-  readonly inAsset: bigint;
+  /** In each asset, everywhere; atto tokens, since one symbol may have other decimals on another chain. */
+  readonly inAsset: Readonly<Record<string, bigint>>;
 }
 
 export interface Observed {

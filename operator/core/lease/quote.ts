@@ -5,7 +5,7 @@ import type { Spender } from '../budget/spender.ts';
 import { parseAmount } from '../money/amount.ts';
 import { type Candidate, firstDeposit, matchOffers } from '../offer/match.ts';
 import { standsInTheWay } from '../offer/rank.ts';
-import { lockable, overBudget, railOf } from './fund.ts';
+import { aboveCap, lockable, overBudget, railOf } from './fund.ts';
 import type { Observed, QuoteRecord } from './observed.ts';
 import type { Decision, Step } from './plan.ts';
 import { assetsOf } from './pricing.ts';
@@ -77,9 +77,16 @@ function decide(seen: Observed): Decision {
     const { assetSymbol } = candidate.rail;
     if (!overs.has(assetSymbol)) overs.set(assetSymbol, budgetRefusal(seen.budgets, wish(seen, candidate), now));
   }
-  const candidates = match.candidates.filter(({ rail }) => overs.get(rail.assetSymbol) === undefined).slice(0, asked);
-  const over = candidates.length === 0 ? overs.values().next().value : undefined;
-  if (over) return overBudget(over, now);
+  const beyond = (one: Candidate) => aboveCap(seen, one.rail, wish(seen, one).deposit);
+  const candidates = match.candidates
+    .filter((one) => overs.get(one.rail.assetSymbol) === undefined && beyond(one) === undefined)
+    .slice(0, asked);
+  if (candidates.length === 0) {
+    const [first] = match.candidates;
+    const over = overs.get(first!.rail.assetSymbol);
+    if (over) return overBudget(over, now);
+    return { status: 'Unknown', reason: 'LimitReached', message: beyond(first!)!, requeueAfterSeconds: 30 };
+  }
   const refused = seen.refusals.map((r) => `${r.providerName}: ${r.message}`).join(' · ');
   const reason = seen.refusals.find(
     (r) => r.reason === 'CapacityExhausted' || r.reason === 'IdentityMismatch' || r.reason === 'ProviderUnreachable',

@@ -5,6 +5,7 @@ import { parseAmount } from '../money/amount.ts';
 import { sizeTopUp } from '../money/deposit.ts';
 import { amountToApprove } from '../money/funding.ts';
 import type { Action } from './actions.ts';
+import { heldIn } from './exposure.ts';
 import { railOf, spendLimit } from './fund.ts';
 import { intents, type Observed } from './observed.ts';
 
@@ -64,7 +65,7 @@ export function topUpOf(seen: Observed, served: number): TopUp {
       message: `GpuProvider ${quote.providerName} has reached its maxEscrow. Raise spec.payment.rails[].maxEscrow, or end another lease.`,
     },
     {
-      room: (cap ?? 0n) - held.inAsset - locked,
+      room: (cap ?? 0n) - heldIn(held, quote) - locked,
       reason: 'LimitReached',
       message: `the operator's --max-escrow of ${quote.assetSymbol} is reached. Raise it, or end another lease.`,
     },

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { whole } from '../../../../operator/core/lease/amounts.ts';
-import { exposureOf, heldElsewhere, lockedOn, railName } from '../../../../operator/core/lease/exposure.ts';
+import { exposureOf, heldElsewhere, heldIn, lockedOn, railName } from '../../../../operator/core/lease/exposure.ts';
 import type { LeaseRecord } from '../../../../operator/core/lease/observed.ts';
 import { quoteRecord, rail, record } from '../../../support/builders.ts';
 
@@ -27,13 +27,17 @@ describe('what leases hold', () => {
     });
   });
 
+  const e12 = 10n ** 12n;
+  const gpu = 600_000n * e12;
   it('elsewhere leaves out the lease that asks', () => {
-    expect(heldElsewhere('ours, two GPUs', records['ours, two GPUs'], all)).toEqual({ onRail: 30n, inAsset: 50_030n });
-    expect(heldElsewhere('only quoted', records['only quoted'], all)).toEqual({ onRail: 230n, inAsset: 50_230n });
+    const elsewhere = (name: 'ours, two GPUs' | 'only quoted') => heldElsewhere(name, records[name], all);
+    expect(elsewhere('ours, two GPUs')).toEqual({ onRail: 30n, inAsset: { USDC: 50_030n * e12, GPU: gpu } });
+    expect(elsewhere('only quoted')).toEqual({ onRail: 230n, inAsset: { USDC: 50_230n * e12, GPU: gpu } });
   });
 
-  it('elsewhere is nothing for who has no quote', () => {
-    expect(heldElsewhere('never began', records['never began'], all)).toEqual({ onRail: 0n, inAsset: 0n });
+  it('elsewhere is on no rail for who has no quote, and in each asset all the same', () => {
+    const inAsset = { USDC: 50_230n * e12, GPU: gpu };
+    expect(heldElsewhere('never began', records['never began'], all)).toEqual({ onRail: 0n, inAsset });
   });
 
   it('in one token of two chains is added up as whole tokens, however many decimals it has there, and rounded up', () => {
@@ -42,8 +46,11 @@ describe('what leases hold', () => {
       ['here', open('200')],
       ['there', elsewhere],
     ]);
-    expect(heldElsewhere('here', both.get('here'), both)).toEqual({ onRail: 0n, inAsset: 2n });
-    expect(heldElsewhere('there', elsewhere, both)).toEqual({ onRail: 0n, inAsset: 200n * 10n ** 12n });
+    const here = heldElsewhere('here', both.get('here'), both);
+    expect([here.onRail, heldIn(here, { assetSymbol: 'USDC', decimals: 6 })]).toEqual([0n, 2n]);
+    const there = heldElsewhere('there', elsewhere, both);
+    expect(heldIn(there, { assetSymbol: 'USDC', decimals: 18 })).toBe(200n * e12);
+    expect(heldIn(there, { assetSymbol: 'GPU', decimals: 18 })).toBe(0n);
     expect(exposureOf('fra', both.values()).perHour).toEqual({ USDC: 720_000n });
   });
 

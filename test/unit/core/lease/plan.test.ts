@@ -351,12 +351,37 @@ describe('before anything is promised', () => {
       { ready: 'Unknown LimitReached', says: 'LimitReached (closest maxEscrow 0.35 USDC on chain 31337)', wishes: [] },
     ],
     [
+      "asks in its other token where the operator's --max-escrow has no room for the first",
+      {
+        lease: lease({ pricing: inBoth }),
+        offers: [offer({ prices: bothPrices })],
+        providers: onTwoRails(),
+        held: { onRail: 0n, inAsset: { GPU: 999_700_000n * 10n ** 12n + 1n } },
+      },
+      { ready: 'Unknown Quoting', wishes: ['requestQuote ams-rtx4090'] },
+    ],
+    [
+      'asks for no quote that the cap of the operator has no room for',
+      { held: { onRail: 0n, inAsset: { USDC: 999_640_000n * 10n ** 12n + 1n } } },
+      { ready: 'Unknown LimitReached', says: "the operator's --max-escrow is 1000 USDC", wishes: [] },
+    ],
+    [
+      'asks for a quote that just fits under the cap of the operator',
+      { held: { onRail: 0n, inAsset: { USDC: 999_640_000n * 10n ** 12n } } },
+      { ready: 'Unknown Quoting', wishes: ['requestQuote ams-rtx4090'] },
+    ],
+    [
+      'asks for no quote in a token for which the operator has no cap',
+      { settings: settings({ maxEscrow: () => undefined }) },
+      { ready: 'Unknown LimitReached', says: '--max-escrow USDC=AMOUNT', wishes: [] },
+    ],
+    [
       'asks elsewhere, when nothing was decided yet, where other leases have filled the rail of its quote',
       quoted({
         offers: [offer({ prices: bothPrices })],
         lease: lease({ pricing: inBoth }),
         providers: onTwoRails(),
-        held: { onRail: 99_800_001n, inAsset: 0n },
+        held: { onRail: 99_800_001n, inAsset: {} },
       }),
       {
         ready: 'Unknown Quoting',
@@ -371,7 +396,7 @@ describe('before anything is promised', () => {
         offers: [offer({ prices: bothPrices })],
         lease: lease({ pricing: inBoth }),
         providers: onTwoRails(),
-        held: { onRail: 99_800_000n, inAsset: 0n },
+        held: { onRail: 99_800_000n, inAsset: {} },
       }),
       { wishes: ['openEscrow 200000'] },
     ],
@@ -382,7 +407,7 @@ describe('before anything is promised', () => {
         offers: [offer({ prices: bothPrices })],
         lease: lease({ pricing: inBoth }),
         providers: onTwoRails(),
-        held: { onRail: 99_800_001n, inAsset: 0n },
+        held: { onRail: 99_800_001n, inAsset: {} },
       }),
       { ready: 'Unknown LimitReached', wishes: [] },
     ],
@@ -687,18 +712,18 @@ describe('money', () => {
       'names its budget before the limits of its provider',
       quoted({
         budgets: under([perDay('0.5')], 0, undefined, paidRecord()),
-        held: { onRail: 99_700_000n, inAsset: 0n },
+        held: { onRail: 99_700_000n, inAsset: {} },
       }),
       { ready: 'Unknown BudgetExceeded' },
     ],
     [
       'opens nothing above maxEscrow of the provider',
-      quoted({ held: { onRail: 99_700_000n, inAsset: 0n } }),
+      quoted({ held: { onRail: 99_700_000n, inAsset: {} } }),
       { ready: 'Unknown LimitReached', says: 'its maxEscrow is 100 USDC', wishes: [], within: 30 },
     ],
     [
       'opens nothing above the cap of the operator',
-      quoted({ held: { onRail: 0n, inAsset: 1_000_000_000n } }),
+      quoted({ held: { onRail: 0n, inAsset: { USDC: 10n ** 21n } } }),
       { ready: 'Unknown LimitReached', says: "the operator's --max-escrow is 1000 USDC", wishes: [] },
     ],
     [

@@ -264,9 +264,9 @@ async function runCoverage(outcome: Outcome): Promise<void> {
 }
 
 async function runMutation(outcome: Outcome, seed: string, only: string | undefined): Promise<void> {
-  say('taking one thing out at a time, in a copy (a few minutes)');
+  say('taking one thing out at a time, in a copy (a quarter of an hour)');
   const equivalents = await readEquivalents();
-  let done = 0;
+  let [done, started] = [0, 0];
   const { verdicts, unknown } = await runMutants({
     equivalents,
     only,
@@ -275,10 +275,13 @@ async function runMutation(outcome: Outcome, seed: string, only: string | undefi
       await writeTraces(path, seed, 200);
       return path;
     },
-    report({ id, line, killedBy }) {
+    report({ id, line, killedBy }, of) {
+      if (done === 0) started = Date.now();
       done += 1;
       if (killedBy === undefined) say(`  SURVIVED line ${line}  ${id}`);
-      if (done % 50 === 0) say(`  ${done} mutants`);
+      if (done % 20 !== 0) return;
+      const minutes = ((Date.now() - started) / done) * (of - done);
+      say(`  ${done} of ${of} mutants; about ${Math.ceil(minutes / 60_000)} min to go`);
     },
   });
   const survivors = verdicts.filter(({ killedBy }) => killedBy === undefined);

@@ -236,14 +236,30 @@ export async function parseEscrow(): Promise<{ source: string; ast: AstNode }> {
 export const readEquivalents = async (): Promise<Equivalents> =>
   JSON.parse(await readFile(join(contractsFolder, 'equivalent-mutants.json'), 'utf8')) as Equivalents;
 
+const slow = /^(invariant|test_I14)_/;
+
+/** Tests that noticed mutants of a function, the latest first: what notices one notices most of its neighbours. */
+export function createKillers(most = 8) {
+  const known = new Map<string, readonly string[]>();
+  const functionOf = (id: string) => id.split(':', 1)[0]!;
+  return {
+    of: (id: string): readonly string[] => known.get(functionOf(id)) ?? [],
+    noticed(id: string, test: string): void {
+      const others = (known.get(functionOf(id)) ?? []).filter((one) => one !== test);
+      known.set(functionOf(id), [test, ...others].slice(0, most));
+    },
+  };
+}
+
 /**
- * Runs the tests against each mutant, two at a time, the quick suites first. `traces` is where traces for the differential
- * test are, which decide what the others let live. Throws when the tests fail without any mutant.
+ * Runs the tests against each mutant, two at a time: first those that noticed another mutant of the same function, then the
+ * quick suites, then traces for the differential test, which decide what the others let live. Throws when the tests fail
+ * without any mutant.
  */
 export async function runMutants(options: {
   readonly equivalents: Equivalents;
   readonly writeTraces: (folder: string) => Promise<string>;
-  readonly report: (verdict: Verdict) => void;
+  readonly report: (verdict: Verdict, of: number) => void;
   readonly only?: string;
 }): Promise<Mutation> {
   const { source, ast } = await parseEscrow();
@@ -259,12 +275,15 @@ export async function runMutants(options: {
     const healthy = await killerOf(0);
     if (healthy !== undefined) throw new Error(`without any mutant, ${healthy} fails in the copy`);
 
+    const killers = createKillers();
     const verdicts: Verdict[] = [];
     const queue = [...all];
     const worker = async () => {
       for (let next = queue.shift(); next; next = queue.shift()) {
-        const verdict = { ...next, killedBy: await killerOf(next.number) };
-        options.report(verdict);
+        const verdict = { ...next, killedBy: await killerOf(next.number, killers.of(next.id)) };
+        // Invariants and traces take longer than all the others together.
+        if (verdict.killedBy !== undefined && !slow.test(verdict.killedBy)) killers.noticed(next.id, verdict.killedBy);
+        options.report(verdict, all.length);
         verdicts.push(verdict);
       }
     };
@@ -275,13 +294,14 @@ export async function runMutants(options: {
       unknown: Object.keys(options.equivalents).filter((id) => !ids.has(id)),
     };
 
-    async function killerOf(number: number): Promise<string | undefined> {
+    async function killerOf(number: number, likely: readonly string[] = []): Promise<string | undefined> {
       const env = {
         FOUNDRY_BLOCK_COINBASE: `0x${number.toString(16).padStart(40, '0')}`,
         FOUNDRY_FUZZ_RUNS: '24',
         FOUNDRY_INVARIANT_RUNS: '12',
         FOUNDRY_GAS_LIMIT: '18446744073709551615',
       };
+      const withTraces = { GPULEASE_TRACES: traces };
       const run = async (args: readonly string[], more: Readonly<Record<string, string>> = {}) => {
         const output = await runForge(['test', '--fail-fast', '--threads', '1', ...args], {
           cwd: copy.folder,
@@ -294,8 +314,9 @@ export async function runMutants(options: {
         return failed;
       };
       return (
+        (likely.length > 0 ? await run(['--match-test', `^(${likely.join('|')})(\\(|$)`], withTraces) : undefined) ??
         (await run(['--no-match-contract', 'GasTest|InvariantsTest|TracesTest'])) ??
-        (await run(['--match-contract', 'TracesTest'], { GPULEASE_TRACES: traces })) ??
+        (await run(['--match-contract', 'TracesTest'], withTraces)) ??
         (await run(['--match-contract', 'InvariantsTest']))
       );
     }

@@ -1,7 +1,7 @@
 /** On a contract of a few lines; that each mutant of the real one is noticed is `npm run test:contracts -- --mutate`. */
 import { createRequire } from 'node:module';
 import { expect, test } from 'vitest';
-import { plant } from '../../../operator/contracts/mutate.ts';
+import { createKillers, plant } from '../../../operator/contracts/mutate.ts';
 
 const source = `// SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
@@ -64,4 +64,12 @@ test('numbers what is there more than once', () => {
   expect(ids).toContain('add: without: sum += a');
   expect(ids).toContain('add: without: sum += a (2)');
   expect(new Set(ids).size).toBe(ids.length);
+});
+
+test('tests that noticed a mutant are tried first on others of its function, the latest before the others', () => {
+  const killers = createKillers(2);
+  expect(killers.of('open: without: x = 1')).toEqual([]);
+  for (const name of ['one', 'two', 'one', 'three']) killers.noticed('open: never: x == 1', name);
+  expect(killers.of('open: without: x = 1')).toEqual(['three', 'one']);
+  expect(killers.of('openWithPermit: without: x = 1')).toEqual([]);
 });

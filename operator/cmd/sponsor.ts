@@ -1,8 +1,5 @@
 #!/usr/bin/env node
-import { UsageError } from './options.ts';
+import { runProgram } from './program.ts';
 import { runSponsor } from './run-sponsor.ts';
 
-runSponsor(process.argv.slice(2), process.env, (text) => process.stdout.write(text)).catch((error: Error) => {
-  process.stderr.write(`${error instanceof UsageError ? error.message : (error.stack ?? error.message)}\n`);
-  process.exit(error instanceof UsageError ? 2 : 1);
-});
+runProgram((args, env) => runSponsor(args, env, (text) => void process.stdout.write(text)));

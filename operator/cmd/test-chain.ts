@@ -40,7 +40,7 @@ interface Outcome {
 
 const started = Date.now();
 
-/** All that is written here is searched: the words of nodes, contracts and outboxes stand in it, and those of killed payers. */
+/** All that is written is searched: the words of nodes, contracts and outboxes stand in it, and what payers of their own said. */
 const secrets = createSecrets();
 let written = '';
 function write(line: string): void {
@@ -81,7 +81,9 @@ async function main(): Promise<void> {
         if (stopped) return;
         if (scenario.once && mode !== modes[0]) continue;
         if (!lab) {
-          lab = await startChainLab(mode);
+          lab = await startChainLab(mode, (text) => {
+            written += text;
+          });
           for (const { privateKey } of lab.anvil.accounts) secrets.add('a private key of the chain', privateKey);
         }
         const outcome = await runOne(scenario, lab);
@@ -117,6 +119,7 @@ async function main(): Promise<void> {
       failures: outcomes.filter((one) => one.verdict === 'failed').map(({ name, mode, why }) => ({ name, mode, why })),
       cases: rows,
       leaks: leaks.length,
+      searched: { secrets: secrets.size, bytes: Buffer.byteLength(written) },
       escrows,
       seconds: tenth(Date.now() - started),
     }),

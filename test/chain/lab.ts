@@ -93,7 +93,8 @@ export interface ProcessEnd {
   readonly entry?: { readonly state: string; readonly hashes: readonly string[]; readonly nonce: number };
 }
 
-export async function startChainLab(mode: Mode): Promise<ChainLab> {
+/** `hear` is told all that processes beside this one write. */
+export async function startChainLab(mode: Mode, hear: (text: string) => void = () => undefined): Promise<ChainLab> {
   const chain = await startEscrowChain({
     slotsInAnEpoch: safeLag,
     accounts: 120,
@@ -211,13 +212,16 @@ export async function startChainLab(mode: Mode): Promise<ChainLab> {
     voucher: (leaseId, servedSeconds, last = false) =>
       signVoucher(keys.session, client.domain, { leaseId, servedSeconds, last }),
     process: (instructions, file) =>
-      runProcess({
-        ...instructions,
-        urls: endpoints.map((one) => one.url),
-        chainId: anvil.chainId,
-        privateKey: anvil.accounts[1]!.privateKey,
-        file,
-      }),
+      runProcess(
+        {
+          ...instructions,
+          urls: endpoints.map((one) => one.url),
+          chainId: anvil.chainId,
+          privateKey: anvil.accounts[1]!.privateKey,
+          file,
+        },
+        hear,
+      ),
     storeFile: () => {
       files += 1;
       return join(dir, `outbox-${files}.json`);
@@ -263,7 +267,7 @@ export const escrowOver = (lab: ChainLab, rpc: Rpc): Promise<EscrowClient> =>
 
 const program = new URL('../support/outbox-process.ts', import.meta.url).pathname;
 
-function runProcess(instructions: Instructions): Promise<ProcessEnd> {
+function runProcess(instructions: Instructions, hear: (text: string) => void): Promise<ProcessEnd> {
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [program, JSON.stringify(instructions)], {
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -278,6 +282,7 @@ function runProcess(instructions: Instructions): Promise<ProcessEnd> {
     });
     child.once('error', reject);
     child.once('close', (code, signal) => {
+      hear(`${out}\n${complaint}\n`);
       if (signal === 'SIGKILL') resolve({ killed: true });
       else if (code !== 0) reject(new Wrong(`the outbox process failed: ${complaint.trim().split('\n').at(-1)}`));
       else resolve({ killed: false, entry: JSON.parse(out).entry });

@@ -346,7 +346,11 @@ export const leaseStatus = z.object({
             total: z.string().max(40).describe('Price × count × term, fee included.'),
             fee: z.string().max(40).describe('Platform fee in it, as the contract takes it now.').optional(),
             value: z.string().max(40).describe('What the total is worth by --token-value.').optional(),
-            note: z.string().max(128).describe('Why it comes last: it cannot be paid with just now.').optional(),
+            note: z
+              .string()
+              .max(128)
+              .describe('Why it cannot be paid with just now: it comes last, or, at its maxEscrow, is not asked.')
+              .optional(),
           }),
         )
         .max(8)

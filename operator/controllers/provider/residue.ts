@@ -19,7 +19,12 @@ interface Volume extends KubeObject {
 
 export interface Residue {
   /** In words; undefined: nothing. */
-  left(record: LeaseRecord, signal?: AbortSignal): Promise<string | undefined>;
+  left(
+    held: Pick<LeaseRecord, 'leaseId' | 'nodeName'> & {
+      [field in 'storage' | 'unseen']?: LeaseRecord[field] | undefined;
+    },
+    signal?: AbortSignal,
+  ): Promise<string | undefined>;
 }
 
 export function createResidue(options: {

@@ -1,6 +1,9 @@
 /**
  * What belongs to no lease: GPUs set aside, and tenants' namespaces, whose record says that they are over, or that have
  * none. Only facts count: records are read from the API server, escrows from the chain, neither from a cache.
+ *
+ * A record is written by the process that faces the internet. That it calls a lease clean, or served elsewhere, gives no GPU back
+ * by itself: whether anything of the tenant is on the node that is held for it, cluster and kubelet are asked.
  */
 import type { Hex32 } from '../../api/messages.ts';
 import type { NodeLedger } from '../../core/allocation/ledger.ts';
@@ -8,6 +11,7 @@ import { moneyIsOver } from '../../core/allocation/settlement.ts';
 import type { Log } from '../../engine/types.ts';
 import { type Ledgers, ledgerOfConfigMap } from './ledgers.ts';
 import type { Records } from './records.ts';
+import type { Residue } from './residue.ts';
 import type { Stock } from './stock.ts';
 import type { Tenant, Tenants } from './tenants.ts';
 import type { Chains, Counters } from './world.ts';
@@ -16,7 +20,8 @@ export interface SweepOptions {
   readonly stock: Pick<Stock, 'ledgers'>;
   readonly records: Pick<Records, 'get'>;
   readonly ledgers: Pick<Ledgers, 'free'>;
-  readonly tenants: Pick<Tenants, 'list' | 'exists' | 'tearDown' | 'removeNamespace'>;
+  readonly tenants: Pick<Tenants, 'list' | 'place' | 'tearDown' | 'removeNamespace'>;
+  readonly residue: Residue;
   readonly chains: Pick<Chains, 'chain'>;
   readonly now: () => Date;
   readonly log: Log;
@@ -32,7 +37,7 @@ export async function sweep(options: SweepOptions, signal: AbortSignal): Promise
 }
 
 async function sweepReservations(options: SweepOptions, signal: AbortSignal): Promise<void> {
-  const { stock, records, ledgers, tenants, now, log, counters } = options;
+  const { stock, records, ledgers, tenants, residue, now, log, counters } = options;
   for (const map of stock.ledgers.list()) {
     let ledger: NodeLedger;
     try {
@@ -47,8 +52,12 @@ async function sweepReservations(options: SweepOptions, signal: AbortSignal): Pr
       const record = await records.get(leaseId as Hex32, signal);
       // After its end, too: until nothing of its tenant is left, which its own reconciler finds out.
       if (record !== undefined && !record.clean && record.nodeName === ledger.node) continue;
-      // Its pods may be running: they hold the GPUs, whatever became of the record.
-      if (record === undefined && (await tenants.exists(leaseId as Hex32, signal))) continue;
+      // Its pods may be running: they hold the GPUs, whatever the record says, or became of it.
+      const place = await tenants.place(leaseId as Hex32, ledger.node, signal);
+      if (place === 'here') continue;
+      const { storage, unseen } = record ?? {};
+      const held = { leaseId: leaseId as Hex32, nodeName: ledger.node, storage, unseen };
+      if (place === 'gone' && (await residue.left(held, signal)) !== undefined) continue;
       counters.count('gpulease_gateway_orphans_total', { kind: 'reservation' });
       log.warn({ leaseId, node: ledger.node }, 'a reservation that no lease stands behind is given back');
       await ledgers.free(ledger.node, leaseId as Hex32, signal);

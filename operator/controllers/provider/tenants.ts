@@ -1,5 +1,5 @@
 /** Makes tenants, acts in them, and takes them away. Everything here may be repeated. */
-import { labels as ownLabels } from '../../api/labels.ts';
+import { annotations, labels as ownLabels } from '../../api/labels.ts';
 import type { Hex32 } from '../../api/messages.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { tenantAccount, tenantRole, tenantRoleName } from '../../core/allocation/rights.ts';
@@ -41,7 +41,8 @@ export interface Tenants {
   tearDown(leaseId: Hex32, nodeReady: boolean, signal?: AbortSignal): Promise<boolean>;
   /** All that exist and are not going. */
   list(signal?: AbortSignal): Promise<readonly Tenant[]>;
-  exists(leaseId: Hex32, signal?: AbortSignal): Promise<boolean>;
+  /** Whether it may run pods on this node: by what its namespace says, and by its pods. */
+  place(leaseId: Hex32, node: string, signal?: AbortSignal): Promise<'here' | 'elsewhere' | 'gone'>;
   removeNamespace(name: string, signal?: AbortSignal): Promise<void>;
 }
 
@@ -166,8 +167,13 @@ export function createTenants(options: {
         }));
     },
 
-    async exists(leaseId, signal) {
-      return (await cluster.get(resources.namespaces, { name: tenantNamespace(leaseId) }, signal)) !== undefined;
+    async place(leaseId, node, signal) {
+      const name = tenantNamespace(leaseId);
+      const namespace = await cluster.get<KubeObject>(resources.namespaces, { name }, signal);
+      if (namespace === undefined) return 'gone';
+      if ((namespace.metadata.annotations?.[annotations.tenantNode] ?? node) === node) return 'here';
+      const { items } = await cluster.list<TenantPod>(resources.pods, { namespace: name }, signal);
+      return items.some(({ spec }) => spec?.nodeName === node) ? 'here' : 'elsewhere';
     },
 
     async removeNamespace(name, signal) {

@@ -30,6 +30,7 @@ const gateway: Account = {
     couldNot: [
       'make a tenant, or set GPUs aside, without an escrow on chain: the provisioner believes no record',
       'make a tenant trusted, or raise its storage: that is decided by the provisioner’s flags',
+      'have a GPU sold again while its tenant is there: the provisioner looks at namespace, pods and kubelet, not at the record',
       'touch namespaces that are not of tenants, nodes, roles, admission policies, or stored transactions',
     ],
   },

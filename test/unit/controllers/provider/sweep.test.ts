@@ -31,6 +31,10 @@ interface World {
   readonly safe?: { closed: boolean } | 'none';
   readonly safeBlockTime?: Date;
   readonly ledgers?: readonly { node: string; since: Date }[];
+  /** Where the tenant is, seen from the node of the ledger. Default: gone, where there are no tenants. */
+  readonly place?: 'here' | 'elsewhere' | 'gone';
+  /** What of it is left on that node. */
+  readonly left?: string;
 }
 
 async function swept(world: World): Promise<string[]> {
@@ -51,9 +55,13 @@ async function swept(world: World): Promise<string[]> {
     ledgers: { free: async (node: string) => void did.push(`free ${node}`) },
     tenants: {
       list: async () => world.tenants ?? [],
-      exists: async () => (world.tenants ?? []).length > 0,
+      place: async () => world.place ?? ((world.tenants ?? []).length > 0 ? 'here' : 'gone'),
       tearDown: async (id: string) => did.push(`tear down ${id.slice(0, 6)}`) > 0,
       removeNamespace: async (name: string) => void did.push(`remove ${name}`),
+    },
+    residue: {
+      left: async ({ nodeName }: { nodeName: string }) =>
+        nodeName === 'gpu-1' ? world.left : 'another node was asked',
     },
     chains: {
       chain: () =>
@@ -151,8 +159,28 @@ describe('a reservation', () => {
     ],
     [
       'of a lease that is served on another node is given back',
-      { ledgers: onNode(), record: { nodeName: 'gpu-2', state: 'Serving' } },
+      { ledgers: onNode(), record: { nodeName: 'gpu-2', state: 'Serving' }, place: 'elsewhere' },
       ['count reservation', 'free gpu-1'],
+    ],
+    [
+      'stays while its tenant is there, though its record says that nothing of it is left',
+      { ledgers: onNode(), record: { nodeName: 'gpu-1', state: 'Ended', tornDown: true, clean: true }, place: 'here' },
+      [],
+    ],
+    [
+      'stays while its tenant is there, though its record says that it is on another node',
+      { ledgers: onNode(), record: { nodeName: 'gpu-2', state: 'Serving' }, place: 'here' },
+      [],
+    ],
+    [
+      'stays while the kubelet knows its pods, though its record says that nothing of it is left',
+      { ledgers: onNode(), record: { nodeName: 'gpu-2', state: 'Ended', clean: true }, left: 'the kubelet knows two' },
+      [],
+    ],
+    [
+      'without a record stays while something of its tenant is left on the node',
+      { ledgers: onNode(), left: 'volumes are being deleted' },
+      [],
     ],
     ['that is just being made stays', { ledgers: onNode(new Date(now.getTime() - 59_000)) }, []],
   ];

@@ -194,6 +194,8 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
   ) {
     const small = isSmall(target, wanted);
     if (!small) {
+      // Who left meanwhile closes nothing any more, and would be counted for ever.
+      signal.throwIfAborted();
       if (!answers.take(record.leaseId))
         throw new Refusal(429, 'too many lists, watches and logs of this lease are being read: close some', {
           retryAfterSeconds: 5,

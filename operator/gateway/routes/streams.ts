@@ -70,15 +70,21 @@ export function serveStreams(server: Server, options: StreamOptions): Streams {
   let ended = false;
   const ofLeases = new Map<Hex32, number>();
 
-  /** Throws a Refusal when the lease has as many as it may have. */
+  /** Of those whose token was good: who is turned away takes the place of nobody. */
+  let proven = 0;
+
+  /** Throws a Refusal when the lease, or all of them, have as many as they may have. */
   function count(leaseId: Hex32, socket: Duplex): void {
+    if (proven >= maxStreams) throw new Refusal(503, 'too many streams are open: try again', { retryAfterSeconds: 2 });
     const before = ofLeases.get(leaseId) ?? 0;
     if (before >= maxStreamsOfLease)
       throw new Refusal(429, `${maxStreamsOfLease} streams of this lease are open: close some`, {
         retryAfterSeconds: 5,
       });
     ofLeases.set(leaseId, before + 1);
+    proven += 1;
     socket.once('close', () => {
+      proven -= 1;
       const left = (ofLeases.get(leaseId) ?? 1) - 1;
       if (left > 0) ofLeases.set(leaseId, left);
       else ofLeases.delete(leaseId);
@@ -94,14 +100,7 @@ export function serveStreams(server: Server, options: StreamOptions): Streams {
       refuse(socket, problem, retryAfterSeconds);
     };
     if (options.tunnels?.take(request, socket, head, fail)) return;
-    if (ended || open.size >= maxStreams) {
-      refuse(
-        socket,
-        problemOf(503, ended ? 'the gateway restarts: try again' : 'too many streams are open: try again'),
-        2,
-      );
-      return;
-    }
+    if (ended) return refuse(socket, problemOf(503, 'the gateway restarts: try again'), 2);
     open.set(socket, undefined);
     socket.once('close', () => open.delete(socket));
     carry(request, socket, head, options, count)

@@ -14,6 +14,7 @@ import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
 import type { GatewayLog } from '../service.ts';
+import { type Budget, createBudget } from '../tunnels/budget.ts';
 import { type KubeRouteOptions, problemOfAnswer, queryOf, targetOf, withQuery } from './kube.ts';
 import { leaseIdOf } from './leases.ts';
 
@@ -21,6 +22,8 @@ export interface WatchOptions extends KubeRouteOptions {
   readonly log: GatewayLog;
   /** Watches at a time, over all leases. */
   readonly maxWatches?: number;
+  /** Of these, for one lease: no tenant takes them all. Each holds a connection to the API server. */
+  readonly maxWatchesOfLease?: number;
 }
 
 /** In this order: of what a caller offers, the first is taken. */
@@ -31,8 +34,9 @@ const idleMs = 75_000;
 const maxHeaderListBytes = 16 * 1024;
 
 export function serveWatches(server: Server, options: WatchOptions): { end(): void; readonly open: number } {
-  const { maxWatches = 20_000, log } = options;
+  const { maxWatches = 20_000, maxWatchesOfLease = 250, log } = options;
   const open = new Set<ServerHttp2Stream>();
+  const budget = createBudget(maxWatchesOfLease, maxWatches);
   const sessions = new Set<ServerHttp2Session>();
 
   const http1 = server.listeners('secureConnection') as ((socket: TLSSocket) => void)[];
@@ -70,7 +74,7 @@ export function serveWatches(server: Server, options: WatchOptions): { end(): vo
         watches -= 1;
         open.delete(stream);
       });
-      watch(stream, headers, options).catch((error: unknown) => {
+      watch(stream, headers, options, budget).catch((error: unknown) => {
         const { problem, ours, retryAfterSeconds } = problemOfError(error);
         if (ours)
           log.error({ error: error instanceof Error ? error.message : String(error) }, 'a watch could not be opened');
@@ -89,7 +93,12 @@ export function serveWatches(server: Server, options: WatchOptions): { end(): vo
   };
 }
 
-async function watch(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, options: WatchOptions): Promise<void> {
+async function watch(
+  stream: ServerHttp2Stream,
+  headers: IncomingHttpHeaders,
+  options: WatchOptions,
+  budget: Budget,
+): Promise<void> {
   const { service, callers, upstream } = options;
   const url = String(headers[':path'] ?? '');
   const match = /^\/v1\/leases\/([^/?]+)\/kube\/([^?]*)\?/.exec(url);
@@ -99,6 +108,9 @@ async function watch(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, op
   const leaseId = leaseIdOf(match[1]);
   callers.check(leaseId, { headers, socket: stream.session?.socket });
   const query = queryOf(target, 'GET', url);
+  if (!budget.take(leaseId))
+    throw new Refusal(429, 'too many watches of this lease are open: close some', { retryAfterSeconds: 5 });
+  stream.once('close', () => budget.give(leaseId));
 
   const gone = new AbortController();
   stream.once('close', () => gone.abort(new Error('the caller went away')));

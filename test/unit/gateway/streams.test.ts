@@ -1,9 +1,12 @@
 /** exec, attach and port-forward: bytes go both ways, unread. */
 import { once } from 'node:events';
-import { request } from 'node:http';
+import http, { request } from 'node:http';
 import { connect, createServer, type Server, type Socket } from 'node:net';
+import { PassThrough } from 'node:stream';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { tenantNamespace } from '../../../operator/core/allocation/record.ts';
+import { Refusal } from '../../../operator/core/allocation/refusal.ts';
+import { type StreamOptions, serveStreams } from '../../../operator/gateway/routes/streams.ts';
 import { join } from '../../../operator/wire/upgraded.ts';
 import type { FakeRequest } from '../../support/fake-cluster.ts';
 import { eventually, type ProviderSide, startProviderSide } from '../../support/provider-side.ts';
@@ -273,4 +276,39 @@ test('no lease takes all streams', async () => {
     async () => (await open('pods/train/exec?command=sh')).status,
     (status) => status === 101,
   );
+});
+
+test('who is turned away takes nobody’s place, however slowly it leaves', async () => {
+  const server = http.createServer();
+  const streams = serveStreams(server, {
+    maxStreams: 1,
+    service: { tenant: async (leaseId: string) => ({ leaseId }), token: async () => 'token' },
+    callers: {
+      check(_leaseId: string, { headers }: { headers: { authorization?: string } }) {
+        if (headers.authorization !== 'good') throw new Refusal('Unauthorized', 'no');
+      },
+    },
+    upstream: {
+      async upgrade() {
+        return { response: Object.assign(new PassThrough().end('{}'), { statusCode: 404, headers: {} }) };
+      },
+    },
+    log: { error: () => undefined },
+  } as unknown as StreamOptions);
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const asking = async (authorization: string) => {
+    const socket = connect({ port: (server.address() as { port: number }).port, allowHalfOpen: true });
+    socket.write(
+      `POST /v1/leases/0x${'1'.repeat(64)}/kube/pods/p/exec?command=sh HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: SPDY/3.1\r\nauthorization: ${authorization}\r\n\r\n`,
+    );
+    return { socket, status: String((await once(socket, 'data'))[0]).slice(9, 12) };
+  };
+  const strangers = [await asking('bad'), await asking('bad'), await asking('bad')];
+  expect(strangers.map(({ status }) => status)).toEqual(['401', '401', '401']);
+  expect(streams.open).toBe(3);
+  const consumer = await asking('good');
+  expect(consumer.status).toBe('404');
+  for (const { socket } of [...strangers, consumer]) socket.destroy();
+  await streams.end();
+  server.close();
 });

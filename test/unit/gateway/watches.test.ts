@@ -172,11 +172,12 @@ test('a gateway that stops ends them', async () => {
   expect(session.destroyed || session.closed).toBe(true);
 });
 
-test('there is an end to how many there may be, and those that are there go on', async () => {
+/** Watches alone, whose answers come from here. */
+async function watchesOf(limits: Pick<WatchOptions, 'maxWatches' | 'maxWatchesOfLease'>) {
   const server = https.createServer({ ...pair, ALPNProtocols: alpnProtocols });
   const answers: PassThrough[] = [];
   const watches = serveWatches(server, {
-    maxWatches: 2,
+    ...limits,
     service: {
       tenant: async (leaseId: string) => ({ leaseId }),
       token: async () => 'token',
@@ -197,11 +198,36 @@ test('there is an end to how many there may be, and those that are there go on',
     watches.end();
     server.close();
   });
-  // On two connections, as a single one is held to it by its settings.
-  const [one, other] = [0, 1].map(() => connect((server.address() as { port: number }).port));
+  return { watches, answers, port: (server.address() as { port: number }).port };
+}
+
+test('no lease takes all of them, whatever connections it has', async () => {
+  const { port: to } = await watchesOf({ maxWatchesOfLease: 2 });
+  const [one, other] = [connect(to), connect(to)];
   closing.push(
-    () => one!.destroy(),
-    () => other!.destroy(),
+    () => one.destroy(),
+    () => other.destroy(),
+  );
+  const [its, another] = [watchOf(`0x${'1'.repeat(64)}`), watchOf(`0x${'2'.repeat(64)}`)];
+  const first = await ask(its, 'x', 'GET', one);
+  await ask(its, 'x', 'GET', other);
+  const more = await ask(its, 'x', 'GET', other);
+  expect([more.status, more.headers['retry-after']]).toEqual([429, '5']);
+  expect((await ask(another, 'x', 'GET', other)).status).toBe(200);
+  first.stream.close(http2.constants.NGHTTP2_CANCEL);
+  await eventually(
+    async () => (await ask(its, 'x', 'GET', other)).status,
+    (status) => status === 200,
+  );
+});
+
+test('there is an end to how many there may be, and those that are there go on', async () => {
+  const { watches, answers, port: to } = await watchesOf({ maxWatches: 2 });
+  // On two connections, as a single one is held to it by its settings.
+  const [one, other] = [connect(to), connect(to)];
+  closing.push(
+    () => one.destroy(),
+    () => other.destroy(),
   );
   const path = watchOf(`0x${'1'.repeat(64)}`);
   const first = await ask(path, 'x', 'GET', one);

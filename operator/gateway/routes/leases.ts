@@ -9,7 +9,7 @@ import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import type { LeaseTokens } from '../tokens.ts';
 import { validated } from '../validate.ts';
-import { route } from './methods.ts';
+import { maxUnprovenBodyBytes, route } from './methods.ts';
 
 export interface LeaseRouteOptions {
   readonly service: GatewayService;
@@ -39,60 +39,79 @@ export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): v
   const { service, tokens, callers, nonces, now } = options;
   const audiences = new Set(options.publicUrls.map(withoutSlash));
 
-  const authorized = (request: FastifyRequest): Hex32 => {
-    const leaseId = idOf(request);
-    callers.check(leaseId, request.raw);
-    return leaseId;
+  const authorized = { check: (request: FastifyRequest) => callers.check(idOf(request), request.raw) };
+  const anybody = {
+    check: (request: FastifyRequest) => callers.anybody(request.raw),
+    bodyLimit: maxUnprovenBodyBytes,
   };
 
-  route(app, '/v1/leases', {
-    POST: async (request, reply) => {
-      callers.anybody(request.raw);
-      const info = await service.allocate(validated(leaseRequest, request.body), abortedWith(reply));
-      callers.about(info.leaseId as Hex32, request.raw);
-      return info;
+  route(
+    app,
+    '/v1/leases',
+    {
+      POST: async (request, reply) => {
+        const info = await service.allocate(validated(leaseRequest, request.body), abortedWith(reply));
+        callers.about(info.leaseId as Hex32, request.raw);
+        return info;
+      },
     },
-  });
+    anybody,
+  );
 
-  route(app, '/v1/leases/:leaseId', {
-    GET: async (request, reply) => service.allocation(authorized(request), abortedWith(reply)),
-  });
+  route(
+    app,
+    '/v1/leases/:leaseId',
+    { GET: async (request, reply) => service.allocation(idOf(request), abortedWith(reply)) },
+    authorized,
+  );
 
-  route(app, '/v1/leases/:leaseId/token', {
-    POST: async (request, reply) => {
-      callers.anybody(request.raw);
-      const leaseId = idOf(request);
-      const access = validated(accessRequest, request.body);
-      const nowSeconds = Math.floor(now().getTime() / 1000);
-      if (!audiences.has(withoutSlash(access.audienceUrl))) {
-        throw new Refusal(
-          'Unauthorized',
-          `the access is for ${access.audienceUrl.slice(0, 200)}, this gateway is ${[...audiences].join(' or ')}`,
-        );
-      }
-      if (access.expiresAt <= nowSeconds) throw new Refusal('Unauthorized', 'the access has run out: sign another');
-      if (access.expiresAt > nowSeconds + longestAccessSeconds) {
-        throw new Refusal('Unauthorized', `an access may hold for ${longestAccessSeconds} seconds, not longer`);
-      }
-      await service.checkAccess(leaseId, access, abortedWith(reply));
-      // Last, so that only who can sign for a lease can fill the memory of nonces.
-      nonces.use(access.nonce, access.expiresAt);
-      callers.proved(leaseId, request.raw);
-      return tokens.issue(leaseId, access.expiresAt);
+  route(
+    app,
+    '/v1/leases/:leaseId/token',
+    {
+      POST: async (request, reply) => {
+        const leaseId = idOf(request);
+        const access = validated(accessRequest, request.body);
+        const nowSeconds = Math.floor(now().getTime() / 1000);
+        if (!audiences.has(withoutSlash(access.audienceUrl))) {
+          throw new Refusal(
+            'Unauthorized',
+            `the access is for ${access.audienceUrl.slice(0, 200)}, this gateway is ${[...audiences].join(' or ')}`,
+          );
+        }
+        if (access.expiresAt <= nowSeconds) throw new Refusal('Unauthorized', 'the access has run out: sign another');
+        if (access.expiresAt > nowSeconds + longestAccessSeconds) {
+          throw new Refusal('Unauthorized', `an access may hold for ${longestAccessSeconds} seconds, not longer`);
+        }
+        await service.checkAccess(leaseId, access, abortedWith(reply));
+        // Last, so that only who can sign for a lease can fill the memory of nonces.
+        nonces.use(access.nonce, access.expiresAt);
+        callers.proved(leaseId, request.raw);
+        return tokens.issue(leaseId, access.expiresAt);
+      },
     },
-  });
+    anybody,
+  );
 
-  route(app, '/v1/leases/:leaseId/vouchers', {
-    POST: async (request, reply) => {
-      const leaseId = authorized(request);
-      return service.voucher(leaseId, validated(voucherRequest, request.body), abortedWith(reply));
+  route(
+    app,
+    '/v1/leases/:leaseId/vouchers',
+    {
+      POST: async (request, reply) =>
+        service.voucher(idOf(request), validated(voucherRequest, request.body), abortedWith(reply)),
     },
-  });
+    authorized,
+  );
 
-  route(app, '/v1/leases/:leaseId/release', {
-    POST: async (request, reply) => {
-      const receipt = await service.release(authorized(request), abortedWith(reply));
-      return reply.code(receipt.state === 'Ended' ? 200 : 202).send(receipt);
+  route(
+    app,
+    '/v1/leases/:leaseId/release',
+    {
+      POST: async (request, reply) => {
+        const receipt = await service.release(idOf(request), abortedWith(reply));
+        return reply.code(receipt.state === 'Ended' ? 200 : 202).send(receipt);
+      },
     },
-  });
+    authorized,
+  );
 }

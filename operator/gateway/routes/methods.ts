@@ -1,18 +1,37 @@
-/** One path with its methods; every other method is told which there are. */
-import type { FastifyInstance, RouteHandlerMethod } from 'fastify';
+/**
+ * One path with its methods; every other method is told which there are.
+ *
+ * Who may ask is found out before a body is read: one that is on its way is kept in memory, and a passer-by could have thousands
+ * on their way. Where nobody has to prove who he is, bodies are short.
+ */
+import type { FastifyInstance, FastifyRequest, RouteHandlerMethod } from 'fastify';
 import { Refusal } from '../../core/allocation/refusal.ts';
 
 const all = ['GET', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'] as const;
 type Method = (typeof all)[number];
 
+/** Of what somebody may send who has proved nothing: a signed quote, the longest, has two kilobytes. */
+export const maxUnprovenBodyBytes = 16 * 1024;
+
+export interface Before {
+  /** Throws a Refusal for who may not ask. */
+  readonly check: (request: FastifyRequest) => void;
+  readonly bodyLimit?: number;
+}
+
 export function route(
   app: FastifyInstance,
   url: string,
   handlers: Readonly<Partial<Record<Method, RouteHandlerMethod>>>,
+  before?: Before,
 ): void {
   const allowed = Object.keys(handlers);
   for (const [method, handler] of Object.entries(handlers)) {
-    app.route({ method: method as Method, url, handler, exposeHeadRoute: false });
+    app.route({
+      ...{ method: method as Method, url, handler, exposeHeadRoute: false },
+      ...(before && { onRequest: async (request: FastifyRequest) => before.check(request) }),
+      ...(before?.bodyLimit === undefined ? {} : { bodyLimit: before.bodyLimit }),
+    });
   }
   app.route({
     method: all.filter((method) => !allowed.includes(method)),

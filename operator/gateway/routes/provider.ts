@@ -6,7 +6,7 @@ import type { Callers } from '../callers.ts';
 import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import { validated } from '../validate.ts';
-import { route } from './methods.ts';
+import { maxUnprovenBodyBytes, route } from './methods.ts';
 
 /** Several consumers may come from one address; not a crowd of them. */
 const maxWaitingOfAddress = 64;
@@ -50,10 +50,10 @@ export function providerRoutes(app: FastifyInstance, service: GatewayService, ca
       return reply.type('application/json').send(described);
     },
   });
-  route(app, '/v1/quotes', {
-    POST: async (request, reply) => {
-      callers.anybody(request.raw);
-      return service.quote(validated(quoteRequest, request.body), abortedWith(reply));
-    },
-  });
+  route(
+    app,
+    '/v1/quotes',
+    { POST: async (request, reply) => service.quote(validated(quoteRequest, request.body), abortedWith(reply)) },
+    { check: (request) => callers.anybody(request.raw), bodyLimit: maxUnprovenBodyBytes },
+  );
 }

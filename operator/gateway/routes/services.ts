@@ -13,25 +13,31 @@ export function serviceRoutes(
   app: FastifyInstance,
   { service, callers }: { readonly service: GatewayService; readonly callers: Callers },
 ): void {
-  const authorized = (request: FastifyRequest) => {
-    const leaseId = leaseIdOf((request.params as { leaseId?: string }).leaseId);
-    callers.check(leaseId, request.raw);
-    return leaseId;
-  };
+  const idOf = (request: FastifyRequest) => leaseIdOf((request.params as { leaseId?: string }).leaseId);
+  const authorized = { check: (request: FastifyRequest) => callers.check(idOf(request), request.raw) };
 
-  route(app, '/v1/leases/:leaseId/services', {
-    PUT: async (request, reply) =>
-      service.putServices(authorized(request), validated(servicesRequest, request.body), abortedWith(reply)),
-  });
+  route(
+    app,
+    '/v1/leases/:leaseId/services',
+    {
+      PUT: async (request, reply) =>
+        service.putServices(idOf(request), validated(servicesRequest, request.body), abortedWith(reply)),
+    },
+    authorized,
+  );
 
   for (const [name, protocol] of [
     ['forward', forwardProtocol],
     ['reverse', reverseProtocol],
   ] as const)
-    route(app, `/v1/leases/:leaseId/${name}`, {
-      POST: async (request) => {
-        authorized(request);
-        throw new Refusal(400, `${name} needs an upgrade of the connection (${protocol})`);
+    route(
+      app,
+      `/v1/leases/:leaseId/${name}`,
+      {
+        POST: async () => {
+          throw new Refusal(400, `${name} needs an upgrade of the connection (${protocol})`);
+        },
       },
-    });
+      authorized,
+    );
 }

@@ -321,6 +321,41 @@ const hoarding: readonly Attack[] = [
     },
     { needs: 'clusters', slow: true },
   ),
+  attack(
+    'more watches than a lease may have, on one connection of HTTP/2',
+    '429 for the rest',
+    async (target) => {
+      const authorization = `Bearer ${await target.token()}`;
+      const socket = await wire(target, { ALPNProtocols: ['h2'] });
+      const session = http2.connect('https://gateway', { createConnection: () => socket });
+      session.on('error', () => undefined);
+      let [served, refusals] = [0, 0];
+      for (let i = 0; i < 320; i++) {
+        const stream = session.request({ ':path': own(target, '/kube/pods?watch=true'), authorization });
+        stream.on('error', () => undefined);
+        stream.once('response', (headers) => {
+          if (headers[':status'] === 429) refusals += 1;
+          if (headers[':status'] === 200) served += 1;
+        });
+      }
+      for (let i = 0; i < 200 && served + refusals < 320; i++) await new Promise((resolve) => setTimeout(resolve, 100));
+      const honest = await target.honest();
+      session.destroy();
+      must(honest === undefined, `an honest caller meanwhile: ${honest}`);
+      must(refusals >= 70 && served > 0, `${served} were served, ${refusals} of 320 were refused`);
+      return `${served} were served, ${refusals} told 429`;
+    },
+    { needs: 'clusters', slow: true },
+  ),
+  attack('a hundred thousand brackets for a voucher', '400', async (target) =>
+    refused(
+      await ask(target, {
+        ...{ method: 'POST', path: own(target, '/vouchers'), token: await target.token() },
+        body: '['.repeat(100_000),
+      }),
+      400,
+    ),
+  ),
   attack('33 Services', '400', async (target) =>
     refused(
       await ask(target, {

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { TLSSocket } from 'node:tls';
 import { type Attack, must, refused } from '../attack.ts';
 import { ask, askOverH2, heard, raw, type Target, wire } from '../target.ts';
 
@@ -65,7 +66,12 @@ const malformed: readonly (readonly [name: string, bytes: string, statuses: read
 
 const bodies: readonly (readonly [name: string, body: string, statuses: readonly number[]])[] = [
   ['a body of two megabytes', JSON.stringify({ offerName: 'x'.repeat(2_000_000) }), [413]],
-  ['a hundred thousand brackets', '['.repeat(100_000), [400]],
+  ['ten thousand brackets', '['.repeat(10_000), [400]],
+  [
+    'a quote with a hundred thousand letters, from who has proved nothing',
+    `{"offerName":"${'x'.repeat(100_000)}"}`,
+    [413],
+  ],
   ['a prototype for everybody', '{"__proto__":{"gpus":1},"constructor":{"prototype":{"x":1}}}', [400]],
   ['a number that no machine holds', '{"offerName":"rtx4090","gpus":1e400}', [400]],
   ['strings where numbers belong', '{"offerName":"rtx4090","gpus":"1; DROP TABLE leases","maxSeconds":"60"}', [400]],
@@ -153,6 +159,60 @@ export const passerBy: readonly Attack[] = [
     async run(target) {
       const bytes = http('POST /v1/quotes HTTP/1.1', [json, 'content-length: 10737418240'], '{');
       return refused(await raw(target, bytes, 5), 413);
+    },
+  },
+  ...(
+    [
+      ['a megabyte without a token, for a lease', 'POST', '/vouchers'],
+      ['a megabyte without a token, for its Services', 'PUT', '/services'],
+      ['a megabyte without a token, for a pod', 'POST', '/kube/pods'],
+    ] as const
+  ).map(
+    ([name, method, rest]): Attack => ({
+      who: 'passer-by',
+      name,
+      expected: '401, before any of it is read',
+      async run(target) {
+        const head = http(`${method} ${lease(target)}${rest} HTTP/1.1`, [json, 'content-length: 1000000'], '{');
+        // Had it waited for the rest, there would be no answer for half a minute.
+        return refused(await raw(target, head, 3), 401);
+      },
+    }),
+  ),
+  {
+    who: 'passer-by',
+    name: 'six hundred bodies that grow to a megabyte and never end',
+    expected: '413, and the gateway keeps none of them',
+    needs: 'clusters',
+    slow: true,
+    async run(target) {
+      const before = target.real!.gatewayMemory();
+      const sockets: TLSSocket[] = [];
+      let refusals = 0;
+      for (let i = 0; i < 600; i++) {
+        const socket = await wire(target);
+        socket.once('data', (chunk: Buffer) => {
+          if (chunk.toString('latin1').startsWith('HTTP/1.1 413')) refusals += 1;
+        });
+        // In chunks, so that its length is not known before.
+        socket.write(http('POST /v1/leases HTTP/1.1', [json, 'transfer-encoding: chunked']));
+        const chunk = Buffer.alloc(250_000, 0x20);
+        for (let part = 0; part < 4; part++) {
+          socket.write(`${chunk.length.toString(16)}\r\n`);
+          socket.write(chunk);
+          socket.write('\r\n');
+        }
+        sockets.push(socket);
+      }
+      for (let i = 0; i < 100 && refusals < 350; i++) await sleep(100);
+      const grown = (target.real!.gatewayMemory() - before) / 1e6;
+      const honest = await target.honest();
+      for (const socket of sockets) socket.destroy();
+      // The address is ours as well: until it may ask again.
+      await sleep(4000);
+      must(honest === undefined, `an honest caller meanwhile: ${honest}`);
+      must(grown < 250, `${grown.toFixed(0)} MB more`);
+      return `${refusals} told 413, ${grown.toFixed(0)} MB more`;
     },
   },
   {

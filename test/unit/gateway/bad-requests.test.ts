@@ -88,7 +88,8 @@ describe('bodies', () => {
     ],
     ['nothing at all', { url: '/v1/quotes', payload: '' }, 400, /./],
     ['a number where a list was meant', { url: '/v1/leases', payload: '7' }, 400, /./],
-    ['a hundred thousand brackets', { url: '/v1/quotes', payload: '['.repeat(100_000) }, 400, /./],
+    ['ten thousand brackets', { url: '/v1/quotes', payload: '['.repeat(10_000) }, 400, /./],
+    ['a long body of who has proved nothing', { url: '/v1/leases', payload: ' '.repeat(20_000) }, 413, /larger than/],
   ];
   test.each(table)('%s', async (_name, sent, status, detail) => {
     const body = await send(sent);

@@ -17,7 +17,7 @@ interface DialOutOptions {
   readonly ca?: string;
   readonly key: ChainKey;
   readonly certPem: () => string;
-  readonly take: (connection: Duplex, from: string) => boolean;
+  readonly take: (connection: Duplex, from: string, place: string) => boolean;
   readonly now: () => Date;
   readonly log: Log;
   readonly registry: Registry;
@@ -85,7 +85,8 @@ export function dialOut(options: DialOutOptions): { close(): Promise<void> } {
               if (asked.stream.destroyed) return;
               // Told first: TLS may begin with the next byte.
               asked.accept({ [gatewayKeyHeader]: header });
-              if (!take(asked.stream, asked.from || host)) asked.stream.destroy(new Error('too many connections'));
+              if (!take(asked.stream, asked.from || host, host))
+                asked.stream.destroy(new Error('too many connections'));
             },
             (error: Error) => {
               log.error({ error: error.message }, 'the certificate of the gateway could not be signed for');

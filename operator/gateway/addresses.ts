@@ -8,7 +8,12 @@ import { BlockList, isIPv4, isIPv6 } from 'node:net';
 /** As much of a request as says who sends it. */
 export interface From {
   readonly headers: IncomingHttpHeaders;
-  readonly socket?: { readonly remoteAddress?: string; readonly remotePort?: number } | null;
+  readonly socket?: {
+    readonly remoteAddress?: string;
+    readonly remotePort?: number;
+    /** The place whose link brought it. */
+    readonly linkedBy?: string;
+  } | null;
 }
 
 export interface Addresses {
@@ -73,19 +78,4 @@ function plain(text: string): string | undefined {
   const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(address)?.[1];
   if (mapped !== undefined && isIPv4(mapped)) return mapped;
   return isIPv4(address) || isIPv6(address) ? address : undefined;
-}
-
-/**
- * What is counted as one caller: an IPv4 address, but a whole /64 of IPv6, which is what one customer gets: who has one can
- * choose among more addresses than any table could hold.
- */
-export function countedAs(address: string): string {
-  if (!isIPv6(address)) return address;
-  // As WHATWG writes it: shortest, in lower case, and IPv4 in it as hexadecimal.
-  const [left = '', right] = new URL(`http://[${address}]/`).hostname.slice(1, -1).split('::');
-  const head = left === '' ? [] : left.split(':');
-  const tail = right === undefined || right === '' ? [] : right.split(':');
-  const all =
-    right === undefined ? head : [...head, ...Array<string>(8 - head.length - tail.length).fill('0'), ...tail];
-  return `${all.slice(0, 4).join(':')}::/64`;
 }

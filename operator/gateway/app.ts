@@ -64,13 +64,19 @@ export interface Gateway {
   readonly app: FastifyInstance;
   /** What it answers to, as it was declared. */
   readonly routes: readonly { readonly method: string; readonly url: string }[];
-  /** Serves a connection that a link brought. `from`: whom requests without a token are counted for. False: too many. */
-  take(connection: Duplex, from: string): boolean;
+  /**
+   * Serves a connection that the link to this place brought. `from`: whom requests without a token are counted for, as it says.
+   * False: too many.
+   */
+  take(connection: Duplex, from: string, place?: string): boolean;
   /** New certificate, without a restart. */
   setTls(tls: { key: string; cert: string }): void;
   /** Tells sessions why, ends streams and watches, waits for ordinary requests. */
   close(): Promise<void>;
 }
+
+/** A link brings many callers, whom it names itself: all of them may ask as often as so many addresses may. */
+const callersOfPlace = 10;
 
 /** As Go's HTTP server has it, and so every API server and kubelet. */
 const maxHeaderBytes = 1024 * 1024;
@@ -163,6 +169,10 @@ export function createGateway(options: GatewayOptions): Gateway {
       ...{ perSecond, burst: perSecond * 4, now },
       detail: 'too many requests from this address: wait a little',
     }),
+    ofPlace: createRateLimit({
+      ...{ perSecond: perSecond * callersOfPlace, burst: perSecond * 4 * callersOfPlace, now },
+      detail: 'too many requests come over this link: wait a little',
+    }),
     // A burst of pods is many calls at once, and then none for long.
     ofWallet: createRateLimit({
       ...{ perSecond: walletPerSecond, burst: walletPerSecond * 10, now },
@@ -183,12 +193,12 @@ export function createGateway(options: GatewayOptions): Gateway {
   const streams = serveStreams(server, { service, callers, upstream, podRules, log, audit, tunnels });
   const watches = options.tls ? serveWatches(server as HttpsServer, { service, callers, upstream, log }) : undefined;
 
-  const brought = bringConnections(server, { tls: options.tls, maxConnections: server.maxConnections });
+  const brought = bringConnections(server, { tls: options.tls, maxConnections: server.maxConnections, connections });
 
   return {
     app,
     routes,
-    take: (connection, from) => brought.take(connection, from),
+    take: (connection, from, place = from) => brought.take(connection, from, place),
     setTls(tls) {
       brought.setTls(tls);
       if ('setSecureContext' in server && typeof server.setSecureContext === 'function') server.setSecureContext(tls);

@@ -2,11 +2,13 @@
  * Who asks, and how often that may be. Without a good token a request counts against its address: a quote costs a signature,
  * an allocation a chain read, a guess at a token a look. With one it counts against the wallet that pays for the lease.
  *
- * A quote counts against its address alone: it names a wallet, but anybody can name anybody's.
+ * A quote counts against its address alone: it names a wallet, but anybody can name anybody's. So can a link with addresses, so
+ * what comes over it counts against the link as well.
  */
 import type { Hex32 } from '../api/messages.ts';
 import { Refusal } from '../core/allocation/refusal.ts';
-import { type Addresses, countedAs, type From } from './addresses.ts';
+import { countedAs } from '../wire/counted-as.ts';
+import type { Addresses, From } from './addresses.ts';
 import type { Connections } from './connections.ts';
 import type { RateLimit } from './plugins/limits.ts';
 import type { LeaseTokens } from './tokens.ts';
@@ -32,20 +34,26 @@ export function createCallers(options: {
   readonly addresses: Addresses;
   readonly connections: Connections;
   readonly ofAddress: RateLimit;
+  /** All that one link brings. */
+  readonly ofPlace: RateLimit;
   readonly ofWallet: RateLimit;
   readonly walletOf: (leaseId: Hex32) => string | undefined;
 }): Callers {
-  const { tokens, addresses, connections, ofAddress, ofWallet, walletOf } = options;
+  const { tokens, addresses, connections, ofAddress, ofPlace, ofWallet, walletOf } = options;
   const leases = new WeakMap<object, Hex32>();
   const bucketOf = (from: From) => countedAs(addresses.of(from));
+  const anybody = (from: From): void => {
+    ofAddress.take(bucketOf(from));
+    if (from.socket?.linkedBy !== undefined) ofPlace.take(from.socket.linkedBy);
+  };
   return {
-    anybody: (from) => ofAddress.take(bucketOf(from)),
+    anybody,
     check(leaseId, from) {
       try {
         tokens.check(leaseId, from.headers.authorization);
       } catch (error) {
         // A consumer whose token ran out asks once more; who guesses is soon told to wait.
-        if (error instanceof Refusal) ofAddress.take(bucketOf(from));
+        if (error instanceof Refusal) anybody(from);
         throw error;
       }
       connections.prove(from);
@@ -54,6 +62,7 @@ export function createCallers(options: {
     },
     proved(leaseId, from) {
       ofAddress.give(bucketOf(from));
+      if (from.socket?.linkedBy !== undefined) ofPlace.give(from.socket.linkedBy);
       connections.prove(from);
       ofWallet.take(walletOf(leaseId) ?? leaseId);
       leases.set(from, leaseId);

@@ -1,24 +1,22 @@
 /**
- * Connections on which nobody has proved to be a consumer yet. Opening them costs nothing, so each address may have a few,
- * and all together less than the listener takes: there the oldest gives way to the newest. Who has something to say is long
- * done with it, and who only holds connections open loses them; nobody is locked out by either.
- *
- * A connection that has carried a good token is none of these any more.
+ * Connections that have not carried a good token yet (wire/unproven.ts): the listener's, by address, and those that a link brings.
+ * These count as the link's own, whomever it names: it could name another caller for each.
  */
 import type { Server } from 'node:http';
 import type { Socket } from 'node:net';
-import type { Addresses, From } from './addresses.ts';
-import { countedAs } from './addresses.ts';
+import type { Duplex } from 'node:stream';
+import { countedAs } from '../wire/counted-as.ts';
+import { createUnproven } from '../wire/unproven.ts';
+import { type Addresses, type From, overLink } from './addresses.ts';
+
+type Ends = NonNullable<From['socket']>;
 
 export interface Connections {
+  /** One that no listener has accepted. `ends`: as requests on it will be from; `caller`: whom it counts for. */
+  add(socket: Duplex, ends: Ends, caller: string): void;
   /** It has carried a good token. */
   prove(from: From): void;
   readonly unproven: number;
-}
-
-interface Unproven {
-  readonly socket: Socket;
-  readonly caller: string;
 }
 
 export function watchConnections(
@@ -26,45 +24,22 @@ export function watchConnections(
   addresses: Addresses,
   limits: { readonly ofAddress: number; readonly ofAll: number },
 ): Connections {
-  /** By both ends of it, in the order in which they came: below TLS it is another object than above. */
-  const unproven = new Map<string, Unproven>();
-  const ofCallers = new Map<string, Set<string>>();
-
-  const keyOf = (socket: { remoteAddress?: string; remotePort?: number }) =>
-    `${socket.remoteAddress}|${socket.remotePort}`;
-
-  function forget(key: string): Unproven | undefined {
-    const found = unproven.get(key);
-    if (found === undefined) return undefined;
-    unproven.delete(key);
-    const own = ofCallers.get(found.caller);
-    own?.delete(key);
-    if (own?.size === 0) ofCallers.delete(found.caller);
-    return found;
-  }
+  const unproven = createUnproven({ ofCaller: limits.ofAddress, ofAll: limits.ofAll });
+  /** By both ends: below TLS it is another object than above. */
+  const keyOf = (ends: Ends) => `${ends.remoteAddress}|${ends.remotePort}`;
 
   server.on('connection', (socket: Socket) => {
     const { remoteAddress } = socket;
-    // A tunnel's, or one of many that a proxy brings for all its callers.
-    if (remoteAddress === undefined) return;
+    // A tunnel's, one that a link brought and that was added, or one of many that a proxy brings for all its callers.
+    if (remoteAddress === undefined || remoteAddress.startsWith(overLink)) return;
     const address = addresses.of({ headers: {}, socket });
-    const caller = addresses.isTrusted(address) ? undefined : countedAs(address);
-    if (caller === undefined) return;
-    const key = keyOf(socket);
-    const own = ofCallers.get(caller) ?? new Set();
-    ofCallers.set(caller, own);
-    own.add(key);
-    unproven.set(key, { socket, caller });
-    socket.once('close', () => {
-      if (unproven.get(key)?.socket === socket) forget(key);
-    });
-    if (own.size > limits.ofAddress) forget(own.values().next().value as string)?.socket.destroy();
-    if (unproven.size > limits.ofAll) forget(unproven.keys().next().value as string)?.socket.destroy();
+    if (!addresses.isTrusted(address)) unproven.add(keyOf(socket), socket, countedAs(address));
   });
 
   return {
+    add: (socket, ends, caller) => unproven.add(keyOf(ends), socket, caller),
     prove({ socket }) {
-      if (socket?.remoteAddress !== undefined) forget(keyOf(socket));
+      if (socket?.remoteAddress !== undefined) unproven.prove(keyOf(socket));
     },
     get unproven() {
       return unproven.size;

@@ -8,6 +8,7 @@
  */
 import type { Duplex } from 'node:stream';
 import { gatewayKeyHeader } from '../api/link.ts';
+import { countedAs } from '../wire/counted-as.ts';
 import { join } from '../wire/halves.ts';
 import type { Doorkeeper } from '../wire/introduction.ts';
 import { type LinkIn, NotConnected, takeLink } from '../wire/link.ts';
@@ -19,11 +20,13 @@ import type { WebSocketStream } from '../wire/websocket.ts';
 import { createMeter } from './meter.ts';
 
 export interface RelayLimits {
-  /** Providers with a link. */
+  /** Providers with a link: all, and those that dial from one address. Who proves an account may have made it a moment ago. */
   readonly providers: number;
-  /** Consumers' connections to this relay: of all, and for one provider. */
+  readonly providersOfAddress: number;
+  /** Consumers' connections to this relay: of all, for one provider, and from one address. */
   readonly callers: number;
   readonly callersOfProvider: number;
+  readonly callersOfAddress: number;
   /** Connections that are joined: of all, of one consumer, and to one provider. */
   readonly streams: number;
   readonly streamsOfCaller: number;
@@ -40,8 +43,10 @@ export interface RelayLimits {
 
 export const defaultLimits: RelayLimits = {
   providers: 1000,
+  providersOfAddress: 50,
   callers: 4000,
   callersOfProvider: 200,
+  callersOfAddress: 50,
   streams: 50_000,
   streamsOfCaller: 2048,
   streamsOfProvider: 4000,
@@ -94,7 +99,7 @@ export async function startRelay(options: RelayOptions): Promise<Relay> {
     refused[why] = (refused[why] ?? 0) + 1;
   };
   const links: Links = createLinks({ clock, now: options.now });
-  const callers = new Map<LinkIn, string>();
+  const callers = new Map<LinkIn, { readonly provider: string; readonly address: string }>();
   const streamPace = createPace({
     perSecond: limits.streamsPerSecond,
     burst: limits.streamsPerSecond * 4,
@@ -110,12 +115,16 @@ export async function startRelay(options: RelayOptions): Promise<Relay> {
     audiences: options.audiences,
     verify: options.verify,
     now: options.now,
-    refuses(provider) {
+    refuses(provider, from) {
       if (closing) return { why: 'this relay stops: dial again', soon: true };
       if (options.allowed && !options.allowed.has(provider))
         return { why: `${provider} is not among the accounts that may use this relay` };
-      if (links.state(provider).links === 0 && links.providers().length >= limits.providers)
-        return { why: 'this relay has as many providers as it takes' };
+      if (links.state(provider).links > 0) return undefined;
+      const others = links.providers();
+      if (others.length >= limits.providers) return { why: 'this relay has as many providers as it takes' };
+      const neighbours = others.filter((one) => countedAs(links.state(one).from ?? '') === countedAs(from));
+      if (neighbours.length >= limits.providersOfAddress)
+        return { why: 'as many providers dial in from this address as may' };
       return undefined;
     },
   };
@@ -123,8 +132,12 @@ export async function startRelay(options: RelayOptions): Promise<Relay> {
   function reach(provider: string, from: string): string | ((socket: WebSocketStream) => void) {
     if (closing) return 'this relay stops: dial again';
     if (callers.size >= limits.callers) return 'this relay has as many callers as it takes: try again';
-    const same = [...callers.values()].filter((one) => one === provider).length;
-    if (same >= limits.callersOfProvider) return 'this provider has as many callers here as it may have: try again';
+    const address = countedAs(from);
+    const all = [...callers.values()];
+    if (all.filter((one) => one.address === address).length >= limits.callersOfAddress)
+      return 'as many callers are here from this address as may be';
+    if (all.filter((one) => one.provider === provider).length >= limits.callersOfProvider)
+      return 'this provider has as many callers here as it may have: try again';
     return (socket) => {
       const link: LinkIn = takeLink(socket, {
         clock,
@@ -136,7 +149,7 @@ export async function startRelay(options: RelayOptions): Promise<Relay> {
                 ? `${limits.streamsOfCaller} connections are open here already`
                 : (streamsTo.get(provider) ?? 0) >= limits.streamsOfProvider
                   ? 'as many connections to this provider are open as it may have'
-                  : !streamPace.take(from)
+                  : !streamPace.take(address)
                     ? 'too many connections are asked for from this address'
                     : undefined;
           if (over !== undefined) {
@@ -150,7 +163,7 @@ export async function startRelay(options: RelayOptions): Promise<Relay> {
           });
         },
       });
-      callers.set(link, provider);
+      callers.set(link, { provider, address });
       void link.ended.then(() => callers.delete(link));
     };
   }

@@ -22,8 +22,8 @@ export interface Doorkeeper {
   readonly audiences: ReadonlySet<string>;
   /** Whether the account that is named signed it. */
   verify(given: Registration): boolean;
-  /** Why this provider may not link here, or undefined. `soon`: it may in a moment. */
-  refuses(provider: string): { readonly why: string; readonly soon?: boolean } | undefined;
+  /** Why this provider may not link here, from this address, or undefined. `soon`: it may in a moment. */
+  refuses(provider: string, from: string): { readonly why: string; readonly soon?: boolean } | undefined;
   readonly now: () => Date;
 }
 
@@ -42,11 +42,12 @@ export async function admit(
   socket: WebSocketStream,
   keeper: Doorkeeper,
   clock: Timing,
+  from: string,
 ): Promise<{ provider: string; instance: string }> {
   const given = `0x${randomBytes(32).toString('hex')}`;
   socket.say(JSON.stringify({ challenge: given }));
   const said = parsed(registration, await socket.heard(sayWithinSeconds, clock));
-  const refusal = said ? refusalOf(said, given, keeper) : new NotAdmitted('this is no registration', true);
+  const refusal = said ? refusalOf(said, given, keeper, from) : new NotAdmitted('this is no registration', true);
   const answer: Verdict = refusal
     ? { accepted: false, why: refusal.message.slice(0, 512), final: refusal.final }
     : { accepted: true };
@@ -58,7 +59,7 @@ export async function admit(
   return { provider: said.provider.toLowerCase(), instance: said.instance.toLowerCase() };
 }
 
-function refusalOf(said: Registration, given: string, keeper: Doorkeeper): NotAdmitted | undefined {
+function refusalOf(said: Registration, given: string, keeper: Doorkeeper, from: string): NotAdmitted | undefined {
   const now = nowSeconds(keeper.now);
   if (said.challenge.toLowerCase() !== given)
     return new NotAdmitted('the registration answers another challenge: it was made for another connection', true);
@@ -72,7 +73,7 @@ function refusalOf(said: Registration, given: string, keeper: Doorkeeper): NotAd
   if (said.expiresAt > now + maxRegistrationSeconds + linkClockSkewSeconds)
     return new NotAdmitted('the registration holds for too long: set the clock of the gateway by NTP', true);
   if (!keeper.verify(said)) return new NotAdmitted(`the registration is not signed by ${said.provider}`, true);
-  const no = keeper.refuses(said.provider.toLowerCase());
+  const no = keeper.refuses(said.provider.toLowerCase(), from);
   return no && new NotAdmitted(no.why, no.soon !== true);
 }
 

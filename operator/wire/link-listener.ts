@@ -1,17 +1,20 @@
 /**
  * Where links are dialled: a TLS server that upgrades to WebSocket and does nothing else. It faces the internet, so handshakes,
- * headers, addresses and connections are bounded, and who has not said who it is by ten seconds is gone.
+ * headers, addresses and connections are bounded, and who has not said who it is by ten seconds is gone. Until then a connection
+ * is one of few that its address may have, so that nobody who only holds them open keeps gateways out.
  */
 import type { IncomingMessage } from 'node:http';
 import https from 'node:https';
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { linkPath, linkProtocol, reachPath, reachProtocol } from '../api/link.ts';
+import { countedAs } from './counted-as.ts';
 import { admit, type Doorkeeper, NotAdmitted } from './introduction.ts';
 import { openLink } from './link.ts';
 import type { Links } from './links.ts';
 import { createPace } from './pace.ts';
 import type { Timing } from './timing.ts';
+import { createUnproven } from './unproven.ts';
 import { acceptWebSocket, refuseUpgrade, type WebSocketStream } from './websocket.ts';
 
 export interface LinkLog {
@@ -30,6 +33,8 @@ export interface LinkListenerOptions {
   readonly clock: Timing;
   readonly log: LinkLog;
   readonly maxConnections?: number;
+  /** Of one address, before they have said who they are; of all: half of `maxConnections`. */
+  readonly unprovenConnections?: number;
   /** New connections of one address. */
   readonly perSecond?: number;
   readonly burst?: number;
@@ -57,6 +62,13 @@ export async function startLinkListener(options: LinkListenerOptions): Promise<L
     monotonicMs: () => clock.monotonicMs(),
   });
   const sockets = new Set<Duplex>();
+  const unproven = createUnproven({
+    ofCaller: options.unprovenConnections ?? 128,
+    ofAll: Math.ceil(maxConnections / 2),
+  });
+  /** By both ends: below TLS it is another object than above. */
+  const keyOf = ({ remoteAddress, remotePort }: Socket) => `${remoteAddress}|${remotePort}`;
+  const addressOf = ({ remoteAddress = '' }: Socket) => remoteAddress.replace(/^::ffff:/, '');
 
   const server = https.createServer(
     {
@@ -79,24 +91,26 @@ export async function startLinkListener(options: LinkListenerOptions): Promise<L
   );
   server.maxConnections = maxConnections;
   server.on('drop', () => options.onRefused?.('full'));
-  server.on('connection', (socket) => {
+  server.on('connection', (socket: Socket) => {
     sockets.add(socket);
     socket.on('error', () => socket.destroy());
     socket.once('close', () => sockets.delete(socket));
+    unproven.add(keyOf(socket), socket, countedAs(addressOf(socket)));
   });
   server.on('secureConnection', (socket) => socket.on('error', () => socket.destroy()));
 
   server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     socket.on('error', () => socket.destroy());
-    const from = (request.socket.remoteAddress ?? '').replace(/^::ffff:/, '');
-    if (!pace.take(from)) {
+    const from = addressOf(request.socket);
+    const key = keyOf(request.socket);
+    if (!pace.take(countedAs(from))) {
       options.onRefused?.('rate');
       return refuseUpgrade(socket, 429, 'too many connections from this address');
     }
     const path = (request.url ?? '').split('?', 1)[0]!;
     if (path === linkPath) {
       const stream = acceptWebSocket(request, socket, head, linkProtocol);
-      if (stream) void linked(stream, from);
+      if (stream) void linked(stream, from, key);
       return;
     }
     const provider = path.startsWith(reachPath) ? path.slice(reachPath.length) : '';
@@ -110,14 +124,17 @@ export async function startLinkListener(options: LinkListenerOptions): Promise<L
     const stream = acceptWebSocket(request, socket, head, reachProtocol);
     if (stream) {
       stream.on('error', () => undefined);
+      // Nobody proves anything here: from now on it is one of the consumers, who have bounds of their own.
+      unproven.prove(key);
       taken(stream);
     }
   });
 
-  async function linked(stream: WebSocketStream, from: string): Promise<void> {
+  async function linked(stream: WebSocketStream, from: string, key: string): Promise<void> {
     stream.on('error', () => undefined);
     try {
-      const { provider, instance } = await admit(stream, keeper, clock);
+      const { provider, instance } = await admit(stream, keeper, clock, from);
+      unproven.prove(key);
       const link = await openLink(stream, clock, withinSeconds);
       links.add(provider, instance, from, link);
       log.info({ provider, from }, 'a gateway has dialled in');

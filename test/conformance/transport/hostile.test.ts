@@ -60,13 +60,15 @@ interface Lab {
   readonly place: { url: string; ca: string; audienceUrl: string };
 }
 
-async function lab(options: { clock?: Timing; perSecond?: number; burst?: number } = {}): Promise<Lab> {
+async function lab(
+  options: { clock?: Timing; perSecond?: number; burst?: number; unprovenConnections?: number } = {},
+): Promise<Lab> {
   const { clock = systemTiming } = options;
   const ca = await authority('ca');
   const end = await endServer(ca);
   const links = createLinks({ clock, now });
-  const { perSecond, burst } = options;
-  const listener = await operatorListener(ca, links, { clock, perSecond, burst });
+  const { perSecond, burst, unprovenConnections } = options;
+  const listener = await operatorListener(ca, links, { clock, perSecond, burst, unprovenConnections });
   closing.push(async () => {
     links.endAll();
     end.close();
@@ -247,6 +249,30 @@ describe('a listener', () => {
     expect(await served(it.links)).toBe(200);
   }, 40_000);
 
+  test('keeps a few of one address that say nothing, the newest of them, and who is linked', async () => {
+    const it = await lab({ unprovenConnections: 4 });
+    const offered = offer(it.end, it.place);
+    closing.push(() => offered.close(0));
+    await isLinked(offered);
+    const idle: Socket[] = [];
+    closing.push(() => {
+      for (const socket of idle) socket.destroy();
+    });
+    for (let i = 0; i < 40; i++) {
+      const socket = connect(it.listener.port, '127.0.0.1');
+      socket.on('error', () => undefined);
+      socket.resume();
+      idle.push(socket);
+    }
+    await eventually(() => it.listener.connections === 5);
+    expect(it.links.state(keys.provider.address.toLowerCase()).links).toBe(1);
+    expect(await served(it.links)).toBe(200);
+    // Another gateway still comes in between them.
+    const second = offer(it.end, it.place);
+    closing.push(() => second.close(0));
+    await isLinked(second);
+  });
+
   test('refuses an address that dials too often, and goes on serving', async () => {
     const it = await lab({ perSecond: 1, burst: 10 });
     const offered = offer(it.end, it.place);
@@ -395,6 +421,25 @@ describe('a relay', () => {
       expect(told.filter((one) => one === 'held')).toHaveLength(3);
     }
   });
+
+  test('bounds consumers and providers of one address, since anybody may be many', async () => {
+    const it = await relayed({ callersOfAddress: 2, providersOfAddress: 1 });
+    const clients = [it.client(), it.client(keys.stranger.address)];
+    expect(await get(clients[0]!)).toMatch(/"size":0/);
+    await get(clients[1]!).catch(() => undefined);
+    await expect(get(it.client())).rejects.toThrow(/as many callers are here from this address|no answer within/);
+    expect(it.relay.figures().callers).toBe(2);
+    expect(await get(clients[0]!)).toMatch(/"size":0/);
+    const why: string[] = [];
+    const second = offer(
+      it.end,
+      { url: it.url.replace('https:', 'wss:'), ca: it.ca.pem, audienceUrl: publicUrl },
+      { key: keys.stranger, onFailure: ({ message }) => why.push(message) },
+    );
+    closing.push(() => second.close(0));
+    await eventually(() => why.length > 0);
+    expect(why[0]).toMatch(/as many providers dial in from this address/);
+  }, 40_000);
 
   test('bounds its providers, by those who prove a key', async () => {
     const it = await relayed({ providers: 1 });

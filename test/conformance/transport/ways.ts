@@ -174,11 +174,14 @@ export async function endServer(ca: Authority): Promise<EndServer> {
     }
     socket.resume();
   });
-  const brought = bringConnections(server, { tls: pair, maxConnections: 4096 });
+  const brought = bringConnections(server, {
+    ...{ tls: pair, maxConnections: 4096 },
+    connections: { add: () => undefined },
+  });
   return Object.assign(it, {
     server,
     pair,
-    take: brought.take,
+    take: (connection: Duplex, from: string) => brought.take(connection, from, 'link'),
     open,
     close() {
       brought.end();
@@ -275,7 +278,7 @@ async function direct({ timeoutSeconds = 20 }: Options): Promise<Way> {
 export async function operatorListener(
   ca: Authority,
   links: Links,
-  more: Pick<Parameters<typeof startLinkListener>[0], 'clock' | 'perSecond' | 'burst'>,
+  more: Pick<Parameters<typeof startLinkListener>[0], 'clock' | 'perSecond' | 'burst' | 'unprovenConnections'>,
 ): Promise<LinkListener> {
   return startLinkListener({
     host: '127.0.0.1',

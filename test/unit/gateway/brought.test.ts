@@ -16,7 +16,14 @@ afterEach(async () => {
 });
 const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
 
-function gateway(options: { tls?: typeof pair; requestsPerSecond?: number; maxConnections?: number } = {}): Gateway {
+function gateway(
+  options: {
+    tls?: typeof pair;
+    requestsPerSecond?: number;
+    maxConnections?: number;
+    unprovenConnections?: number;
+  } = {},
+): Gateway {
   const made = createGateway({
     service: { info: () => ({ name: 'here' }), offers: () => ({ offers: [] }) } as never,
     upstream: {} as never,
@@ -127,4 +134,38 @@ test('but no more than it may have, and none that says nothing', async () => {
     first.destroy();
   });
   expect(it.take(third, '192.0.2.1')).toBe(true);
+});
+
+test('nor does it get more by naming somebody else for each', async () => {
+  const it = gateway({ tls: pair, requestsPerSecond: 1 });
+  await it.app.ready();
+  const quote = 'POST /v1/quotes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}';
+  const told: string[] = [];
+  // Ten addresses' worth, which is forty requests at once: fifteen callers with three each are more than that.
+  for (let caller = 0; caller < 15; caller++) {
+    const [here, there] = await ends();
+    it.take(there, `192.0.2.${caller}`, 'relay.example.com');
+    const socket = await secure(here);
+    for (let turn = 0; turn < 3; turn++) told.push((await ask(socket, quote)).slice(9, 12));
+  }
+  expect(told.slice(0, 40)).not.toContain('429');
+  expect(told.slice(40)).toEqual(['429', '429', '429', '429', '429']);
+  // Who comes by another link is none the worse.
+  const [here, there] = await ends();
+  it.take(there, '192.0.2.1', 'other.example.com');
+  expect((await ask(await secure(here), quote)).slice(9, 12)).not.toBe('429');
+});
+
+test('and the oldest that says nothing gives way, whomever it is said to be from', async () => {
+  const it = gateway({ tls: pair, unprovenConnections: 2 });
+  await it.app.ready();
+  const taken: Socket[] = [];
+  const brings = async (from: string, place: string) => {
+    const [, there] = await ends();
+    it.take(there, from, place);
+    taken.push(there);
+  };
+  await brings('192.0.2.1', 'other.example.com');
+  for (const from of ['a', 'b', 'c', 'd']) await brings(from, 'relay.example.com');
+  expect(taken.map(({ destroyed }) => destroyed)).toEqual([false, true, true, false, false]);
 });

@@ -5,10 +5,11 @@ import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
 import type { Log } from '../../../operator/engine/types.ts';
-import { countedAs, createAddresses } from '../../../operator/gateway/addresses.ts';
+import { createAddresses } from '../../../operator/gateway/addresses.ts';
 import { pathInWords } from '../../../operator/gateway/audit.ts';
 import { createRateLimit } from '../../../operator/gateway/plugins/limits.ts';
 import { createLeaseTokens } from '../../../operator/gateway/tokens.ts';
+import { countedAs } from '../../../operator/wire/counted-as.ts';
 import { eventually, type ProviderSide, startProviderSide } from '../../support/provider-side.ts';
 
 let side: ProviderSide | undefined;
@@ -48,6 +49,7 @@ describe('where a request comes from', () => {
     ['2a00:1:2:3:4:5:6:7', '2a00:1:2:3::/64'],
     ['2a00:1::9', '2a00:1:0:0::/64'],
     ['::1', '0:0:0:0::/64'],
+    ['fe80::1%eth0', 'fe80:0:0:0::/64'],
   ])('%s is counted as %s', (address, expected) => expect(countedAs(address)).toBe(expected));
 });
 

@@ -60,7 +60,7 @@ const own: Introduction = {
 
 test('a gateway that proves the key of its provider is let in', async () => {
   const [gateway, listener] = words();
-  const admitted = admit(listener, keeper(), systemTiming);
+  const admitted = admit(listener, keeper(), systemTiming, '192.0.2.1');
   await introduce(gateway, own, systemTiming);
   expect(await admitted).toEqual({ provider: key.address.toLowerCase(), instance });
 });
@@ -128,7 +128,7 @@ const cases: Record<string, Case> = {
 
 test.each(Object.entries(cases))('refused is %s', async (_, { say, keeper: change, why, soon }) => {
   const [gateway, listener] = words();
-  const admitted = admit(listener, keeper(change), systemTiming).catch((error: unknown) => error);
+  const admitted = admit(listener, keeper(change), systemTiming, '192.0.2.1').catch((error: unknown) => error);
   const { challenge } = JSON.parse(await gateway.heard(1, systemTiming)) as { challenge: string };
   gateway.say(JSON.stringify(await say(challenge)));
   const error = (await admitted) as NotAdmitted;
@@ -142,7 +142,7 @@ test('every connection is asked for another signature', async () => {
   const asked = await Promise.all(
     Array.from({ length: 20 }, async () => {
       const [gateway, listener] = words();
-      void admit(listener, keeper(), systemTiming).catch(() => undefined);
+      void admit(listener, keeper(), systemTiming, '192.0.2.1').catch(() => undefined);
       return JSON.parse(await gateway.heard(1, systemTiming)).challenge as string;
     }),
   );

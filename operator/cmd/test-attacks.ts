@@ -11,7 +11,7 @@ import { parseOptions, text, UsageError } from './options.ts';
 
 const usage = `
 Attacks a sandbox of real parts (two control planes, GPU nodes, a chain, operator, gateway): forged and replayed signatures,
-malformed and slow HTTP, other tenants, pods in disguise, stolen accounts, providers that lie. Each must be refused, and after
+malformed and slow HTTP, other tenants, pods in disguise, stolen accounts, providers that lie, relays that name whom they like. Each must be refused, and after
 each an honest consumer is still served.
 
   npm run test:attacks                        all of them
@@ -110,7 +110,13 @@ async function main(): Promise<void> {
         .filter(({ verdict }) => verdict === 'GOT THROUGH')
         .map(({ attack, seen }) => ({ ...nameOf(attack), seen })),
       skipped: count('skipped'),
-      by: { passerBy: by('passer-by'), consumer: by('consumer'), pod: by('pod'), provider: by('provider') },
+      by: {
+        passerBy: by('passer-by'),
+        consumer: by('consumer'),
+        pod: by('pod'),
+        provider: by('provider'),
+        relay: by('relay'),
+      },
       ...(failed === undefined ? {} : { failed }),
       seconds: seconds(),
     }),

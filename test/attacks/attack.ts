@@ -1,7 +1,7 @@
 /** What an attack is: somebody tries something that must be refused, and says what came of it. */
 import type { Target } from './target.ts';
 
-export type Who = 'passer-by' | 'consumer' | 'pod' | 'provider';
+export type Who = 'passer-by' | 'consumer' | 'pod' | 'provider' | 'relay';
 
 export interface Attack {
   readonly who: Who;

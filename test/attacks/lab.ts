@@ -6,14 +6,18 @@ import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Interface } from 'ethers';
 import { keyFromHex, newKeyHex } from '../../operator/adapters/chain/key.ts';
+import { verifyRegistration } from '../../operator/adapters/chain/link-proofs.ts';
 import { leaseIdOf, leaseRefOf, quoteFromJson } from '../../operator/adapters/chain/messages.ts';
+import { selfSigned, spkiSha256 } from '../../operator/adapters/gateway/certificate.ts';
 import { applyManifests } from '../../operator/adapters/kube/apply-manifests.ts';
 import { connectGateway } from '../../operator/adapters/provider/gateway-client.ts';
 import type { SignedQuote } from '../../operator/api/gateway.ts';
 import type { GpuLease } from '../../operator/api/lease.ts';
+import { audienceOf } from '../../operator/api/link.ts';
 import type { Address, Hex, Hex32, MessageDomain } from '../../operator/api/messages.ts';
 import type { GpuOffer } from '../../operator/api/offer.ts';
 import type { GpuProvider } from '../../operator/api/provider.ts';
+import { linkPlaceText } from '../../operator/cmd/link-place.ts';
 import { leaseEscrow } from '../../operator/contracts/generated/lease-escrow.ts';
 import { mockUsdc } from '../../operator/contracts/generated/mock-usdc.ts';
 import { tenantNamespace } from '../../operator/core/allocation/record.ts';
@@ -32,6 +36,9 @@ import {
   type Running,
   until,
 } from '../../operator/sandbox/scenario.ts';
+import { startLinkListener } from '../../operator/wire/link-listener.ts';
+import { createLinks } from '../../operator/wire/links.ts';
+import { systemTiming } from '../../operator/wire/timing.ts';
 import { memoryOf } from '../bench/processes.ts';
 import { forgery } from './attacks/provider.ts';
 import { type Liar, startLiar } from './liar.ts';
@@ -47,17 +54,21 @@ export interface Lab {
 const malloryAccount = 5;
 
 export async function startLab(dir: string, report: Report, signal: AbortSignal): Promise<Lab> {
-  const [liarPort = 0] = await freePorts(1);
+  const [liarPort = 0, linkPort = 0] = await freePorts(2);
+  const carrier = await startCarrier(linkPort);
   const sandbox = await startSandbox(
     {
       dir,
       report,
       gpus: { h100: 1, rtx4090: 3 },
       // Under the second one a provider that lies stands before its gateway.
-      gatewayArgs: ['--public-url', `https://127.0.0.1:${liarPort}`],
+      gatewayArgs: ['--public-url', `https://127.0.0.1:${liarPort}`, '--dial-out', carrier.place],
     },
     signal,
-  );
+  ).catch(async (error: unknown) => {
+    await carrier.stop();
+    throw error;
+  });
   let timer: NodeJS.Timeout | undefined;
   let liar: Liar | undefined;
   let honest: Running | undefined;
@@ -65,6 +76,7 @@ export async function startLab(dir: string, report: Report, signal: AbortSignal)
     clearInterval(timer);
     honest?.witness.stop();
     await liar?.stop();
+    await carrier.stop();
     await sandbox.stop();
   };
   try {
@@ -75,6 +87,7 @@ export async function startLab(dir: string, report: Report, signal: AbortSignal)
     const victimLeaseId = train.witness.lease!.status!.settlement!.leaseId as Hex32;
     const { domain } = await escrowClient(sandbox);
     liar = await startLiar(liarPort, sandbox.gatewayUrl);
+    await until('the gateway to dial out', 60, async () => carrier.isLinked() || undefined, signal);
     report('mallory opens an escrow of its own');
     const mallory = await hostileLease(sandbox, signal);
     const [host = '', port] = sandbox.gatewayListens.split(':');
@@ -97,6 +110,7 @@ export async function startLab(dir: string, report: Report, signal: AbortSignal)
         return lease?.status === 'True' ? undefined : `ml/train is not Ready: ${lease?.reason} ${lease?.message}`;
       },
       real: await realParts(sandbox, mallory, victimLeaseId, () => target, signal),
+      carrier: { connect: (from) => carrier.connect(sandbox.providerAddress, from) },
       deceived: await deceivedConsumer(sandbox, liar, domain, signal),
     };
     // Mallory pays: what is refused here must be refused to who pays.
@@ -114,6 +128,29 @@ export async function startLab(dir: string, report: Report, signal: AbortSignal)
     await stop();
     throw error;
   }
+}
+
+/** Where gateways dial in, as at a relay or at an operator that means them no good. */
+async function startCarrier(port: number) {
+  const pair = await selfSigned(['127.0.0.1'], new Date());
+  const url = `wss://127.0.0.1:${port}`;
+  const now = () => new Date();
+  const links = createLinks({ clock: systemTiming, now });
+  const listener = await startLinkListener({
+    ...{ host: '127.0.0.1', port, tls: pair, links, clock: systemTiming },
+    keeper: { audiences: new Set([audienceOf(url)]), verify: verifyRegistration, refuses: () => undefined, now },
+    log: { info: () => undefined, warn: () => undefined, debug: () => undefined },
+  });
+  return {
+    place: linkPlaceText(url, spkiSha256(pair.cert)),
+    isLinked: () => links.providers().length > 0,
+    connect: (provider: Address, from: string) =>
+      links.connect(provider.toLowerCase(), from, 20).then(({ connection }) => connection),
+    async stop() {
+      links.endAll();
+      await listener.close();
+    },
+  };
 }
 
 const tokens = new Map<string, { token: string; renewAt: number }>();

@@ -2,6 +2,7 @@
 
 import http2 from 'node:http2';
 import https from 'node:https';
+import type { Duplex } from 'node:stream';
 import { type ConnectionOptions, type TLSSocket, connect as tlsConnect } from 'node:tls';
 import type { ChainKey } from '../../operator/adapters/chain/key.ts';
 import { signAccess, signVoucher } from '../../operator/adapters/chain/messages.ts';
@@ -69,6 +70,12 @@ export interface Deceived {
   events(): Promise<readonly { involvedObject: { name: string }; message?: string }[]>;
 }
 
+/** Where the gateway has dialled in: it may name any caller, and open as many connections as it likes. */
+export interface Carrier {
+  /** A raw connection to the gateway, in the name of this caller. */
+  connect(from: string): Promise<Duplex>;
+}
+
 export interface Target {
   readonly host: string;
   readonly port: number;
@@ -87,6 +94,7 @@ export interface Target {
   honest(): Promise<string | undefined>;
   readonly real?: Real;
   readonly deceived?: Deceived;
+  readonly carrier?: Carrier;
 }
 
 const insecure = { rejectUnauthorized: false } as const;

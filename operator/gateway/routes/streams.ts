@@ -32,10 +32,12 @@ export interface StreamOptions extends KubeRouteOptions {
   readonly maxStreamsOfLease?: number;
 }
 
-/** Repeated upstream. Not Host, not Authorization, and nothing that is not needed to agree on a protocol. */
+/**
+ * Repeated upstream. Not Host, not Authorization, and nothing that is not needed to agree on a protocol; not Connection either, in
+ * which a caller could name our own headers, for a proxy on the way to take away.
+ */
 const carriedRequestHeaders = [
   'upgrade',
-  'connection',
   'x-stream-protocol-version',
   'sec-websocket-key',
   'sec-websocket-version',
@@ -155,7 +157,7 @@ async function carry(
   const onClose = () => gone.abort(new Error('the caller went away'));
   socket.once('close', onClose);
   const record = await service.tenant(leaseId, gone.signal);
-  const headers: Record<string, string | string[]> = {};
+  const headers: Record<string, string | string[]> = { connection: 'Upgrade' };
   for (const name of carriedRequestHeaders) {
     // Callers list the protocols that they speak in several headers of one name.
     const value = request.headersDistinct[name];

@@ -91,6 +91,7 @@ test('the upgrade is repeated with the tenant’s token, and nothing of the call
       'x-stream-protocol-version': 'v4.channel.k8s.io',
       cookie: 'a=b',
       'x-remote-user': 'admin',
+      connection: 'Upgrade, Authorization',
     },
   );
   expect(status).toBe(101);
@@ -101,7 +102,10 @@ test('the upgrade is repeated with the tenant’s token, and nothing of the call
     path: `/api/v1/namespaces/${tenantNamespace(lease.leaseId)}/pods/train/exec`,
   });
   expect(asked().query.getAll('command')).toEqual(['sh', '-c', 'exit 7']);
-  expect(asked().headers).toMatchObject({ 'x-stream-protocol-version': 'v4.channel.k8s.io' });
+  expect(asked().headers).toMatchObject({
+    connection: 'Upgrade',
+    'x-stream-protocol-version': 'v4.channel.k8s.io',
+  });
   for (const name of ['cookie', 'x-remote-user', 'authorization']) expect(asked().headers).not.toHaveProperty(name);
   expect(asked().as).not.toContain(lease.token);
 

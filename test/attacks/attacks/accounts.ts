@@ -3,16 +3,18 @@
  * and quota leave. And the program in the pod, which has no account at all.
  */
 import { type Attack, must } from '../attack.ts';
-import type { Real, Target } from '../target.ts';
+import { ask, type Real, type Target } from '../target.ts';
 
 const realOf = ({ real }: Target): Real => {
   if (!real) throw new Error('there are no clusters');
   return real;
 };
 
+type Asked = readonly [method: string, path: string, body?: object];
+
 const withAccount = (
   name: string,
-  ask: (real: Real) => readonly [method: string, path: string, body?: object],
+  asked: (real: Real, target: Target) => Asked | Promise<Asked>,
   statuses: readonly number[] = [403],
 ): Attack => ({
   who: 'consumer',
@@ -21,20 +23,55 @@ const withAccount = (
   needs: 'clusters',
   async run(target) {
     const real = realOf(target);
-    const { status, body } = await real.asTenant(...ask(real));
+    const { status, body } = await real.asTenant(...(await asked(real, target)));
     const message = (/"message":\s*"((?:[^"\\]|\\.)*)"/.exec(body)?.[1] ?? body).slice(0, 110);
     must(statuses.includes(status), `${status} ${message}`);
     return `${status} ${message}`;
   },
 });
 
+interface Template {
+  readonly metadata: { readonly labels?: object; readonly annotations?: object };
+  readonly spec: { readonly containers: readonly object[]; readonly [field: string]: unknown };
+}
+const templates = new WeakMap<Target, Promise<Template>>();
+
+/** A pod as the gateway makes it, which the account may make as well: what is refused below is refused for what is changed in it. */
+function templateOf(target: Target): Promise<Template> {
+  const known = templates.get(target);
+  if (known) return known;
+  const real = realOf(target);
+  const made = (async () => {
+    const path = `/v1/leases/${target.mallory.leaseId}/kube/pods`;
+    const token = await target.token();
+    const containers = [{ name: 'c', image: 'registry.example/none:1' }];
+    const body = { apiVersion: 'v1', kind: 'Pod', metadata: { name: 'template' }, spec: { containers } };
+    const answer = await ask(target, { method: 'POST', path, token, body });
+    must(answer.status === 201, `a plain pod is not taken: ${answer.status} ${answer.body.slice(0, 200)}`);
+    await ask(target, { method: 'DELETE', path: `${path}/template?gracePeriodSeconds=0`, token });
+    const { metadata, spec } = JSON.parse(answer.body) as Template;
+    const template = { metadata: { labels: metadata.labels, annotations: metadata.annotations }, spec } as Template;
+    const plain = { apiVersion: 'v1', kind: 'Pod', ...template, metadata: { ...template.metadata, name: 'plain' } };
+    const { status, body: said } = await real.asTenant('POST', inTenant(real, 'pods'), plain);
+    must(status === 201, `a plain pod is not taken from the account: ${status} ${said.slice(0, 300)}`);
+    await real.asTenant('DELETE', `${inTenant(real, 'pods')}/plain?gracePeriodSeconds=0`);
+    return template;
+  })();
+  templates.set(target, made);
+  made.catch(() => templates.delete(target));
+  return made;
+}
+
 const inTenant = ({ tenantNamespace }: Real, rest: string) => `/api/v1/namespaces/${tenantNamespace}/${rest}`;
-const pod = (spec: object, container: object = {}) => ({
-  apiVersion: 'v1',
-  kind: 'Pod',
-  metadata: { name: 'evil' },
-  spec: { containers: [{ name: 'c', image: 'x', ...container }], ...spec },
-});
+/** The same pod, with these changes. */
+const pod =
+  (spec: object, container: object = {}) =>
+  ({ metadata, spec: its }: Template) => ({
+    apiVersion: 'v1',
+    kind: 'Pod',
+    metadata: { ...metadata, name: 'evil' },
+    spec: { ...its, containers: [{ ...its.containers[0], ...container }], ...spec },
+  });
 const rbac = '/apis/rbac.authorization.k8s.io/v1';
 
 const accounts: readonly Attack[] = [
@@ -108,8 +145,23 @@ const accounts: readonly Attack[] = [
         'a pod with more GPUs than the lease has',
         pod({}, { resources: { limits: { 'nvidia.com/gpu': '8', cpu: '1', memory: '1Gi' } } }),
       ],
-    ] as [string, object][]
-  ).map(([name, object]) => withAccount(name, (real) => ['POST', inTenant(real, 'pods'), object], [403, 422])),
+      ['a pod on another node', pod({ nodeName: 'somebody-elses-node' })],
+      [
+        'a pod as the account itself, with its token',
+        pod({ serviceAccountName: 'tenant', automountServiceAccountToken: true }),
+      ],
+      [
+        'a pod that asks the image’s runtime for every GPU',
+        pod({}, { env: [{ name: 'NVIDIA_VISIBLE_DEVICES', value: 'all' }] }),
+      ],
+    ] as [string, (template: Template) => object][]
+  ).map(([name, change]) =>
+    withAccount(
+      name,
+      async (real, target) => ['POST', inTenant(real, 'pods'), change(await templateOf(target))],
+      [403, 422],
+    ),
+  ),
 ];
 
 const inPod = (name: string, expected: string, command: string, right: (out: string) => boolean): Attack => ({

@@ -1,7 +1,7 @@
 /** A consumer that pays for a lease, and wants more than that: other leases, other namespaces, more money, more of the node. */
 import http2 from 'node:http2';
 import type { Duplex } from 'node:stream';
-import { signVoucher } from '../../../operator/adapters/chain/messages.ts';
+import { signRelease } from '../../../operator/adapters/chain/messages.ts';
 import { forwardProtocol } from '../../../operator/api/gateway.ts';
 import { type Attack, GotThrough, must, refused } from '../attack.ts';
 import { type Asked, access, ask, askOverH2, freshNonce, type Target, voucher, wire } from '../target.ts';
@@ -164,10 +164,10 @@ const money: readonly Attack[] = [
     return `${earlier.status}, ${stored.servedSeconds ?? 2} s are stored`;
   }),
   attack('a Release signed by the consumer in place of a voucher', '422', async (target) => {
-    const { signature } = await signVoucher(target.mallory.session, target.domain, {
-      ...{ leaseId: target.mallory.leaseId, servedSeconds: 0, last: false },
+    const { signature } = await signRelease(target.mallory.session, target.domain, {
+      ...{ leaseId: target.mallory.leaseId, servedSeconds: 1 },
     });
-    const body = { servedSeconds: 1, last: true, signature };
+    const body = { servedSeconds: 1, last: false, signature };
     return refused(
       await ask(target, { method: 'POST', path: own(target, '/vouchers'), body, token: await target.token() }),
       422,
@@ -206,6 +206,21 @@ const climbing = [
   'node/metrics/../../../secrets',
 ];
 
+const upgrade = { connection: 'Upgrade', upgrade: 'SPDY/3.1' };
+
+/** What is upgraded goes another way through the gateway, which reads the path by itself. */
+const climbingStreams = [
+  'pods/../../../kube-system/pods/p/exec?command=sh',
+  'pods/..%2f..%2fkube-system%2fpods%2fp/exec?command=sh',
+  'pods/p%2fexec?command=sh',
+  'pods//p/exec?command=sh',
+  'pods/p/exec/?command=sh',
+  'pods/p/proxy?command=sh',
+  'nodes/n/proxy',
+  'pods/p/log?follow=true',
+  'pods?watch=true',
+];
+
 const queries = [
   'pods?namespace=kube-system',
   'pods?watch=true&allNamespaces=true',
@@ -215,6 +230,7 @@ const queries = [
   'pods/p/exec?command=sh&namespace=kube-system',
   'pods/p/log?insecureSkipTLSVerifyBackend=true',
   'pods/p/portforward?ports=0x50',
+  'pods/p/attach?command=sh',
 ];
 
 const paths: readonly Attack[] = [
@@ -224,8 +240,24 @@ const paths: readonly Attack[] = [
     ),
   ),
   ...queries.map((rest) =>
-    attack(`kube/${rest}`, '400', async (target) =>
-      refused(await ask(target, { path: own(target, `/kube/${rest}`), token: await target.token() }), 400),
+    attack(`kube/${rest}`, '400, for the query', async (target) =>
+      // Streams are asked for as they must be: otherwise it is that which is refused.
+      refused(
+        await ask(target, {
+          ...{ path: own(target, `/kube/${rest}`), token: await target.token() },
+          ...(/\/(exec|attach|portforward)\?/.test(rest) ? { headers: upgrade } : {}),
+        }),
+        400,
+        /the query parameter/,
+      ),
+    ),
+  ),
+  ...climbingStreams.map((rest) =>
+    attack(`an upgrade of kube/${rest}`, '400, 404 or 405', async (target) =>
+      refused(
+        await ask(target, { path: own(target, `/kube/${rest}`), token: await target.token(), headers: upgrade }),
+        [400, 404, 405],
+      ),
     ),
   ),
   attack('a watch of another namespace, over HTTP/2', '400 or 404', async (target) => {
@@ -378,16 +410,20 @@ const hoarding: readonly Attack[] = [
   ),
 ];
 
-/** CONNECT through the tunnel to where no pod of the tenant is. */
+/** CONNECT through the tunnel to where no pod of the tenant is. It is no pod's name, or none of its pods': nothing is dialled. */
 const tunnelled = [
-  '127.0.0.1:22',
-  '169.254.169.254:80',
-  'kubernetes.default:443',
-  '10.0.0.1:10250',
-  'p%2f..:80',
-  'p:99999',
-].map((authority) =>
-  attack(`through the tunnel to ${authority}`, 'no connection', async (target) => {
+  ['127.0.0.1:22', 404],
+  ['127.0.0.1:its own port', 404],
+  ['169.254.169.254:80', 404],
+  ['kubernetes.default:443', 404],
+  ['10.0.0.1:10250', 404],
+  ['p%2f..:80', 400],
+  ['p:99999', 400],
+] as const;
+
+const tunnels = tunnelled.map(([name, expected]) =>
+  attack(`through the tunnel to ${name}`, String(expected), async (target) => {
+    const authority = name.replace('its own port', String(target.port));
     const socket = await wire(target);
     socket.write(
       `POST ${own(target, '/forward')} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${await target.token()}\r\nconnection: Upgrade\r\nupgrade: ${forwardProtocol}\r\n\r\n`,
@@ -401,14 +437,15 @@ const tunnelled = [
     try {
       return await new Promise<string>((resolve, reject) => {
         const stream = session.request({ ':method': 'CONNECT', ':authority': authority });
-        stream.setTimeout(10_000, () => resolve('no answer'));
+        // Silence, or a 502, would be the far side's: then it was dialled.
+        const wrong = (seen: string) => reject(new GotThrough(`${seen} (expected ${expected})`));
+        stream.setTimeout(20_000, () => wrong('no answer'));
         stream.once('response', (headers) => {
-          const status = Number(headers[':status']);
-          if (status >= 200 && status < 300) reject(new GotThrough(`connected: ${status}`));
-          else resolve(`${status}`);
+          if (headers[':status'] === expected) resolve(`${expected}`);
+          else wrong(`${headers[':status']}`);
         });
-        stream.once('error', (error) => resolve(`reset: ${error.message}`));
-        stream.once('close', () => resolve('closed'));
+        stream.once('error', (error) => wrong(`reset: ${error.message}`));
+        stream.once('close', () => wrong('closed'));
       });
     } finally {
       session.destroy();
@@ -424,5 +461,5 @@ export const consumer: readonly Attack[] = [
   ...paths,
   ...impersonating,
   ...hoarding,
-  ...tunnelled,
+  ...tunnels,
 ];

@@ -6,7 +6,7 @@ import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { TLSSocket } from 'node:tls';
 import { type Attack, must, refused } from '../attack.ts';
-import { ask, askOverH2, heard, raw, type Target, wire } from '../target.ts';
+import { access, ask, askOverH2, heard, raw, type Target, wire } from '../target.ts';
 
 const http = (line: string, headers: readonly string[] = [], body = ''): string =>
   [line, 'host: gateway', ...headers, '', body].join('\r\n');
@@ -323,7 +323,12 @@ export const passerBy: readonly Attack[] = [
     run: (target) =>
       wire(target, { minVersion: 'TLSv1.1', maxVersion: 'TLSv1.1', ciphers: 'DEFAULT@SECLEVEL=0' }).then(
         () => must(false, 'a connection') as never,
-        (error: Error) => `none: ${(error as { code?: string }).code ?? error.message}`,
+        (error: Error) => {
+          const seen = (error as { code?: string }).code ?? error.message;
+          // Its own no: a client that cannot speak it proves nothing.
+          must(/ALERT_PROTOCOL_VERSION/.test(seen), seen);
+          return `none: ${seen}`;
+        },
       ),
   },
   {
@@ -337,7 +342,9 @@ export const passerBy: readonly Attack[] = [
       socket.on('data', (chunk: Buffer) => {
         text += chunk.toString('latin1');
       });
-      for (let i = 0; i < 3000 && !/ 429 /.test(text); i++) {
+      const startedAt = performance.now();
+      // More than flow in meanwhile, however slow the machine is.
+      for (let i = 0; i < 20_000 && performance.now() - startedAt < 60_000 && !/ 429 /.test(text); i++) {
         socket.write(
           http(
             'POST /v1/quotes HTTP/1.1',
@@ -350,11 +357,13 @@ export const passerBy: readonly Attack[] = [
       for (let i = 0; i < 200 && !/ 429 /.test(text); i++) await sleep(100);
       socket.destroy();
       const refusals = text.match(/HTTP\/1\.1 429 /g)?.length ?? 0;
-      must(refusals > 0, 'no 429');
+      const answered = text.match(/HTTP\/1\.1 400 /g)?.length ?? 0;
+      const seconds = (performance.now() - startedAt) / 1000;
+      must(refusals > 0, `no 429, ${answered} were answered in ${seconds.toFixed(0)} s`);
       must(/\r\nretry-after: \d+\r\n/i.test(text), 'no Retry-After');
       // The address is ours as well: until it may ask again.
       await sleep(4000);
-      return `429 after ${(text.match(/HTTP\/1\.1 400 /g) ?? []).length} requests`;
+      return `429 after ${answered} requests`;
     },
   },
   ...(
@@ -406,5 +415,50 @@ export const passerBy: readonly Attack[] = [
       run: async (target) => refused(await ask(target, { path }), [404, 405]),
     }),
   ),
+  {
+    who: 'passer-by',
+    name: 'words that steer a terminal, or begin another line, for the gateway’s log',
+    expected: 'each line is one of its own, and plain',
+    needs: 'clusters',
+    async run(target) {
+      const mark = `mark-${Date.now()}`;
+      const steering = `${mark}\u001b]0;root\u0007\u001b[2J\r\n{"level":"error","msg":"${mark}"}`;
+      const answers = [
+        await ask(target, { path: `/v1/${encodeURIComponent(steering)}`, headers: { 'user-agent': mark } }),
+        await ask(target, { method: 'POST', path: '/v1/quotes', body: { offerName: steering, consumer: steering } }),
+        await ask(target, {
+          ...{ method: 'POST', path: `/v1/leases/${target.mallory.leaseId}/token` },
+          body: { ...(await access(target)), audienceUrl: `https://x/${steering}` },
+        }),
+        await ask(target, {
+          ...{ method: 'POST', path: `/v1/leases/${target.mallory.leaseId}/kube/pods` },
+          ...{ token: await target.token(), body: { metadata: { name: steering }, spec: { containers: [] } } },
+        }),
+        await ask(target, {
+          ...{
+            method: 'DELETE',
+            path: `/v1/leases/${target.mallory.leaseId}/kube/pods/${encodeURIComponent(steering)}`,
+          },
+          token: await target.token(),
+        }),
+      ];
+      must(
+        answers.every(({ status }) => status >= 400 && status < 500),
+        answers.map(({ status }) => status).join(', '),
+      );
+      const lines = target
+        .real!.gatewayLog()
+        .split('\n')
+        .filter((line) => line !== '');
+      must(lines.length > 0, 'there is no log');
+      const odd = lines.find((line) => {
+        // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+        if (/[\u0000-\u001f\u007f-\u009f]/.test(line)) return true;
+        return line.startsWith('{"level":"error","msg":"mark-');
+      });
+      must(odd === undefined, odd?.slice(0, 200) ?? '');
+      return `${answers.map(({ status }) => status).join(', ')}; ${lines.length} lines, all plain`;
+    },
+  },
   ...papers,
 ];

@@ -26,6 +26,20 @@ const env = (name: string, value: string) => pod({}, { env: [{ name, value }] })
 const volume = (source: Json) =>
   pod({ volumes: [{ name: 'v', ...source }] }, { volumeMounts: [{ name: 'v', mountPath: '/v' }] });
 
+const plainTaken = new WeakSet<Target>();
+
+/** A pod that wants nothing is taken: what is refused below is refused for what it wants. */
+async function mustTakePlain(target: Target): Promise<void> {
+  if (plainTaken.has(target)) return;
+  const token = await target.token();
+  const made = pod();
+  const { status, body } = await ask(target, { method: 'POST', path: own(target, 'pods'), body: made, token });
+  must(status === 201, `a plain pod is not taken: ${status} ${body.slice(0, 200)}`);
+  const { name } = made.metadata as { name: string };
+  await ask(target, { method: 'DELETE', path: own(target, `pods/${name}?gracePeriodSeconds=0`), token });
+  plainTaken.add(target);
+}
+
 /** 422 for all of them. */
 const outright: readonly (readonly [name: string, object: Json])[] = [
   ['privileged', security({ privileged: true })],
@@ -224,12 +238,13 @@ const others: readonly Attack[] = [
   {
     who: 'consumer',
     name: 'an ephemeral container that is privileged, in a pod that runs',
-    expected: '404 or 422',
+    expected: '422',
     async run(target) {
       const made = pod();
       const token = await target.token();
       const name = (made.metadata as { name: string }).name;
-      await ask(target, { method: 'POST', path: own(target, 'pods'), body: made, token });
+      const { status } = await ask(target, { method: 'POST', path: own(target, 'pods'), body: made, token });
+      must(status === 201, `there is no pod that runs: ${status}`);
       const spec = made.spec as Json;
       const body = {
         ...made,
@@ -237,7 +252,8 @@ const others: readonly Attack[] = [
       };
       const seen = refused(
         await ask(target, { method: 'PUT', path: own(target, `pods/${name}`), body, token }),
-        [404, 422],
+        422,
+        /ephemeralContainers/,
       );
       await ask(target, { method: 'DELETE', path: own(target, `pods/${name}?gracePeriodSeconds=0`), token });
       return seen;
@@ -269,11 +285,14 @@ export const pods: readonly Attack[] = [
       who: 'consumer',
       name: `a pod: ${name}`,
       expected: '422',
-      run: async (target) =>
-        refused(
-          await ask(target, { method: 'POST', path: own(target, 'pods'), body: object, token: await target.token() }),
+      async run(target) {
+        await mustTakePlain(target);
+        const token = await target.token();
+        return refused(
+          await ask(target, { method: 'POST', path: own(target, 'pods'), body: object, token }),
           [400, 422],
-        ),
+        );
+      },
     }),
   ),
   ...pinned.map(

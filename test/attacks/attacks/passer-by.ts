@@ -337,25 +337,33 @@ export const passerBy: readonly Attack[] = [
     expected: '429 with Retry-After',
     slow: true,
     async run(target) {
-      const socket = await wire(target);
       let text = '';
-      socket.on('data', (chunk: Buffer) => {
-        text += chunk.toString('latin1');
-      });
       const startedAt = performance.now();
-      // More than flow in meanwhile, however slow the machine is.
-      for (let i = 0; i < 20_000 && performance.now() - startedAt < 60_000 && !/ 429 /.test(text); i++) {
-        socket.write(
+      // Fifty at a time, on as many connections as it takes: whoever sends a thousand at once may be cut off for that.
+      while (performance.now() - startedAt < 60_000 && !/ 429 /.test(text)) {
+        const requests = Array.from({ length: 50 }, (_, i) =>
           http(
             'POST /v1/quotes HTTP/1.1',
-            [json, 'content-length: 2', `x-forwarded-for: 10.0.${i >> 8}.${i & 255}`],
+            [json, 'content-length: 2', `x-forwarded-for: 10.0.${text.length % 256}.${i}`],
             '{}',
           ),
         );
-        if (i % 100 === 99) await sleep(20);
+        const more = await Promise.all(
+          Array.from({ length: 8 }, async () => {
+            const socket = await wire(target);
+            let came = '';
+            socket.on('data', (chunk: Buffer) => {
+              came += chunk.toString('latin1');
+            });
+            socket.write(requests.join(''));
+            const answers = () => came.match(/HTTP\/1\.1 \d{3} /g)?.length ?? 0;
+            for (let turn = 0; turn < 400 && answers() < requests.length && !socket.destroyed; turn++) await sleep(25);
+            socket.destroy();
+            return came;
+          }),
+        );
+        text += more.join('');
       }
-      for (let i = 0; i < 200 && !/ 429 /.test(text); i++) await sleep(100);
-      socket.destroy();
       const refusals = text.match(/HTTP\/1\.1 429 /g)?.length ?? 0;
       const answered = text.match(/HTTP\/1\.1 400 /g)?.length ?? 0;
       const seconds = (performance.now() - startedAt) / 1000;

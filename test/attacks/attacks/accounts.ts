@@ -143,7 +143,10 @@ const accounts: readonly Attack[] = [
       ['a pod with a port of the host', pod({}, { ports: [{ containerPort: 80, hostPort: 80 }] })],
       [
         'a pod with more GPUs than the lease has',
-        pod({}, { resources: { limits: { 'nvidia.com/gpu': '8', cpu: '1', memory: '1Gi' } } }),
+        (template) => {
+          const { limits } = (template.spec.containers[0] as { resources?: { limits?: object } }).resources ?? {};
+          return pod({}, { resources: { limits: { ...limits, 'nvidia.com/gpu': '8' } } })(template);
+        },
       ],
       ['a pod on another node', pod({ nodeName: 'somebody-elses-node' })],
       [

@@ -173,8 +173,16 @@ function end(): End {
     process: child,
     ask: (order) =>
       new Promise((resolve, reject) => {
-        child.once('message', (report) => resolve(report as Report));
-        child.once('exit', (code) => reject(new Error(`an end of the bench ended with ${code}`)));
+        const onMessage = (report: unknown) => {
+          child.off('exit', onExit);
+          resolve(report as Report);
+        };
+        const onExit = (code: number | null) => {
+          child.off('message', onMessage);
+          reject(new Error(`an end of the bench ended with ${code}`));
+        };
+        child.once('message', onMessage);
+        child.once('exit', onExit);
         child.send(order);
       }),
   };

@@ -288,6 +288,31 @@ export const table: readonly Row[] = [
     refused: /rpcUrls\/0[\s\S]*pattern/,
   },
   { says: 'an unknown mode', chart: 'operator', set: ['processes=Many'], refused: /processes[\s\S]*(Split|one of)/ },
+  {
+    says: 'gateways may dial in, by a Service, with a certificate of yours',
+    chart: 'operator',
+    set: [
+      'reverse.enabled=true',
+      'reverse.urls={wss://gpulease.example.com:9444}',
+      'reverse.tlsSecretName=gpulease-reverse',
+      'reverse.service.type=NodePort',
+      'reverse.service.nodePort=30944',
+    ],
+    has: ['Service/gpulease-reverse'],
+    text: [
+      /--reverse-listen=0\.0\.0\.0:9444/,
+      /--reverse-url=wss:\/\/gpulease\.example\.com:9444/,
+      /--reverse-tls-cert=\/var\/run\/gpulease\/reverse\/tls\.crt/,
+      /secretName: gpulease-reverse/,
+      /name: reverse\s+port: 9444\s+targetPort: reverse\s+nodePort: 30944/,
+    ],
+  },
+  {
+    says: 'gateways that may dial in, nobody says where',
+    chart: 'operator',
+    set: ['reverse.enabled=true'],
+    refused: /reverse\.urls is empty: say by which URL/,
+  },
   { says: 'no way in', chart: 'provider', set: ['provider.publicUrls=null'], refused: /provider\.publicUrls is empty/ },
   {
     says: 'a gateway that dials out needs no way in, and consumers are told so',

@@ -70,10 +70,14 @@ export function operatorRelease(
       operator: {
         flags: {
           ...{ voucherPeriodSeconds: 5, chainTickSeconds: 1, refundSeconds: 2, closeTimeoutSeconds: 20 },
-          reverseListen: `0.0.0.0:${REVERSE_PORT}`,
-          reverseUrl: [`wss://${operatorWay.host}:${operatorWay.port}`],
         },
         ...pods,
+      },
+      reverse: {
+        enabled: true,
+        urls: [`wss://${operatorWay.host}:${operatorWay.port}`],
+        port: REVERSE_PORT,
+        service: { type: 'NodePort', nodePort: REVERSE_NODE_PORT },
       },
       ...(onOpenLeases && { uninstall: { onOpenLeases } }),
     },
@@ -134,18 +138,6 @@ function release(
     keys,
   };
 }
-
-/** Where the operator's listener for gateways is reached from outside; its chart brings no Service for it. */
-export const reverseService = dump({
-  apiVersion: 'v1',
-  kind: 'Service',
-  metadata: { name: 'e2e-reverse', namespace: NAMESPACE },
-  spec: {
-    type: 'NodePort',
-    selector: { 'app.kubernetes.io/instance': 'gpulease-operator', 'app.kubernetes.io/component': 'operator' },
-    ports: [{ port: REVERSE_PORT, targetPort: REVERSE_PORT, nodePort: REVERSE_NODE_PORT }],
-  },
-});
 
 export class Helm {
   readonly #helm: string;

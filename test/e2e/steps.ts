@@ -21,7 +21,6 @@ import {
   operatorRelease,
   PROVIDER_NAME,
   providerRelease,
-  reverseService,
 } from './release.ts';
 
 export interface Bench {
@@ -90,7 +89,6 @@ async function installBoth(
       lab.report(`${name} of ${version.called} knows no ${unknownValues.join(', ')}: installed without`);
   await Promise.all(releases.map((release) => helm.install(release, lab.signal)));
   const helmSeconds = seconds(since);
-  await lab.consumer.kubectl(['apply', '-f', '-'], { input: reverseService });
   await knowProvider(lab);
   return { helmSeconds };
 }
@@ -477,7 +475,6 @@ async function uninstall({ lab, helm }: Bench): Promise<Figures> {
   const then = Date.now();
   await helm.uninstall(providerRelease(lab), lab.signal);
   const providerSeconds = seconds(then);
-  await lab.consumer.kubectl(['-n', NAMESPACE, 'delete', 'service', 'e2e-reverse']);
   const left = await leftOfBoth(lab);
   if (left.length > 0) throw new Error(`left behind:\n${left.join('\n')}`);
   return {

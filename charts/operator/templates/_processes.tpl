@@ -20,6 +20,9 @@ system:serviceaccount:{{ .Release.Namespace }}:gpulease-operator
 {{- if not .Values.wallet.maxEscrow }}
 {{- fail "wallet.maxEscrow is empty: say how much may be locked at most, e.g. wallet: {maxEscrow: {USDC: \"1000\"}}" }}
 {{- end }}
+{{- if and .Values.reverse.enabled (not .Values.reverse.urls) }}
+{{- fail "reverse.urls is empty: say by which URL gateways reach the listener, e.g. reverse: {urls: [wss://gpulease.example.com:9444]}" }}
+{{- end }}
 {{- if eq .Values.processes "Split" }}
 {{- if eq .Values.wallet.namespace .Release.Namespace }}
 {{- fail "wallet.namespace is the namespace of the release: the operator lists Secrets there, and would read the wallet's key. Name another, or set processes: Single" }}

@@ -51,6 +51,21 @@ export const shared = {
   }),
 };
 
+/** A Service by which somebody outside comes in. */
+export const serviceOf = (about: string, port: number) =>
+  group(about, {
+    type: choice('ClusterIP', 'NodePort', 'LoadBalancer')('Type.', 'LoadBalancer'),
+    port: integer(1, 65535)('Port.', port),
+    nodePort: integer(0, 32767)('Port of the nodes, for NodePort and LoadBalancer; 0: Kubernetes chooses.', 0),
+    annotations: map('Annotations.', {}),
+    loadBalancerClass: text('Class of the load balancer.', ''),
+    loadBalancerSourceRanges: strings('Networks that the load balancer lets through; empty: all.', []),
+    externalTrafficPolicy: choice('Cluster', 'Local')(
+      'Local keeps the addresses of callers, by which they are limited.',
+      'Local',
+    ),
+  });
+
 /** How the pods of one process run. */
 export const podsOf = (replicas: number, cpu: string, memory: string, tolerated: readonly object[] = []) => ({
   replicas: integer(0, 16)(

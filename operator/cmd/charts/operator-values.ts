@@ -11,6 +11,7 @@ import {
   podDisruptionBudget,
   podsOf,
   railsOf,
+  serviceOf,
   shared,
 } from './common.ts';
 import { amount, choice, flag, flagsOf, group, integer, name, shaped, strings, text } from './tree.ts';
@@ -61,11 +62,32 @@ export const operatorValues = group('Values of the chart for clusters that lease
       'chain',
       'maxEscrow',
       'servicePorts',
+      'reverseListen',
+      'reverseUrl',
+      'reverseTlsCert',
+      'reverseTlsKey',
       'operationsPort',
       'logLevel',
       'logFormat',
     ]),
   }),
+  reverse: group(
+    'Where gateways dial in that nobody can connect to (spec.endpoint.via: Reverse). The operator that works listens; a gateway that comes to another dials again.',
+    {
+      enabled: flag('Let them, by a Service.', false),
+      urls: strings(
+        'URLs by which they reach it, wss://HOST[:PORT]: what providers give to their gateways as --dial-out. A gateway that dialled another is refused.',
+        [],
+        ['wss://gpulease.example.com:9444'],
+      ),
+      port: integer(8081, 65535)('Port that the pods listen at.', 9444),
+      tlsSecretName: name(
+        "Secret with its certificate (tls.crt, tls.key). Empty: one of the operator's own making, whose pin is logged with the URL.",
+        '',
+      ),
+      service: serviceOf('The Service before it.', 9444),
+    },
+  ),
   wallet: group('The wallet, which alone has the key, and signs what the operator may ask for.', {
     ...podsOf(1, '50m', '192Mi'),
     namespace: name(

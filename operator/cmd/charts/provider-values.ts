@@ -10,6 +10,7 @@ import {
   podDisruptionBudget,
   podsOf,
   railsOf,
+  serviceOf,
   shared,
 } from './common.ts';
 import {
@@ -111,18 +112,7 @@ export const providerValues = group('Values of the chart for clusters that rent 
       "Ports of its pods at which pods of tenants reach their consumers' Services.",
       '20000-29999',
     ),
-    service: group('The Service before it.', {
-      type: choice('ClusterIP', 'NodePort', 'LoadBalancer')('Type.', 'LoadBalancer'),
-      port: integer(1, 65535)('Port.', 8443),
-      nodePort: integer(0, 32767)('Port of the nodes, for NodePort and LoadBalancer; 0: Kubernetes chooses.', 0),
-      annotations: map('Annotations.', {}),
-      loadBalancerClass: text('Class of the load balancer.', ''),
-      loadBalancerSourceRanges: strings('Networks that the load balancer lets through; empty: all.', []),
-      externalTrafficPolicy: choice('Cluster', 'Local')(
-        'Local keeps the addresses of callers, by which the gateway limits them.',
-        'Local',
-      ),
-    }),
+    service: serviceOf('The Service before it.', 8443),
     flags: flagsOf('gateway', gatewayOptions, [
       'with',
       'privateNamespace',

@@ -518,3 +518,38 @@ metadata:
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{- /* A Service by which somebody outside comes in. Given: root, component, name, service (its values), target (port of the pods). */ -}}
+{{- define "gpulease.service" -}}
+{{- $service := .service }}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "gpulease.labels" . | nindent 4 }}
+  {{- with $service.annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  type: {{ $service.type }}
+  {{- if ne $service.type "ClusterIP" }}
+  externalTrafficPolicy: {{ $service.externalTrafficPolicy }}
+  {{- end }}
+  {{- if eq $service.type "LoadBalancer" }}
+  {{- with $service.loadBalancerClass }}
+  loadBalancerClass: {{ . }}
+  {{- end }}
+  {{- with $service.loadBalancerSourceRanges }}
+  loadBalancerSourceRanges: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- end }}
+  selector: {{- include "gpulease.selector" . | nindent 4 }}
+  ports:
+    - name: {{ .target }}
+      port: {{ $service.port }}
+      targetPort: {{ .target }}
+      {{- if and $service.nodePort (ne $service.type "ClusterIP") }}
+      nodePort: {{ $service.nodePort }}
+      {{- end }}
+{{- end -}}

@@ -421,7 +421,7 @@ describe('mistakes cost nothing, and say what to change', () => {
         for (const rail of spec.payment.rails) rail.maxEscrow = '0.01';
       },
       'LimitReached',
-      () => /maxEscrow is 0.01 USDC/,
+      () => /maxEscrow 0\.01 USDC on chain 31337.* or maxEscrow in its spec\.payment\.rails/,
     ],
   ];
   it.each(others)('provider %s', async (name, change, reason, message) => {

@@ -30,8 +30,8 @@ export interface ChainScenario {
   readonly broke: string;
   /** Why it is not run: what it needs is not built. */
   readonly missing?: string;
-  /** Once is enough: how blocks come makes no difference to it. */
-  readonly once?: true;
+  /** How blocks come makes no difference to it, or it sends faster than a block a second takes. */
+  readonly automineOnly?: true;
   /** Says what was seen; throws when that was wrong. */
   run(lab: ChainLab): Promise<string>;
 }

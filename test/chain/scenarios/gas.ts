@@ -129,7 +129,7 @@ export const gas: ChainScenario[] = [
     name: 'custom-errors',
     of: 'revert',
     broke: 'each custom error of the contract and its token, as revert data',
-    once: true,
+    automineOnly: true,
     async run() {
       const abi = new Interface([...leaseEscrow.abi, ...gpuToken.abi].filter((item) => item.type === 'error'));
       const zero: Record<string, unknown> = {

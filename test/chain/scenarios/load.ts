@@ -61,7 +61,7 @@ export const load: ChainScenario[] = [
     name: '500-leases-50-providers',
     of: 'load',
     broke: '500 leases of one consumer with 50 providers run and are settled, and then closed',
-    once: true,
+    automineOnly: true,
     async run(lab) {
       const { chain } = lab;
       const { client, keys } = chain;

@@ -13,6 +13,7 @@ import { networkOf } from '../gateway/addresses.ts';
 import { type LinkPlace, linkPlace } from './link-place.ts';
 import { listenAt } from './listen-at.ts';
 import { choice, integer, type Option, pairs, parseOptions, portRange, someOf, text, UsageError } from './options.ts';
+import { checkPairGiven } from './serving-pair.ts';
 
 const usage = `
 Rents out the GPUs of this cluster: offers, quotes, tenants, vouchers, settlement.
@@ -299,6 +300,7 @@ export function parseGatewayOptions(args: readonly string[], env: NodeJS.Process
       throw new UsageError(`--public-url must be a URL such as https://gpu.example.com:8443; given: ${url}`);
     }
   }
+  checkPairGiven({ cert: 'tls-cert', key: 'tls-key' }, options.tlsCert, options.tlsKey);
   for (const proxy of options.trustedProxy) {
     if (networkOf(proxy) === undefined)
       throw new UsageError(`--trusted-proxy must be an address, or a network such as 10.0.0.0/8; given: ${proxy}`);

@@ -35,9 +35,7 @@ export async function servingPair(options: {
   readonly now: () => Date;
 }): Promise<ServingPair> {
   const { flags, certFile, keyFile, hosts, stored, now } = options;
-  if ((certFile === undefined) !== (keyFile === undefined))
-    throw new UsageError(`--${flags.cert} and --${flags.key} are given together, or neither`);
-
+  checkPairGiven(flags, certFile, keyFile);
   let pair: ServingCertificate;
   let read: () => Promise<ServingCertificate>;
   if (certFile !== undefined && keyFile !== undefined) {
@@ -72,6 +70,16 @@ export async function servingPair(options: {
         { log, signal, clock },
       ),
   };
+}
+
+/** Throws UsageError when one is named without the other: at once, where flags are read before anything is reached. */
+export function checkPairGiven(
+  flags: { readonly cert: string; readonly key: string },
+  certFile: string | undefined,
+  keyFile: string | undefined,
+): void {
+  if ((certFile === undefined) !== (keyFile === undefined))
+    throw new UsageError(`--${flags.cert} and --${flags.key} are given together, or neither`);
 }
 
 function fromFiles(

@@ -11,8 +11,8 @@ import { parseOptions, text, UsageError } from './options.ts';
 
 const usage = `
 Attacks a sandbox of real parts (two control planes, GPU nodes, a chain, operator, gateway): forged and replayed signatures,
-malformed and slow HTTP, other tenants, pods in disguise, stolen accounts, providers that lie, relays that name whom they like. Each must be refused, and after
-each an honest consumer is still served.
+malformed and slow HTTP, other tenants, pods in disguise, stolen accounts, providers that lie, relays that name whom they like.
+Each must be refused, and after each an honest consumer is still served.
 
   npm run test:attacks                        all of them
   npm run test:attacks -- --only "a pod"      those whose words contain this

@@ -10,9 +10,8 @@ import { choice, parseOptions, UsageError } from './options.ts';
 
 const usage = `
 Breaks things on purpose between the outbox and a real chain: anvil, behind endpoints that lose answers, lag and lie; payers
-that are killed. Each scenario runs twice, with a block for each transaction and with a block a second; the load of 500 leases with the
-first alone. After each: nothing
-waits, deposits = paid + fee + refunded + held, every bill is fair.
+that are killed. Each scenario runs twice, with a block for each transaction and with a block a second; the load of 500 leases
+with the first alone. After each: nothing waits, deposits = paid + fee + refunded + held, every bill is fair.
 
   npm run test:chain                          all, ten minutes
   npm run test:chain -- --only reorg          only those whose names begin so

@@ -3,7 +3,7 @@
 import type { GpuBudget } from '../../api/budget.ts';
 import type { GpuLease } from '../../api/lease.ts';
 import { type BudgetView, drains, viewBudgets } from '../../core/budget/room.ts';
-import { exposureOf, heldElsewhere } from '../../core/lease/exposure.ts';
+import { exposures, heldElsewhere, noExposure } from '../../core/lease/exposure.ts';
 import type { AllocationFact, LeaseRecord, Observed } from '../../core/lease/observed.ts';
 import type { ProviderFact } from '../../core/offer/match.ts';
 import { type KubeObject, resources } from '../../engine/types.ts';
@@ -93,6 +93,7 @@ function budgetViews(
 
 function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
   const facts = new Map<string, ProviderFact>();
+  const held = exposures(world.records.committed().values());
   for (const provider of world.providers.list()) {
     const { name } = provider.metadata;
     const known = world.providerBook.get(name);
@@ -102,7 +103,7 @@ function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
       reason: known?.assessment.reason,
       message: known?.assessment.message,
       rails: known?.assessment.rails ?? [],
-      held: exposureOf(name, world.records.committed().values()),
+      held: held.get(name) ?? noExposure,
     });
   }
   return facts;

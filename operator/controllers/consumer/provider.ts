@@ -186,7 +186,7 @@ async function report(
         ? [
             {
               assetSymbol: fact.rail.assetSymbol,
-              amount: whole(lockedOn(fact.rail, name, world.records.all().values()), fact.decimals),
+              amount: whole(lockedOn(exposure, fact.rail), fact.decimals),
               limit: fact.rail.maxEscrow,
             },
           ]

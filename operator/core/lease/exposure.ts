@@ -18,26 +18,37 @@ export const railName = (rail: { readonly chainId: number; readonly escrow: stri
 
 const open = (record: LeaseRecord) => record.quote !== undefined && record.deposit !== undefined && !record.settled;
 
-/** With one provider, over all leases. */
-export function exposureOf(providerName: string, records: Iterable<LeaseRecord>): Exposure {
-  let leases = 0;
-  let gpus = 0;
-  const perHour: Record<string, bigint> = {};
-  const locked: Record<string, bigint> = {};
+/** By provider, over all leases. Who has none is not in it. */
+export function exposures(records: Iterable<LeaseRecord>): ReadonlyMap<string, Exposure> {
+  const found = new Map<string, { leases: number; gpus: number; perHour: Amounts; locked: Amounts }>();
   for (const record of records) {
     const { quote } = record;
-    if (!quote || !open(record) || quote.providerName !== providerName) continue;
-    const terms = quote.signed.quote;
-    leases += 1;
-    gpus += terms.gpus;
-    perHour[quote.assetSymbol] =
-      (perHour[quote.assetSymbol] ?? 0n) + atto(BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus), quote.decimals);
-    const { chainId, escrow } = quote.signed;
-    const rail = railName({ chainId, escrow, token: terms.token });
-    locked[rail] = (locked[rail] ?? 0n) + BigInt(record.deposit!);
+    if (!quote || !open(record)) continue;
+    const of = found.get(quote.providerName) ?? { leases: 0, gpus: 0, perHour: {}, locked: {} };
+    found.set(quote.providerName, of);
+    const { chainId, escrow, quote: terms } = quote.signed;
+    of.leases += 1;
+    of.gpus += terms.gpus;
+    add(of.perHour, quote.assetSymbol, atto(BigInt(terms.pricePerGpuHour) * BigInt(terms.gpus), quote.decimals));
+    add(of.locked, railName({ chainId, escrow, token: terms.token }), BigInt(record.deposit!));
   }
-  return { leases, gpus, perHour, locked };
+  return found;
 }
+
+type Amounts = Record<string, bigint>;
+const add = (sums: Amounts, name: string, amount: bigint): void => {
+  sums[name] = (sums[name] ?? 0n) + amount;
+};
+
+export const noExposure: Exposure = { leases: 0, gpus: 0, perHour: {}, locked: {} };
+
+/** With one provider. */
+export const exposureOf = (providerName: string, records: Iterable<LeaseRecord>): Exposure =>
+  exposures(records).get(providerName) ?? noExposure;
+
+/** Of it, base units in one token of one escrow. */
+export const lockedOn = ({ locked }: Pick<Exposure, 'locked'>, rail: Parameters<typeof railName>[0]): bigint =>
+  locked[railName(rail)] ?? 0n;
 
 /** What other leases lock: on the same rail with the same provider, and in each asset. */
 export function heldElsewhere(
@@ -47,12 +58,12 @@ export function heldElsewhere(
 ): HeldElsewhere {
   const quote = record?.quote;
   let onRail = 0n;
-  const inAsset: Record<string, bigint> = {};
+  const inAsset: Amounts = {};
   for (const [other, theirs] of records) {
     if (other === uid || !open(theirs)) continue;
     const locked = BigInt(theirs.deposit!);
     const { assetSymbol, decimals } = theirs.quote!;
-    inAsset[assetSymbol] = (inAsset[assetSymbol] ?? 0n) + atto(locked, decimals);
+    add(inAsset, assetSymbol, atto(locked, decimals));
     if (quote && sameRail(theirs.quote!, quote)) onRail += locked;
   }
   return { onRail, inAsset };
@@ -63,13 +74,6 @@ export const heldIn = (
   { inAsset }: Pick<HeldElsewhere, 'inAsset'>,
   { assetSymbol, decimals }: { readonly assetSymbol: string; readonly decimals: number },
 ): bigint => unitsAbove(inAsset[assetSymbol] ?? 0n, decimals);
-
-/** Locked with a provider in one token of one escrow. */
-export const lockedOn = (
-  rail: Parameters<typeof railName>[0],
-  providerName: string,
-  records: Iterable<LeaseRecord>,
-): bigint => exposureOf(providerName, records).locked[railName(rail)] ?? 0n;
 
 const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
 

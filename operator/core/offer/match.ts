@@ -11,7 +11,7 @@ import { fitsPartition, modelOfProduct, wholeGpu } from '../../api/models.ts';
 import type { GpuOffer } from '../../api/offer.ts';
 import type { GpuProvider } from '../../api/provider.ts';
 import { atto, parseAtto } from '../budget/spender.ts';
-import { railName } from '../lease/exposure.ts';
+import { lockedOn } from '../lease/exposure.ts';
 import { type AssetLimits, assetsOf, limitsIn } from '../lease/pricing.ts';
 import { formatAmount, parseAmount } from '../money/amount.ts';
 import { sizeDeposit } from '../money/deposit.ts';
@@ -160,8 +160,7 @@ function isFull({ lease, offer, fact, depositSeconds }: Look, way: { rail: Known
   const { rail } = way;
   const price = parseAmount(way.perGpuHour, rail.decimals);
   const deposit = firstDeposit(lease, offer, rail, price, depositSeconds) ?? 0n;
-  const locked = fact!.held.locked[railName(rail)] ?? 0n;
-  return locked + deposit > parseAmount(rail.maxEscrow, rail.decimals);
+  return lockedOn(fact!.held, rail) + deposit > parseAmount(rail.maxEscrow, rail.decimals);
 }
 const missed = (bad: boolean, closest?: string, distance?: number) => (bad ? { closest, distance } : undefined);
 

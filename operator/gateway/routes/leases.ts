@@ -9,7 +9,7 @@ import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import type { LeaseTokens } from '../tokens.ts';
 import { validated } from '../validate.ts';
-import { maxUnprovenBodyBytes, route } from './methods.ts';
+import { anybodyBy, type Before, route } from './methods.ts';
 
 export interface LeaseRouteOptions {
   readonly service: GatewayService;
@@ -31,7 +31,12 @@ export function leaseIdOf(text: string | undefined): Hex32 {
   return text.toLowerCase() as Hex32;
 }
 
-const idOf = (request: FastifyRequest): Hex32 => leaseIdOf((request.params as { leaseId?: string }).leaseId);
+export const idOf = (request: FastifyRequest): Hex32 => leaseIdOf((request.params as { leaseId?: string }).leaseId);
+
+/** Whoever has a token of the lease that the path names. */
+export const authorizedBy = (callers: Pick<Callers, 'check'>): Before => ({
+  check: (request) => callers.check(idOf(request), request.raw),
+});
 
 const withoutSlash = (url: string): string => url.replace(/\/+$/, '');
 
@@ -39,11 +44,8 @@ export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): v
   const { service, tokens, callers, nonces, now } = options;
   const audiences = new Set(options.publicUrls.map(withoutSlash));
 
-  const authorized = { check: (request: FastifyRequest) => callers.check(idOf(request), request.raw) };
-  const anybody = {
-    check: (request: FastifyRequest) => callers.anybody(request.raw),
-    bodyLimit: maxUnprovenBodyBytes,
-  };
+  const authorized = authorizedBy(callers);
+  const anybody = anybodyBy(callers);
 
   route(
     app,

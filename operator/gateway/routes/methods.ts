@@ -6,6 +6,7 @@
  */
 import type { FastifyInstance, FastifyRequest, RouteHandlerMethod } from 'fastify';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import type { Callers } from '../callers.ts';
 
 const all = ['GET', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'] as const;
 type Method = (typeof all)[number];
@@ -18,6 +19,12 @@ export interface Before {
   readonly check: (request: FastifyRequest) => void;
   readonly bodyLimit?: number;
 }
+
+/** Who has proved nothing: not often, and with little. */
+export const anybodyBy = (callers: Pick<Callers, 'anybody'>): Before => ({
+  check: (request) => callers.anybody(request.raw),
+  bodyLimit: maxUnprovenBodyBytes,
+});
 
 export function route(
   app: FastifyInstance,

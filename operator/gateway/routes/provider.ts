@@ -6,7 +6,7 @@ import type { Callers } from '../callers.ts';
 import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import { validated } from '../validate.ts';
-import { maxUnprovenBodyBytes, route } from './methods.ts';
+import { anybodyBy, route } from './methods.ts';
 
 /** Several consumers may come from one address; not a crowd of them. */
 const maxWaitingOfAddress = 64;
@@ -54,6 +54,6 @@ export function providerRoutes(app: FastifyInstance, service: GatewayService, ca
     app,
     '/v1/quotes',
     { POST: async (request, reply) => service.quote(validated(quoteRequest, request.body), abortedWith(reply)) },
-    { check: (request) => callers.anybody(request.raw), bodyLimit: maxUnprovenBodyBytes },
+    anybodyBy(callers),
   );
 }

@@ -1,20 +1,19 @@
 /** The consumer's Services of one lease, and the two tunnels for whoever asks for them without an upgrade. */
-import type { FastifyInstance, FastifyRequest } from 'fastify';
+import type { FastifyInstance } from 'fastify';
 import { forwardProtocol, reverseProtocol, servicesRequest } from '../../api/gateway.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import type { Callers } from '../callers.ts';
 import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import { validated } from '../validate.ts';
-import { leaseIdOf } from './leases.ts';
+import { authorizedBy, idOf } from './leases.ts';
 import { route } from './methods.ts';
 
 export function serviceRoutes(
   app: FastifyInstance,
   { service, callers }: { readonly service: GatewayService; readonly callers: Callers },
 ): void {
-  const idOf = (request: FastifyRequest) => leaseIdOf((request.params as { leaseId?: string }).leaseId);
-  const authorized = { check: (request: FastifyRequest) => callers.check(idOf(request), request.raw) };
+  const authorized = authorizedBy(callers);
 
   route(
     app,

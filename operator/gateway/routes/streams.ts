@@ -13,6 +13,7 @@ import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { type Farewell, farewellFor } from '../../wire/farewell.ts';
 import { leaveSoon } from '../../wire/leave-soon.ts';
+import { switchingHead, upgradeHeaders } from '../../wire/upgrade-headers.ts';
 import { join } from '../../wire/upgraded.ts';
 import type { Audit } from '../audit.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
@@ -31,27 +32,6 @@ export interface StreamOptions extends KubeRouteOptions {
   /** Of these, for one lease: no tenant takes them all. */
   readonly maxStreamsOfLease?: number;
 }
-
-/**
- * Repeated upstream. Not Host, not Authorization, and nothing that is not needed to agree on a protocol; not Connection either, in
- * which a caller could name our own headers, for a proxy on the way to take away.
- */
-const carriedRequestHeaders = [
-  'upgrade',
-  'x-stream-protocol-version',
-  'sec-websocket-key',
-  'sec-websocket-version',
-  'sec-websocket-protocol',
-  'sec-websocket-extensions',
-];
-const carriedAnswerHeaders = [
-  'upgrade',
-  'connection',
-  'x-stream-protocol-version',
-  'sec-websocket-accept',
-  'sec-websocket-protocol',
-  'sec-websocket-extensions',
-];
 
 const handshakeSeconds = 30;
 /** For the last word to arrive. */
@@ -157,12 +137,7 @@ async function carry(
   const onClose = () => gone.abort(new Error('the caller went away'));
   socket.once('close', onClose);
   const record = await service.tenant(leaseId, gone.signal);
-  const headers: Record<string, string | string[]> = { connection: 'Upgrade' };
-  for (const name of carriedRequestHeaders) {
-    // Callers list the protocols that they speak in several headers of one name.
-    const value = request.headersDistinct[name];
-    if (value !== undefined) headers[name] = value.length === 1 ? value[0]! : value;
-  }
+  const headers = upgradeHeaders(request);
   const path = withQuery(upstreamPath(tenantNamespace(record.leaseId), target), query);
   const attempt = async () =>
     upstream.upgrade(
@@ -188,13 +163,7 @@ async function carry(
     return undefined;
   }
   options.audit(request, 101, (performance.now() - startedAt) / 1000);
-  const lines = ['HTTP/1.1 101 Switching Protocols'];
-  for (const name of carriedAnswerHeaders) {
-    // Chosen by the other side, so there is one of each.
-    const value = answer.response.headers[name];
-    if (typeof value === 'string') lines.push(`${name}: ${value}`);
-  }
-  socket.write(`${lines.join('\r\n')}\r\n\r\n`);
+  socket.write(switchingHead(answer.response));
   const farewell = target.stream === 'portforward' ? undefined : farewellFor(answer.response.headers);
   join(socket, answer.socket, head, answer.head, { before: farewell });
   return farewell;

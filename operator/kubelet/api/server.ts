@@ -20,12 +20,12 @@ import type { ServedNode } from '../../core/node/virtual-node.ts';
 import { isRecord } from '../../engine/errors.ts';
 import { pathOnly, readBody } from '../../engine/http.ts';
 import type { Log } from '../../engine/types.ts';
+import { switchingHead, upgradeHeaders } from '../../wire/upgrade-headers.ts';
 import { join } from '../../wire/upgraded.ts';
 import type { RemoteLease } from '../remote.ts';
 import type { ServingCertificate } from '../types.ts';
 import type { Callers } from './callers.ts';
 import { tellLoss } from './loss.ts';
-import { switchingHead, upgradeHeaders } from './pipe.ts';
 import { neededAccess, type Route, routeOf, subresourceQuery } from './routes.ts';
 
 export interface KubeletServerOptions {

@@ -332,6 +332,19 @@ describe('a relay', () => {
     readonly ca: Authority;
     client(address?: Address): ReturnType<typeof createHttpClient>;
   }
+  /** Another provider dials the relay from here: what it is told. */
+  async function refusalOfStranger(it: RelayLab): Promise<string> {
+    const why: string[] = [];
+    const second = offer(
+      it.end,
+      { url: it.url.replace('https:', 'wss:'), ca: it.ca.pem, audienceUrl: publicUrl },
+      { key: keys.stranger, onFailure: ({ message }) => why.push(message) },
+    );
+    closing.push(() => second.close(0));
+    await eventually(() => why.length > 0);
+    return why[0]!;
+  }
+
   async function relayed(limits: Partial<RelayLimits> = {}, clock: Timing = systemTiming): Promise<RelayLab> {
     const ca = await authority('ca');
     const end = await endServer(ca);
@@ -430,28 +443,12 @@ describe('a relay', () => {
     await expect(get(it.client())).rejects.toThrow(/as many callers are here from this address|no answer within/);
     expect(it.relay.figures().callers).toBe(2);
     expect(await get(clients[0]!)).toMatch(/"size":0/);
-    const why: string[] = [];
-    const second = offer(
-      it.end,
-      { url: it.url.replace('https:', 'wss:'), ca: it.ca.pem, audienceUrl: publicUrl },
-      { key: keys.stranger, onFailure: ({ message }) => why.push(message) },
-    );
-    closing.push(() => second.close(0));
-    await eventually(() => why.length > 0);
-    expect(why[0]).toMatch(/as many providers dial in from this address/);
+    expect(await refusalOfStranger(it)).toMatch(/as many providers dial in from this address/);
   }, 40_000);
 
   test('bounds its providers, by those who prove a key', async () => {
     const it = await relayed({ providers: 1 });
-    const why: string[] = [];
-    const second = offer(
-      it.end,
-      { url: it.url.replace('https:', 'wss:'), ca: it.ca.pem, audienceUrl: publicUrl },
-      { key: keys.stranger, onFailure: ({ message }) => why.push(message) },
-    );
-    closing.push(() => second.close(0));
-    await eventually(() => why.length > 0);
-    expect(why[0]).toMatch(/as many providers as it takes/);
+    expect(await refusalOfStranger(it)).toMatch(/as many providers as it takes/);
   });
 
   test('breaks off what idles, and not what lives', async () => {

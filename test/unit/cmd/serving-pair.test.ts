@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import tls from 'node:tls';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type ServingCertificate, selfSigned, spkiSha256 } from '../../../operator/adapters/gateway/certificate.ts';
+import { parseGatewayOptions } from '../../../operator/cmd/gateway-options.ts';
 import { servingPair } from '../../../operator/cmd/serving-pair.ts';
 import { startLinkListener } from '../../../operator/wire/link-listener.ts';
 import { createLinks } from '../../../operator/wire/links.ts';
@@ -105,6 +106,14 @@ describe('files', () => {
     write({ cert: first.cert, key: second.key });
     await expect(fromFiles()).rejects.toThrow(/--tls-key: .* is not the key of the certificate/);
   });
+});
+
+test.each([
+  ['--tls-cert', 'tls.crt'],
+  ['--tls-key', 'tls.key'],
+])('a gateway that is given %s alone is told before it reaches anything', (flag, file) => {
+  const others = ['--key-file', 'key', '--public-url', 'https://gpu.example.com'];
+  expect(() => parseGatewayOptions([...others, flag, file], {})).toThrow(/--tls-cert and --tls-key are given together/);
 });
 
 test('a certificate of its own is renewed before it ends, with the key that is pinned', async () => {

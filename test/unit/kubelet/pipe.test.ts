@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import { upgradeHeaders } from '../../../operator/kubelet/api/pipe.ts';
+import { upgradeHeaders } from '../../../operator/wire/upgrade-headers.ts';
 import { join } from '../../../operator/wire/upgraded.ts';
 import { socketPair } from '../../support/socket-pair.ts';
 

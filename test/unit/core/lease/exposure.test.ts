@@ -55,9 +55,9 @@ describe('what leases hold', () => {
   });
 
   it('on a rail is that of one token, contract and chain', () => {
-    expect(lockedOn(rail(), 'ams', all.values())).toBe(230n);
-    expect(lockedOn(rail({ chainId: 1 }), 'ams', all.values())).toBe(0n);
-    expect(lockedOn(rail(), 'fra', all.values())).toBe(50_000n);
+    expect(lockedOn(exposureOf('ams', all.values()), rail())).toBe(230n);
+    expect(lockedOn(exposureOf('ams', all.values()), rail({ chainId: 1 }))).toBe(0n);
+    expect(lockedOn(exposureOf('fra', all.values()), rail())).toBe(50_000n);
   });
 });
 

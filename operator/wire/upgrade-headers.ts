@@ -1,10 +1,12 @@
-/** What both sides of an upgrade say of it. */
+/** What both sides of an upgrade say of it, as whoever stands between them repeats it. */
 import type { IncomingMessage } from 'node:http';
 
-/** Headers that make an upgrade. All else stays: Host and Authorization are this connection's own affair. */
+/**
+ * Headers that make an upgrade. All else stays: Host and Authorization are this connection's own affair. So is Connection: in it a
+ * caller could name our own headers, for a proxy on the way to take away.
+ */
 const repeated = [
   'upgrade',
-  'connection',
   'x-stream-protocol-version',
   'sec-websocket-key',
   'sec-websocket-version',
@@ -13,7 +15,7 @@ const repeated = [
 ] as const;
 
 export function upgradeHeaders(request: Pick<IncomingMessage, 'headersDistinct'>): Record<string, string | string[]> {
-  const repeatedHeaders: Record<string, string | string[]> = {};
+  const repeatedHeaders: Record<string, string | string[]> = { connection: 'Upgrade' };
   for (const name of repeated) {
     // Callers list the protocols that they speak in several headers of one name, and not all servers read one with commas.
     const values = request.headersDistinct[name];

@@ -64,9 +64,8 @@ export interface SandboxOptions {
   readonly operatorEnv?: Readonly<Record<string, string>>;
   /** Flags of Node.js itself, e.g. for a profile. */
   readonly nodeArgs?: Readonly<Partial<Record<'operator' | 'gateway', readonly string[]>>>;
-  /** Other entry points of the two programs, for tests that stop them at a chosen point. */
-  readonly operatorEntry?: string;
-  readonly gatewayEntry?: string;
+  /** What is run in place of `operator/cmd/NAME.ts`: a file, and arguments that come before the flags. */
+  readonly entries?: Readonly<Partial<Record<'operator' | 'gateway', readonly string[]>>>;
   /** For tests that put something between two parts: called once a connection, answers with the URL that the caller is given. */
   readonly route?: (link: Link, url: string) => Promise<string>;
   /** Further flags of the control planes' programs. */
@@ -283,7 +282,7 @@ async function build(
         args: [
           ...shippedFlags('gateway'),
           ...(options.nodeArgs?.gateway ?? []),
-          options.gatewayEntry ?? join(root, 'operator/cmd/gateway.ts'),
+          ...(options.entries?.gateway ?? [join(root, 'operator/cmd/gateway.ts')]),
           '--kubeconfig',
           secret(`${name}.kubeconfig`, kubeconfig),
           '--namespace',
@@ -328,7 +327,7 @@ async function build(
         args: [
           ...shippedFlags('operator'),
           ...(options.nodeArgs?.operator ?? []),
-          options.operatorEntry ?? join(root, 'operator/cmd/operator.ts'),
+          ...(options.entries?.operator ?? [join(root, 'operator/cmd/operator.ts')]),
           '--kubeconfig',
           secret(`${name}.kubeconfig`, kubeconfig),
           '--namespace',

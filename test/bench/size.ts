@@ -15,7 +15,7 @@ import { type Sandbox, startSandbox } from '../../operator/sandbox/sandbox.ts';
 import { leaseManifest, until } from '../../operator/sandbox/scenario.ts';
 import { ensureTools } from '../../operator/sandbox/tools/tools.ts';
 import { type Target, table, told } from './figures.ts';
-import { isReadyLease, namespaceReady, probeAsShipped, profileArgs, shippedArgs } from './lab.ts';
+import { isReadyLease, namespaceReady, probeAsShipped, profileArgs, shippedArgs, shippedEntries } from './lab.ts';
 import { createDeployment, scaleDeployment, watchPods } from './pods.ts';
 import { cpuOf, difference, memoryOf } from './processes.ts';
 import { requestsOf } from './requests.ts';
@@ -73,6 +73,7 @@ export async function size(options: SizeOptions): Promise<{ figures: SizeStep[];
       operatorArgs: [...shippedArgs.operator, '--max-escrow', 'USDC=1000000'],
       gatewayArgs: [...shippedArgs.gateway, '--requests-per-second', '100000'],
       nodeArgs: profileArgs(options.profile),
+      entries: await shippedEntries(options.dir),
     },
     signal,
   );

@@ -98,10 +98,13 @@ export interface LabOptions {
 
 /** What a run left behind that was kept, or killed. */
 export async function takeDown(dir: string, report: Report): Promise<void> {
-  const docker = await ensureDocker(report);
   const kind = await ensureKind({ report });
-  await clear(docker, kind, dir);
-  await docker.stop();
+  const docker = await ensureDocker(report);
+  try {
+    await clear(docker, kind, dir);
+  } finally {
+    await docker.stop();
+  }
 }
 
 async function clear(docker: Docker, kind: string, dir: string): Promise<void> {

@@ -203,8 +203,7 @@ export async function startLab({ dir, report, signal, ...options }: LabOptions):
         report,
         voucherPeriodSeconds: options.voucherPeriodSeconds ?? 2,
         gpus: options.gpus,
-        operatorEntry: code.operator.file,
-        gatewayEntry: code.gateway.file,
+        entries: { operator: [code.operator.file], gateway: [code.gateway.file] },
         // In the environment, where an earlier version does not stumble over a flag that it has not got.
         operatorEnv: { FAULT_DIR: faults, GPULEASE_SWEEP_SECONDS: '3' },
         gatewayArgs: ['--quote-seconds', '30', '--settle-patience', '5', '--requests-per-second', '1000'],

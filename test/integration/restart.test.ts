@@ -108,7 +108,7 @@ describe('killed between two steps of opening the escrow', () => {
       dir,
       report: quiet,
       voucherPeriodSeconds: 2,
-      operatorEntry: new URL('../support/faulty-operator.ts', import.meta.url).pathname,
+      entries: { operator: [new URL('../support/faulty-operator.ts', import.meta.url).pathname] },
       operatorEnv: { FAULT_DIR: faults },
     });
     await namespaceReady(sandbox);

@@ -6,6 +6,7 @@ import { pathOnly } from '../../engine/http.ts';
 import type { Dial } from './dial.ts';
 import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
 import { createSharedWatches } from './shared-watches.ts';
+import { withSpare } from './spare.ts';
 
 export interface HttpRequest {
   readonly method: string;
@@ -51,6 +52,8 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
   const calls = new DialAgent(dial, { keepAlive: true, maxSockets: 32, maxFreeSockets: 32 });
   // A stream owns its connection, and takes it along when it ends.
   const streams = new DialAgent(dial, { keepAlive: false });
+  const spare = withSpare(dial);
+  const upgrades = new DialAgent(spare.dial, { keepAlive: false });
   const watches = createSharedWatches({ host, dial, timeoutSeconds });
 
   function exchange(request: HttpRequest, agent: http.Agent, signal?: AbortSignal): Promise<Upgraded> {
@@ -140,9 +143,14 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
       }
       return answer.response;
     },
-    upgrade: (request, signal) => exchange(request, streams, signal),
+    async upgrade(request, signal) {
+      const answer = await exchange(request, upgrades, signal);
+      if (answer.socket) spare.prepare();
+      return answer;
+    },
     close() {
       calls.destroy();
+      spare.close();
       watches.close();
     },
   };

@@ -17,11 +17,19 @@ export const hintsOf = (world: Pick<LeaseWorld, 'hints'>, uid: string): Hints =>
   return hints;
 };
 
+/** Worked out when it is first asked for. */
+function once<T>(find: () => T): () => T {
+  let found: { readonly value: T } | undefined;
+  return () => {
+    found ??= { value: find() };
+    return found.value;
+  };
+}
+
 export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: AbortSignal): Promise<Observed> {
   const uid = lease.metadata.uid!;
   const record = world.records.get(uid);
   const hints = hintsOf(world, uid);
-  const providers = providerFacts(world);
   const namespace = record?.quote
     ? undefined
     : await world.cluster.get(resources.namespaces, { name: lease.metadata.namespace! }, signal);
@@ -31,22 +39,25 @@ export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: A
   // While the chain does not answer, what was open when the lease began to be served is taken to be so still.
   const escrowed =
     chain?.state === 'known' ? chain.escrow !== undefined && !chain.escrow.closed : record?.startedAt !== undefined;
-  let views: readonly BudgetView[] | undefined;
+  // Both take a look at all leases, which one that is merely served needs not.
+  const held = once(() => heldElsewhere(uid, record, world.records.committed()));
+  const budgets = once(() => budgetViews(world, lease, world.budgets.list(), namespace?.metadata.labels));
   return {
     lease,
     now: world.now(),
     namespaceLabels: namespace?.metadata.labels ?? {},
     offers: world.offers.list(),
-    providers,
+    providers: providerFacts(world),
     record,
     chain,
     allocation: escrowed && !record?.release ? await observeAllocation(world, record!, hints, signal) : undefined,
     node: await world.nodes.fact(lease, signal),
     sinceCountedMs: world.records.sinceCountedMs(uid),
-    held: heldElsewhere(uid, record, world.records.committed()),
+    get held() {
+      return held();
+    },
     get budgets() {
-      views ??= budgetViews(world, lease, world.budgets.list(), namespace?.metadata.labels);
-      return views;
+      return budgets();
     },
     budgetsDrain: world.budgets.list().some(drains),
     refusals: hints.refusals,
@@ -93,7 +104,8 @@ function budgetViews(
 
 function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
   const facts = new Map<string, ProviderFact>();
-  const held = exposures(world.records.committed().values());
+  // A sum over all leases, for those who ask what one more would make of it.
+  const held = once(() => exposures(world.records.committed().values()));
   for (const provider of world.providers.list()) {
     const { name } = provider.metadata;
     const known = world.providerBook.get(name);
@@ -103,7 +115,9 @@ function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
       reason: known?.assessment.reason,
       message: known?.assessment.message,
       rails: known?.assessment.rails ?? [],
-      held: held.get(name) ?? noExposure,
+      get held() {
+        return held().get(name) ?? noExposure;
+      },
     });
   }
   return facts;

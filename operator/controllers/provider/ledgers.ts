@@ -34,13 +34,19 @@ export const ledgerSelector = `${ownLabels.managedBy}=${managedBy},${ownLabels.o
 
 const attempts = 64;
 
+/** Watched objects are never changed, only replaced. */
+const known = new WeakMap<LedgerConfigMap, NodeLedger>();
+
 export function ledgerOfConfigMap(map: LedgerConfigMap): NodeLedger {
+  const before = known.get(map);
+  if (before !== undefined) return before;
   const text = map.data?.[field];
   if (text === undefined) throw new LedgerError(`ConfigMap ${map.metadata.name} holds no ledger`);
   const ledger = parseLedger(text);
   if (ledgerName(ledger.node) !== map.metadata.name) {
     throw new LedgerError(`ConfigMap ${map.metadata.name} holds the ledger of node ${ledger.node}`);
   }
+  known.set(map, ledger);
   return ledger;
 }
 

@@ -9,7 +9,6 @@ import { freeOn } from '../../core/allocation/inventory.ts';
 import type { PodRules } from '../../core/allocation/pod-rules.ts';
 import { asDecided } from '../../core/allocation/proof.ts';
 import type { QuoteTerms } from '../../core/allocation/quote.ts';
-import type { LeaseRecord } from '../../core/allocation/record.ts';
 import type { TenantOptions, TenantStorage } from '../../core/allocation/tenant.ts';
 import { parseAmount } from '../../core/money/amount.ts';
 import type { Family } from '../../core/node/service.ts';
@@ -132,9 +131,6 @@ export function createProvider(options: ProviderOptions): Provider {
   }
   const heldMode = () => (controls.now.mode === 'Serve' ? 'Hold' : controls.now.mode);
 
-  /** Each version of a record is taken apart once, not for every call of its tenant. */
-  const read = new WeakMap<RecordSecret, LeaseRecord>();
-
   const provisioning = { stock, records, ledgers, tenants, now, log, counters };
   const service = createLeaseService({
     provision:
@@ -168,10 +164,7 @@ export function createProvider(options: ProviderOptions): Provider {
     changed,
     cached(leaseId) {
       const secret = watched.synced ? watched.get(keyOfLease(namespace, leaseId)) : undefined;
-      if (secret === undefined) return undefined;
-      const record = read.get(secret) ?? recordOfSecret(secret);
-      read.set(secret, record);
-      return record;
+      return secret && recordOfSecret(secret);
     },
   });
 

@@ -26,13 +26,19 @@ export const recordSelector = `${ownLabels.managedBy}=${managedBy},${ownLabels.l
 
 const field = 'record';
 
+/** Watched objects are never changed, only replaced: each version of a record is taken apart once, however often it is looked at. */
+const known = new WeakMap<RecordSecret, LeaseRecord>();
+
 export function recordOfSecret(secret: RecordSecret): LeaseRecord {
+  const before = known.get(secret);
+  if (before !== undefined) return before;
   const encoded = secret.data?.[field];
   if (encoded === undefined) throw new RecordError(`Secret ${secret.metadata.name} holds no record`);
   const record = parseRecord(Buffer.from(encoded, 'base64').toString('utf8'));
   if (leaseIdOfRecordName(secret.metadata.name) !== record.leaseId.toLowerCase()) {
     throw new RecordError(`Secret ${secret.metadata.name} holds the record of another lease`);
   }
+  known.set(secret, record);
   return record;
 }
 

@@ -141,8 +141,16 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
   });
   const informers = [nodes, pods, offers, ledgers];
 
+  /** Of watched nodes, which are never changed, only replaced. */
+  const views = new WeakMap<WatchedNode, NodeView>();
+  function viewOf(node: WatchedNode): NodeView {
+    const view = views.get(node) ?? viewNode(node);
+    views.set(node, view);
+    return view;
+  }
+
   function stockOfNode(node: WatchedNode): readonly NodeStock[] {
-    const view = viewNode(node);
+    const view = viewOf(node);
     const map = ledgers.get({ namespace, name: ledgerName(view.name) });
     try {
       const ledger = map && ledgerOfConfigMap(map);
@@ -168,7 +176,7 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
   const stocks = (): readonly NodeStock[] =>
     nodes
       .list()
-      .filter((node) => viewNode(node).offered)
+      .filter((node) => viewOf(node).offered)
       .flatMap(stockOfNode);
 
   return {
@@ -190,7 +198,7 @@ export function createStock(cluster: Cluster, namespace: string, log: Log): Stoc
     },
     node(name) {
       const node = nodes.get({ name });
-      return node && viewNode(node);
+      return node && viewOf(node);
     },
     countsAnew({ type, object, old }) {
       if (isTenantNamespace(object.metadata.namespace)) return false;

@@ -180,8 +180,9 @@ export interface Observed {
   readonly node?: NodeFact;
   /** Milliseconds since this process stored the record's meter, on a clock that nobody sets. Absent: another process did. */
   readonly sinceCountedMs?: number;
+  /** What other leases lock. Worked out when first looked at, as it takes a look at all of them; so are the budgets. */
   readonly held: HeldElsewhere;
-  /** The budgets of the lease's namespace. Worked out when first looked at, as it takes a look at all leases. */
+  /** The budgets of the namespace of the lease. */
   readonly budgets: readonly BudgetView[];
   /** Whether any budget drains leases now. */
   readonly budgetsDrain: boolean;

@@ -24,7 +24,7 @@ export interface TopUp {
 
 /** What to add now, and why no more. */
 export function topUpOf(seen: Observed, served: number): TopUp {
-  const { chain, record, settings, held, budgets, now } = seen;
+  const { chain, record, settings, now } = seen;
   const quote = record?.quote;
   if (!quote || chain?.state !== 'known' || !chain.escrow) return { amount: 0n };
   const { escrow, wallet } = chain;
@@ -47,7 +47,7 @@ export function topUpOf(seen: Observed, served: number): TopUp {
   const locked = escrow.deposit - escrow.claimed;
   const cap = settings.maxEscrow(quote.assetSymbol, quote.decimals);
   // A top-up that was decided and never mined is decided anew, so it takes no room.
-  const budget = budgetRoom(budgets, { ...spenderOf(record)!, deposit: escrow.deposit }, wanted, now);
+  const budget = budgetRoom(seen.budgets, { ...spenderOf(record)!, deposit: escrow.deposit }, wanted, now);
   const rooms: readonly (Shortage & { readonly room: bigint })[] = [
     {
       room: wallet.gas > 0n ? wallet.balance : 0n,
@@ -60,12 +60,12 @@ export function topUpOf(seen: Observed, served: number): TopUp {
       message: `${budget.why}. Raise its limit, or end another lease.`,
     },
     {
-      room: (rail ? parseAmount(rail.maxEscrow, quote.decimals) : 0n) - held.onRail - locked,
+      room: (rail ? parseAmount(rail.maxEscrow, quote.decimals) : 0n) - seen.held.onRail - locked,
       reason: 'LimitReached',
       message: `GpuProvider ${quote.providerName} has reached its maxEscrow. Raise spec.payment.rails[].maxEscrow, or end another lease.`,
     },
     {
-      room: (cap ?? 0n) - heldIn(held, quote) - locked,
+      room: (cap ?? 0n) - heldIn(seen.held, quote) - locked,
       reason: 'LimitReached',
       message: `the operator's --max-escrow of ${quote.assetSymbol} is reached. Raise it, or end another lease.`,
     },

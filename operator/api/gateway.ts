@@ -264,6 +264,9 @@ export const allocationInfo = z.object({
 });
 export type AllocationInfo = z.infer<typeof allocationInfo>;
 
+/** Who follows an allocation hears so often, in seconds, that it is as it was; as long as the provider's cluster answers. */
+export const allocationBeatSeconds = 5;
+
 export const voucherRequest = z.object({ servedSeconds: z.int32().min(0), last: z.boolean(), signature });
 export type VoucherRequest = z.infer<typeof voucherRequest>;
 export const voucherReceipt = z.object({ servedSeconds: z.int32().min(0) });

@@ -22,6 +22,7 @@ import { acceptJsonOnly } from './plugins/json.ts';
 import { createRateLimit } from './plugins/limits.ts';
 import { answerWithProblems } from './plugins/problems.ts';
 import { problemOf, problemType } from './problem.ts';
+import { createFollowed } from './routes/follow.ts';
 import { kubeRoutes } from './routes/kube.ts';
 import { leaseRoutes } from './routes/leases.ts';
 import { providerRoutes } from './routes/provider.ts';
@@ -186,12 +187,15 @@ export function createGateway(options: GatewayOptions): Gateway {
   });
 
   providerRoutes(app, service, callers);
-  leaseRoutes(app, { service, tokens, callers, nonces: createNonces(now), publicUrls, now });
+  const followed = createFollowed(service);
+  leaseRoutes(app, { service, followed, tokens, callers, nonces: createNonces(now), publicUrls, now });
   kubeRoutes(app, { service, callers, upstream, nodePages: options.nodePages, podRules });
   serviceRoutes(app, { service, callers });
   const tunnels = createTunnels({ service, callers, upstream, log, reverse: options.reverse });
   const streams = serveStreams(server, { service, callers, upstream, podRules, log, audit, tunnels });
-  const watches = options.tls ? serveWatches(server as HttpsServer, { service, callers, upstream, log }) : undefined;
+  const watches = options.tls
+    ? serveWatches(server as HttpsServer, { service, followed, callers, upstream, log })
+    : undefined;
 
   const brought = bringConnections(server, { tls: options.tls, maxConnections: server.maxConnections, connections });
 
@@ -205,6 +209,7 @@ export function createGateway(options: GatewayOptions): Gateway {
     },
     async close() {
       closing = true;
+      followed.end();
       await streams.end();
       watches?.end();
       tunnels.end();

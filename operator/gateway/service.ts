@@ -39,6 +39,15 @@ export interface GatewayService {
   /** Provider and signature; audience, time and nonce are checked on this side. */
   checkAccess(leaseId: Hex32, request: AccessRequest, signal?: AbortSignal): Promise<void>;
   allocation(leaseId: Hex32, signal?: AbortSignal): Promise<AllocationInfo>;
+  /**
+   * Tells how it is now, and whenever it has changed; `undefined`, every few seconds, that it has not. Until the signal fires, or
+   * there is no such lease any more. Throws as `allocation` does, before it has told anything.
+   */
+  followAllocation(
+    leaseId: Hex32,
+    tell: (info: AllocationInfo | undefined) => void,
+    signal: AbortSignal,
+  ): Promise<void>;
   voucher(leaseId: Hex32, request: VoucherRequest, signal?: AbortSignal): Promise<VoucherReceipt>;
   release(leaseId: Hex32, signal?: AbortSignal): Promise<ReleaseReceipt>;
   node(leaseId: Hex32, signal?: AbortSignal): Promise<object>;

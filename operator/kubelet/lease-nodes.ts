@@ -2,7 +2,7 @@
  * One virtual node for each lease that is being served, and what its heartbeat stands for: the provider answers, its node
  * is well, and the lease is paid.
  */
-import type { AllocationInfo } from '../api/gateway.ts';
+import { type AllocationInfo, allocationBeatSeconds } from '../api/gateway.ts';
 import { labels, managedBy } from '../api/labels.ts';
 import type { GpuLease } from '../api/lease.ts';
 import type { Meter } from '../core/lease/meter.ts';
@@ -23,7 +23,7 @@ export interface LeaseNodesOptions {
   /** Whether a provider still answers is told by this one, which nobody sets. Default: the system's. */
   readonly monotonicMs?: () => number;
   readonly log: Log;
-  /** How often the provider is asked whether it still serves. */
+  /** How long an answer is waited for; and how often a provider is asked that cannot tell of itself whether it still serves. */
   readonly probeSeconds?: number;
   /** A provider that did not answer for so long is unreachable. */
   readonly unreachableSeconds?: number;
@@ -34,6 +34,8 @@ export interface LeaseNodesOptions {
 /** The provider's side of one lease. */
 export type ServingLease = Omit<RemoteLease, 'allocation'> & {
   allocation(signal?: AbortSignal): Promise<AllocationInfo>;
+  /** Tells of each change, and every few seconds (`undefined`) that there was none. Absent: it can only be asked. */
+  follow?(signal: AbortSignal): AsyncIterable<AllocationInfo | undefined>;
 };
 
 interface Served {
@@ -51,9 +53,15 @@ interface Served {
   stop: AbortController;
   /** Questions in a row that were not answered. */
   unanswered: number;
-  /** Ends the pause before the next question. */
+  /** Somebody doubts that it still answers: asks at once. */
   ask: () => void;
 }
+
+/** Who follows an allocation and hears nothing for so long is heard no more: a beat may be late, not missing. */
+const silentSeconds = 1.5 * allocationBeatSeconds;
+
+/** It was waited for in vain. */
+class Silence extends Error {}
 
 const key = (lease: GpuLease) => ({
   name: lease.metadata.name,
@@ -113,30 +121,74 @@ export function createLeaseNodes({
   /** Two lost questions in a row, or one that was waited for in vain: one alone may be a gateway's replica that goes. */
   const isLinked = (entry: Served): boolean => entry.unanswered < 2;
 
-  async function probe(lease: GpuLease, remote: ServingLease, entry: Served): Promise<void> {
+  async function attend(lease: GpuLease, remote: ServingLease, entry: Served): Promise<void> {
     const uid = lease.metadata.uid!;
     const { signal } = entry.stop;
-    const seen = () => JSON.stringify([health(uid), isLinked(entry)]);
+    const found = () => JSON.stringify([health(uid), isLinked(entry)]);
+    let before = found();
+    const tell = () => {
+      const now = found();
+      if (now === before) return;
+      before = now;
+      nodes.get(nodeNameOf(key(lease)))?.refresh();
+      onChange(key(lease));
+    };
     while (!signal.aborted) {
-      const before = seen();
       const askedAt = performance.now();
+      const lasted = () => performance.now() - askedAt;
+      let again = false;
       try {
-        entry.info = await remote.allocation(AbortSignal.any([signal, AbortSignal.timeout(probeSeconds * 1000)]));
-        entry.answeredAtMs = monotonicMs();
-        entry.lastError = undefined;
-        entry.unanswered = 0;
+        again = await hear(remote, entry, (info) => {
+          if (info) entry.info = info;
+          Object.assign(entry, { answeredAtMs: monotonicMs(), lastError: undefined, unanswered: 0 });
+          tell();
+        });
       } catch (error) {
         if (signal.aborted) return;
-        entry.unanswered += performance.now() - askedAt >= probeSeconds * 900 ? 2 : 1;
+        entry.unanswered += error instanceof Silence ? 2 : 1;
         entry.lastError = (error instanceof Error ? error.message : String(error)).slice(0, 512);
         log.debug({ lease: lease.metadata.name, error: entry.lastError }, 'provider did not answer');
       }
-      if (seen() !== before) {
-        nodes.get(nodeNameOf(key(lease)))?.refresh();
-        onChange(key(lease));
-      }
+      tell();
       // Sooner while it does not answer, so that its pods are back in their Services as soon as it does.
-      await pauseUntilAsked(entry, (entry.unanswered > 0 ? Math.min(1, probeSeconds) : probeSeconds) * 1000, signal);
+      const pause =
+        entry.unanswered > 0 ? Math.min(1, probeSeconds) : again || lasted() >= probeSeconds * 1000 ? 0 : probeSeconds;
+      await pauseUntilAsked(entry, Math.max(leastPauseMs, pause * 1000), signal);
+    }
+  }
+
+  /** Until the provider has said what it had to say, or has fallen silent, which throws. True: somebody wants it asked again. */
+  async function hear(
+    remote: ServingLease,
+    entry: Served,
+    heard: (info: AllocationInfo | undefined) => void,
+  ): Promise<boolean> {
+    const turn = new AbortController();
+    const signal = AbortSignal.any([entry.stop.signal, turn.signal]);
+    let late: NodeJS.Timeout | undefined;
+    const expectIn = (seconds: number) => {
+      clearTimeout(late);
+      late = setTimeout(() => turn.abort(new Silence(`no answer within ${seconds} s`)), seconds * 1000);
+    };
+    const asked = new Error('asked anew');
+    expectIn(probeSeconds);
+    try {
+      if (remote.follow === undefined) {
+        heard(await remote.allocation(signal));
+        return false;
+      }
+      entry.ask = () => turn.abort(asked);
+      for await (const info of remote.follow(signal)) {
+        heard(info);
+        expectIn(silentSeconds);
+      }
+      return false;
+    } catch (error) {
+      if (turn.signal.reason === asked) return true;
+      throw turn.signal.aborted ? turn.signal.reason : error;
+    } finally {
+      clearTimeout(late);
+      entry.ask = () => undefined;
     }
   }
 
@@ -214,7 +266,7 @@ export function createLeaseNodes({
         },
         remote,
       );
-      if (!known) void probe(lease, remote, entry);
+      if (!known) void attend(lease, remote, entry);
       if (!first) nodes.get(nodeNameOf(key(lease)))?.refresh();
     },
 

@@ -8,19 +8,16 @@ import {
   maxBodyBytes,
   type OfferList,
   offerList,
-  type Problem,
   type ProviderInfo,
-  problem,
   providerInfo,
   type QuoteRequest,
   type SignedQuote,
   signedQuote,
 } from '../../api/gateway.ts';
 import type { Access, Address, Hex, Hex32 } from '../../api/messages.ts';
-import { plainStrings } from '../../core/plain-text.ts';
 import { pathOnly, readBody } from '../../engine/http.ts';
+import { answerOf, refusalOf, type Schema } from './answers.ts';
 import { type Dial, dialTls, type Endpoint } from './dial.ts';
-import { GatewayRefusal, InvalidAnswerError, UnknownOutcomeError } from './errors.ts';
 import { createHttpClient, type HttpClient } from './http.ts';
 import { connectLease, type LeaseConnection } from './lease-connection.ts';
 
@@ -102,14 +99,6 @@ export function connectGateway(options: GatewayOptions): GatewayClient {
   };
 }
 
-interface Schema<T> {
-  safeParse(
-    value: unknown,
-  ):
-    | { success: true; data: T }
-    | { success: false; error: { issues: readonly { path: readonly PropertyKey[]; message: string }[] } };
-}
-
 export type CallJson = <T>(
   method: string,
   path: string,
@@ -141,38 +130,6 @@ function callJson(http: HttpClient, timeoutSeconds: number, log?: GatewayLog): C
     const status = response.statusCode ?? 0;
     log?.debug({ what, status, bytes: bytes.length }, 'the gateway answered');
     if (status >= 300) throw refusalOf(status, bytes, what, response.headers['retry-after']);
-    const parsed = schema.safeParse(parseJson(bytes, what));
-    if (parsed.success) return parsed.data;
-    const issues = parsed.error.issues
-      .slice(0, 3)
-      .map((issue) => `${issue.path.join('.') || 'body'}: ${issue.message}`);
-    throw new InvalidAnswerError(
-      `${what}: the gateway answered what the protocol does not allow: ${issues.join('; ').slice(0, 512)}`,
-    );
+    return answerOf(schema, bytes, what);
   };
-}
-
-function parseJson(bytes: Buffer, what: string): unknown {
-  try {
-    // All of it may be shown to people, in a condition or a log. What is signed is checked as it is read here.
-    return JSON.parse(bytes.toString('utf8'), plainStrings);
-  } catch {
-    throw new UnknownOutcomeError(`${what}: the answer is not JSON`);
-  }
-}
-
-/** The gateway's own no is a problem document. A 5xx without one is some proxy's, and says nothing about what happened. */
-export function refusalOf(status: number, bytes: Buffer, what: string, retryAfter?: string): Error {
-  let said: Problem | undefined;
-  try {
-    said = problem.safeParse(JSON.parse(bytes.toString('utf8'), plainStrings)).data;
-  } catch {
-    // Not JSON: somebody else's page.
-  }
-  const seconds = Number(retryAfter ?? Number.NaN);
-  const wait = Number.isFinite(seconds) && seconds >= 0 ? Math.min(seconds, 3600) : undefined;
-  if (said) return new GatewayRefusal({ ...said, status }, what, wait);
-  if (status >= 400 && status < 500)
-    return new GatewayRefusal({ type: 'about:blank', title: `HTTP ${status}`, status }, what, wait);
-  return new UnknownOutcomeError(`${what}: answered ${status} by something that is not a gateway`);
 }

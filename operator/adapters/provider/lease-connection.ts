@@ -9,6 +9,7 @@ import {
   type AllocationInfo,
   accessToken,
   allocationInfo,
+  maxBodyBytes,
   type ReleaseReceipt,
   releaseReceipt,
   type VoucherReceipt,
@@ -16,13 +17,21 @@ import {
   voucherReceipt,
 } from '../../api/gateway.ts';
 import type { Access, Hex32 } from '../../api/messages.ts';
+import { readBody } from '../../engine/http.ts';
+import { answerOf, refusalOf } from './answers.ts';
 import { GatewayRefusal } from './errors.ts';
+import { eventsOf } from './events.ts';
 import type { CallJson, LeaseAccess } from './gateway-client.ts';
 import type { HttpClient, HttpRequest, Upgraded } from './http.ts';
 
 export interface LeaseConnection {
   readonly leaseId: Hex32;
   allocation(signal?: AbortSignal): Promise<AllocationInfo>;
+  /**
+   * How it is now, and whenever it has changed; `undefined` every `allocationBeatSeconds` that it has not. Ends where the gateway
+   * ends it, after minutes, and after the first where it can only be asked. Throws as `allocation` does.
+   */
+  follow(signal: AbortSignal): AsyncIterable<AllocationInfo | undefined>;
   voucher(voucher: VoucherRequest, signal?: AbortSignal): Promise<VoucherReceipt>;
   /** Serve no longer. `state: Ending` until nothing of the tenant runs; call again. */
   release(signal?: AbortSignal): Promise<ReleaseReceipt>;
@@ -118,8 +127,30 @@ export function connectLease(
     headers: { ...request.headers, ...headers },
   });
 
+  async function* follow(signal: AbortSignal): AsyncGenerator<AllocationInfo | undefined> {
+    const what = `GET ${base}`;
+    const response = await authorized(
+      (headers) =>
+        http.send({ method: 'GET', path: base, headers: { ...headers, Accept: 'text/event-stream' } }, 'watch', signal),
+      (answer) => answer.statusCode === 401 && discard(answer),
+    );
+    const status = response.statusCode ?? 0;
+    const type = String(response.headers['content-type'] ?? '');
+    if (status === 200 && type.startsWith('text/event-stream')) {
+      for await (const event of eventsOf(response, what))
+        yield event === undefined ? undefined : answerOf(allocationInfo, Buffer.from(event), what);
+      return;
+    }
+    const bytes = await readBody(response, what, { maxBytes: maxBodyBytes, timeoutSeconds: options.timeoutSeconds });
+    // A gateway from before allocations could be followed answers over HTTP/1.1 alone, and with what there is now.
+    if (status === 200) yield answerOf(allocationInfo, bytes, what);
+    else if (status === 400) yield await authorizedCall<AllocationInfo>('GET', base, allocationInfo, undefined, signal);
+    else throw refusalOf(status, bytes, what, response.headers['retry-after']);
+  }
+
   return {
     leaseId,
+    follow,
     allocation: (signal) => authorizedCall<AllocationInfo>('GET', base, allocationInfo, undefined, signal),
     voucher: (voucher, signal) =>
       authorizedCall<VoucherReceipt>('POST', `${base}/vouchers`, voucherReceipt, voucher, signal),

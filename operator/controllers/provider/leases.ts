@@ -441,6 +441,12 @@ export function createLeaseService(options: LeaseServiceOptions) {
       return describe(await mustFind(leaseId, signal));
     },
 
+    /** As it was seen a moment ago. */
+    allocationSeen(leaseId: Hex32): AllocationInfo | undefined {
+      const record = stock.synced ? options.cached(leaseId) : undefined;
+      return record && describe(record);
+    },
+
     async voucher(leaseId: Hex32, request: VoucherRequest, signal?: AbortSignal): Promise<VoucherReceipt> {
       const record = await mustFind(leaseId, signal);
       const message = { leaseId: record.leaseId, servedSeconds: request.servedSeconds, last: request.last };

@@ -9,6 +9,7 @@ import { freeOn } from '../../core/allocation/inventory.ts';
 import type { PodRules } from '../../core/allocation/pod-rules.ts';
 import { asDecided } from '../../core/allocation/proof.ts';
 import type { QuoteTerms } from '../../core/allocation/quote.ts';
+import { leaseIdOfRecordName } from '../../core/allocation/record.ts';
 import type { TenantOptions, TenantStorage } from '../../core/allocation/tenant.ts';
 import { parseAmount } from '../../core/money/amount.ts';
 import type { Family } from '../../core/node/service.ts';
@@ -19,6 +20,7 @@ import { createInformer } from '../../engine/informer.ts';
 import type { EngineMetrics } from '../../engine/metrics.ts';
 import { type Cluster, type Controller, type Log, type ObjectKey, resources } from '../../engine/types.ts';
 import { type AllocationOptions, createAllocationReconciler, keyOfLease } from './allocation.ts';
+import { type AllocationFeed, createAllocationFeed } from './allocation-feed.ts';
 import { createVoucherCheck, proveByChain, untilProvisioned } from './belief.ts';
 import { createChainView } from './chain-view.ts';
 import { watchControls } from './controls.ts';
@@ -81,7 +83,10 @@ export interface ProviderOptions {
 }
 
 export interface Provider {
-  readonly service: LeaseService & { readonly offersAfter: OfferFeed['after'] };
+  readonly service: LeaseService & {
+    readonly offersAfter: OfferFeed['after'];
+    readonly followAllocation: AllocationFeed['follow'];
+  };
   readonly synced: boolean;
   /** For dashboards: leases by state, GPUs by whether they are sold. */
   figures(): {
@@ -131,6 +136,11 @@ export function createProvider(options: ProviderOptions): Provider {
   }
   const heldMode = () => (controls.now.mode === 'Serve' ? 'Hold' : controls.now.mode);
 
+  function cached(leaseId: Hex32) {
+    const secret = watched.synced ? watched.get(keyOfLease(namespace, leaseId)) : undefined;
+    return secret && recordOfSecret(secret);
+  }
+
   const provisioning = { stock, records, ledgers, tenants, now, log, counters };
   const service = createLeaseService({
     provision:
@@ -162,11 +172,21 @@ export function createProvider(options: ProviderOptions): Provider {
     log,
     counters,
     changed,
-    cached(leaseId) {
-      const secret = watched.synced ? watched.get(keyOfLease(namespace, leaseId)) : undefined;
-      return secret && recordOfSecret(secret);
-    },
+    cached,
   });
+
+  const allocations = createAllocationFeed({
+    allocation: service.allocation,
+    watched: service.allocationSeen,
+    nodeOf: (leaseId) => cached(leaseId)?.nodeName,
+    clock,
+    log,
+  });
+  watched.onChange(({ object }) => {
+    const leaseId = leaseIdOfRecordName(object.metadata.name);
+    if (leaseId !== undefined) allocations.recordChanged(leaseId);
+  });
+  stock.nodes.onChange(({ object }) => allocations.nodeChanged(object.metadata.name));
 
   const feed = createOfferFeed({
     offers: () => service.offers(),
@@ -192,7 +212,7 @@ export function createProvider(options: ProviderOptions): Provider {
   let wake = new AbortController();
 
   return {
-    service: { ...service, offersAfter: feed.after },
+    service: { ...service, offersAfter: feed.after, followAllocation: allocations.follow },
     get synced() {
       return stock.synced && watched.synced && controls.informer.synced && known.informer.synced;
     },

@@ -9,10 +9,12 @@ import type { GatewayService } from '../service.ts';
 import { abortedWith } from '../signals.ts';
 import type { LeaseTokens } from '../tokens.ts';
 import { validated } from '../validate.ts';
+import { eventStream, type Followed, wantsEvents } from './follow.ts';
 import { anybodyBy, type Before, route } from './methods.ts';
 
 export interface LeaseRouteOptions {
   readonly service: GatewayService;
+  readonly followed: Pick<Followed, 'open'>;
   readonly tokens: Pick<LeaseTokens, 'issue'>;
   readonly callers: Callers;
   readonly nonces: Nonces;
@@ -41,7 +43,7 @@ export const authorizedBy = (callers: Pick<Callers, 'check'>): Before => ({
 const withoutSlash = (url: string): string => url.replace(/\/+$/, '');
 
 export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): void {
-  const { service, tokens, callers, nonces, now } = options;
+  const { service, followed, tokens, callers, nonces, now } = options;
   const audiences = new Set(options.publicUrls.map(withoutSlash));
 
   const authorized = authorizedBy(callers);
@@ -63,7 +65,12 @@ export function leaseRoutes(app: FastifyInstance, options: LeaseRouteOptions): v
   route(
     app,
     '/v1/leases/:leaseId',
-    { GET: async (request, reply) => service.allocation(idOf(request), abortedWith(reply)) },
+    {
+      GET: async (request, reply) =>
+        wantsEvents(request.headers.accept)
+          ? reply.type(eventStream).send(await followed.open(idOf(request)))
+          : service.allocation(idOf(request), abortedWith(reply)),
+    },
     authorized,
   );
 

@@ -1,12 +1,13 @@
 /**
- * Watches, many on one connection. A consumer watches the pods and the events of each of its leases for as long as it has
- * them; over HTTP/1.1 that takes two connections a lease, and a TLS session at both ends of each. Over HTTP/2 all share one.
+ * Watches, many on one connection. A consumer watches pods, events and allocation of each of its leases for as long as it has
+ * them; over HTTP/1.1 that takes three connections a lease, and a TLS session at both ends of each. Over HTTP/2 all share one.
  *
  * Nothing else is answered over HTTP/2, and nobody gets it who does not ask for it alone: whoever speaks HTTP/1.1 as well is
  * given that. So there is no body here to be slow with, and no request that could wait but one whose token was good.
  */
 import http2, { type IncomingHttpHeaders, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
 import type { Server } from 'node:https';
+import type { Readable } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import type { Problem } from '../../api/gateway.ts';
 import { type KubeTarget, upstreamPath } from '../../core/allocation/kube-path.ts';
@@ -15,10 +16,12 @@ import { Refusal } from '../../core/allocation/refusal.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
 import type { GatewayLog } from '../service.ts';
 import { type Budget, createBudget } from '../tunnels/budget.ts';
+import { eventStream, type Followed, wantsEvents } from './follow.ts';
 import { type KubeRouteOptions, problemOfAnswer, queryOf, targetOf, withQuery } from './kube.ts';
 import { leaseIdOf } from './leases.ts';
 
 export interface WatchOptions extends KubeRouteOptions {
+  readonly followed: Pick<Followed, 'open'>;
   readonly log: GatewayLog;
   /** Watches at a time, over all leases. */
   readonly maxWatches?: number;
@@ -101,6 +104,15 @@ async function watch(
 ): Promise<void> {
   const { service, callers, upstream } = options;
   const url = String(headers[':path'] ?? '');
+  const allocation = /^\/v1\/leases\/([^/?]+)$/.exec(url);
+  if (allocation && headers[':method'] === 'GET' && wantsEvents(headers.accept)) {
+    const leaseId = leaseIdOf(allocation[1]);
+    callers.check(leaseId, { headers, socket: stream.session?.socket });
+    const events = await options.followed.open(leaseId);
+    if (stream.destroyed) return void events.destroy();
+    stream.respond(answerHead(eventStream));
+    return pipe(events, stream);
+  }
   const match = /^\/v1\/leases\/([^/?]+)\/kube\/([^?]*)\?/.exec(url);
   const target = match && targetOf(match[2] ?? '');
   if (!match || !target || headers[':method'] !== 'GET' || !isWatch(target, url))
@@ -129,20 +141,29 @@ async function watch(
   }
   if (response.statusCode !== 200) return refuse(stream, await problemOfAnswer(response, target, 'GET'));
   if (stream.destroyed) return void response.destroy();
-  stream.respond({
-    ':status': 200,
-    'content-type': response.headers['content-type'] ?? 'application/json',
-    'cache-control': 'no-store',
-    'x-content-type-options': 'nosniff',
-  });
-  // A watch that breaks off breaks off at the caller, too: it must not look as if it had ended.
-  // Closing it with a code would not do: that ends it in order first.
+  stream.respond(answerHead(response.headers['content-type'] ?? 'application/json'));
+  pipe(response, stream);
+}
+
+const answerHead = (type: string) => ({
+  ':status': 200,
+  'content-type': type,
+  'cache-control': 'no-store',
+  'x-content-type-options': 'nosniff',
+});
+
+/**
+ * A watch that breaks off breaks off at the caller, too: it must not look as if it had ended. Closing it with a code would not do:
+ * that ends it in order first.
+ */
+function pipe(from: Readable, stream: ServerHttp2Stream): void {
   const broken = () => stream.destroy(new Error('the watch broke off'));
-  response.once('error', broken);
-  response.once('close', () => {
-    if (!response.readableEnded) broken();
+  from.once('error', broken);
+  from.once('close', () => {
+    if (!from.readableEnded) broken();
   });
-  response.pipe(stream);
+  stream.once('close', () => from.destroy());
+  from.pipe(stream);
 }
 
 const isWatch = (target: KubeTarget, url: string): boolean =>

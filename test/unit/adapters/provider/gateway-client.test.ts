@@ -333,3 +333,92 @@ describe('a lease', () => {
     expect(await connection.release()).toEqual({ state: 'Ending' });
   });
 });
+
+describe('an allocation that is followed', () => {
+  const access = {
+    leaseId,
+    provider,
+    now: () => new Date(),
+    signAccess: async () => `0x${'9'.repeat(130)}` as const,
+  };
+  const token = (request: IncomingMessage, response: ServerResponse): boolean => {
+    if (!request.url?.endsWith('/token')) return false;
+    json(response, 200, { token: 't', expiresAt: Math.floor(Date.now() / 1000) + 600 });
+    return true;
+  };
+  async function heard(answer: Answer): Promise<(string | undefined)[]> {
+    const { connect } = await gateway(
+      (request, response, body) => token(request, response) || answer(request, response, body),
+    );
+    const found: (string | undefined)[] = [];
+    const stop = new AbortController();
+    closing.push(() => stop.abort(new Error('over')));
+    for await (const one of connect().lease(access).follow(stop.signal)) found.push(one?.state);
+    return found;
+  }
+  const data = (value: unknown) => `data: ${JSON.stringify(value)}\n\n`;
+  const stream = (response: ServerResponse) =>
+    response.writeHead(200, { 'Content-Type': 'text/event-stream; charset=utf-8' });
+
+  test('is told as it comes, in whatever pieces', async () => {
+    const text = `${data(allocation)}:\n\n${data({ ...allocation, state: 'Suspended', nodeMessage: 'größer' })}`;
+    const bytes = Buffer.from(text);
+    const found = await heard((_, response) => {
+      stream(response);
+      for (let at = 0; at < bytes.length; at += 7) response.write(bytes.subarray(at, at + 7));
+      response.end();
+    });
+    expect(found).toEqual(['Serving', undefined, 'Suspended']);
+  });
+
+  test('a gateway that knows of no following is asked: once, as it answers', async () => {
+    expect(await heard((_, response) => json(response, 200, allocation))).toEqual(['Serving']);
+    const refusing: Answer = (request, response) =>
+      request.headers.accept === 'text/event-stream'
+        ? json(response, 400, { type: 'about:blank', title: 'no', status: 400, detail: 'watches and nothing else' })
+        : json(response, 200, allocation);
+    expect(await heard(refusing)).toEqual(['Serving']);
+  });
+
+  test.each<[string, Answer, new (...args: never[]) => Error, RegExp]>([
+    [
+      'is refused',
+      (_, response) =>
+        json(response, 404, { type: 'about:blank', title: 'gone', status: 404, reason: 'LeaseNotFound' }),
+      GatewayRefusal,
+      /gone|LeaseNotFound/,
+    ],
+    [
+      'breaks off',
+      (_, response) => {
+        stream(response);
+        response.write(data(allocation));
+        setTimeout(() => response.destroy(), 50);
+      },
+      Error,
+      /broke off|aborted|reset/i,
+    ],
+    [
+      'is not what the protocol allows',
+      (_, response) => {
+        stream(response);
+        response.end(data({ ...allocation, gpus: 'many' }));
+      },
+      InvalidAnswerError,
+      /gpus/,
+    ],
+    [
+      'has no end',
+      (_, response) => {
+        stream(response);
+        response.end(`data: ${'x'.repeat(300_000)}`);
+      },
+      InvalidAnswerError,
+      /an event of more than 262144 characters/,
+    ],
+  ])('an answer that %s is an error', async (_, answer, kind, message) => {
+    const error = await heard(answer).catch((e: unknown) => e);
+    expect(error).toBeInstanceOf(kind);
+    expect(String(error)).toMatch(message);
+  });
+});

@@ -155,7 +155,12 @@ const plain = 'text/plain';
 
 const lease: Record<string, Partial<Record<Method, Operation>>> = {
   '': {
-    get: { id: 'getAllocation', summary: 'The allocation.', answers: { 200: json('As it is now.', 'AllocationInfo') } },
+    get: {
+      id: 'getAllocation',
+      summary:
+        'The allocation. Where text/event-stream is accepted it is followed: an event for each change with the allocation as data, and a comment every five seconds that it is as it was.',
+      answers: { 200: json('As it is now.', 'AllocationInfo') },
+    },
   },
   token: {
     post: {

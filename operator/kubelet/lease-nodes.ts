@@ -51,6 +51,8 @@ interface Served {
   /** When it was last seen healthy. */
   healthyAt?: number;
   stop: AbortController;
+  /** It tells of each change of itself. */
+  tells: boolean;
   /** Questions in a row that were not answered. */
   unanswered: number;
   /** Somebody doubts that it still answers: asks at once. */
@@ -140,6 +142,8 @@ export function createLeaseNodes({
       try {
         again = await hear(remote, entry, (info) => {
           if (info) entry.info = info;
+          // A beat is more than an answer: as long as they come, each change does, too.
+          else entry.tells = true;
           Object.assign(entry, { answeredAtMs: monotonicMs(), lastError: undefined, unanswered: 0 });
           tell();
         });
@@ -149,6 +153,7 @@ export function createLeaseNodes({
         entry.lastError = (error instanceof Error ? error.message : String(error)).slice(0, 512);
         log.debug({ lease: lease.metadata.name, error: entry.lastError }, 'provider did not answer');
       }
+      entry.tells = false;
       tell();
       // Sooner while it does not answer, so that its pods are back in their Services as soon as it does.
       const pause =
@@ -195,6 +200,12 @@ export function createLeaseNodes({
   return {
     nameOf: (lease: GpuLease) => nodeNameOf(key(lease)),
 
+    /** What the provider tells of the allocation of itself, while it does. */
+    allocation(lease: GpuLease): AllocationInfo | undefined {
+      const entry = served.get(lease.metadata.uid ?? '');
+      return entry?.tells && monotonicMs() - entry.answeredAtMs <= silentSeconds * 1000 ? entry.info : undefined;
+    },
+
     async fact(lease: GpuLease, signal?: AbortSignal): Promise<NodeFact | undefined> {
       const name = nodeNameOf(key(lease));
       const node = await cluster.get<Node & KubeObject>(resources.nodes, { name }, signal);
@@ -236,6 +247,7 @@ export function createLeaseNodes({
         paidThrough: 0,
         stop: new AbortController(),
         unanswered: 0,
+        tells: false,
         ask: () => undefined,
       };
       Object.assign(entry, { info, meter, answeredAtMs: monotonicMs(), startedAt: at });

@@ -27,12 +27,16 @@ export interface NodeKeeperOptions {
   readonly address: string;
   /** How long others believe a heartbeat. */
   readonly heartbeatLastsSeconds: number;
+  /** The last one is young: none is needed unless the node was not Ready. */
+  readonly beatsLater?: boolean;
 }
 
 export interface NodeSeen {
   readonly node: Node;
   readonly deleting: boolean;
   readonly ready: boolean;
+  /** A heartbeat was sent. */
+  readonly beats: boolean;
   readonly readySince?: Date;
 }
 
@@ -80,12 +84,15 @@ export async function keepNode(
       { type: 'strategic', subresource: 'status' },
       signal,
     );
-  if (healthNow.ready) await beat(options, node, now, signal);
+  const wasReady = stored?.some(({ type, status: is }) => type === 'Ready' && is === 'True');
+  const beats = healthNow.ready && !(wasReady && options.beatsLater);
+  if (beats) await beat(options, node, now, signal);
   const ready = conditions.find((c) => c.type === 'Ready');
   return {
     node,
     deleting: node.metadata.deletionTimestamp !== undefined,
     ready: healthNow.ready,
+    beats,
     ...(healthNow.ready && ready?.lastTransitionTime && { readySince: new Date(ready.lastTransitionTime) }),
   };
 }

@@ -29,7 +29,14 @@ import { carriedHash, type Reference, type Translated, translatePod } from '../c
 import { lostStatus, refusedStatus, translateStatus } from '../core/node/translate-status.ts';
 import { type NodeHealth, nodeCapacity } from '../core/node/virtual-node.ts';
 import type { Clock } from '../engine/clock.ts';
-import { ApiError, isAlreadyExists, isApiError, isConflict, isNotFound } from '../engine/errors.ts';
+import {
+  ApiError,
+  isAlreadyExists,
+  isApiError,
+  isConflict,
+  isNotFound,
+  UnknownOutcomeError,
+} from '../engine/errors.ts';
 import { keyText } from '../engine/paths.ts';
 import {
   type Cluster,
@@ -105,6 +112,8 @@ const isName = (name: string, most: number): boolean =>
 const lookAgainSeconds = 30;
 /** A pod that has not begun to run by then is told of as Pending. */
 const firstReportSeconds = 1;
+/** A request that was not answered may be carried out so much later: what waits for a gateway that stands still is not lost. */
+const onItsWayMs = 60_000;
 
 type Presence = { readonly is: 'there'; readonly pod: Pod } | { readonly is: 'gone' } | { readonly is: 'unknown' };
 
@@ -131,6 +140,8 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   const told = boundedMap<string, string>(10_000);
   /** By UID: when a pod was sent by this process. */
   const sentAtMs = boundedMap<string, number>(20_000);
+  /** By UID: when a pod was sent, and nobody knows whether it came: it may be on its way still. */
+  const perhapsSentMs = boundedMap<string, number>(20_000);
   /** By UID: the generation that loosening its tolerations gave it, which the cache hears of later. */
   const raised = boundedMap<string, number>(20_000);
   /** By UID: pods that were taken away here, which the cache hears of later. */
@@ -343,6 +354,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
         if (!found) throw error;
         return { pod: found };
       }
+      if (error instanceof UnknownOutcomeError && !error.neverSent) perhapsSentMs.set(uidOf(pod), clock.monotonicMs());
       const refusal = refusalOf(error);
       if (refusal?.final) return { refused: await refuse(pod, refusal.reason, refusal.message, signal) };
       if (refusal) tell(pod, 'Warning', refusal.reason, refusal.message);
@@ -477,6 +489,8 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     try {
       const found = await host.remote.get<Pod>(resources.pods, { name: remoteNameOf(pod) }, signal);
       if (found) return { is: 'there', pod: found };
+      const sentMs = perhapsSentMs.get(uidOf(pod));
+      if (sentMs !== undefined && clock.monotonicMs() - sentMs < onItsWayMs) return { is: 'unknown' };
       const { state } = await host.lease.allocation(signal);
       if (state === 'Serving') return { is: 'gone' };
       return pod.metadata.deletionTimestamp && state !== 'Provisioning' ? { is: 'gone' } : { is: 'unknown' };

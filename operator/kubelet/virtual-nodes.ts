@@ -89,7 +89,7 @@ export interface VirtualNodesOptions {
   readonly startServer?: StartKubeletServer;
 }
 
-export interface NodeState extends Partial<Omit<NodeSeen, 'node'>> {
+export interface NodeState extends Partial<Omit<NodeSeen, 'node' | 'beats'>> {
   readonly registered: boolean;
   readonly port?: number;
   readonly ready: boolean;
@@ -140,6 +140,8 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
   const heartbeatLastsSeconds = options.heartbeatLastsSeconds ?? 40;
   const hosts = new Map<string, Host>();
   const states = new Map<string, NodeState>();
+  /** When each sent its last heartbeat, by the monotonic clock: a node is looked at more often than it needs one. */
+  const beatAtMs = new Map<string, number>();
   /** By consumer key: nodes at whose provider something claims to be that pod. */
   const holders = new Map<string, Map<Host, number>>();
 
@@ -318,13 +320,17 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     if (port === undefined) return {};
     const health = host.health();
     await access.keep(name, accessOf(host.spec), signal);
-    const { node, ...seen } = await keepNode(
+    const nowMs = clock.monotonicMs();
+    const beatAgeSeconds = (nowMs - (beatAtMs.get(name) ?? Number.NEGATIVE_INFINITY)) / 1000;
+    const beatIsYoung = beatAgeSeconds < heartbeatSeconds * 0.95;
+    const { node, beats, ...seen } = await keepNode(
       {
         cluster,
         clock,
         kubeletVersion: options.kubeletVersion,
         address: options.address,
         heartbeatLastsSeconds,
+        beatsLater: beatIsYoung,
       },
       host.spec,
       port,
@@ -334,6 +340,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     );
     if (host.spec.gpusAs === 'Devices') await slices.keep(node, host.spec, signal);
     if (hosts.get(name) !== host) return {};
+    if (beats) beatAtMs.set(name, nowMs);
     // Whether pods count as ready depends on whether their node does.
     if (states.get(name)?.ready !== health.ready)
       for (const pod of pods.byIndex('node', name)) podQueue.enqueue(keyOf(pod));
@@ -343,7 +350,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       port,
       ...(health.ready ? {} : { reason: health.reason, message: health.message }),
     });
-    return { requeueAfterSeconds: heartbeatSeconds };
+    return { requeueAfterSeconds: !beats && beatIsYoung ? heartbeatSeconds - beatAgeSeconds : heartbeatSeconds };
   }
 
   function onRemotePod(host: Host, { type, object, old }: Change<Pod>): void {
@@ -454,6 +461,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     const host = hosts.get(name);
     hosts.delete(name);
     states.delete(name);
+    beatAtMs.delete(name);
     exposing.nodeStopped(name);
     volumes.nodeChanged(name);
     for (const [key, counts] of holders) {

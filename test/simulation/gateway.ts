@@ -3,6 +3,8 @@
  * HTTP adds (tokens, limits, problem documents on the wire) has tests of its own.
  */
 
+import type { IncomingMessage } from 'node:http';
+import { PassThrough } from 'node:stream';
 import type { Hex32 } from '../../operator/api/messages.ts';
 import type { LeaseService } from '../../operator/controllers/provider/leases.ts';
 import { createProvider, type Provider } from '../../operator/controllers/provider/provider.ts';
@@ -51,6 +53,7 @@ export interface GatewayProcess {
   readonly provider: Provider;
   readonly service: LeaseService;
   kube(leaseId: Hex32, request: RawRequest): Promise<KubeAnswer>;
+  follow(leaseId: Hex32): Promise<Lines>;
 }
 
 export type KubeAnswer =
@@ -119,6 +122,55 @@ export function startGateway(parts: GatewayParts): GatewayProcess {
     provider,
     service: provider.service,
     kube: (leaseId, request) => kube(provider, cluster, leaseId, request),
+    follow: (leaseId) => follow(provider, party, leaseId),
+  };
+}
+
+/** An answer that never arrived has no reader. */
+const unreadMs = 10_000;
+
+/** gateway/routes/follow.ts without HTTP: a line for each event, `null` for "as it was". */
+function follow({ service }: Provider, party: Party, leaseId: Hex32): Promise<Lines> {
+  const out = new PassThrough();
+  const over = new AbortController();
+  out.once('close', () => over.abort(new Error('the caller went away')));
+  out.on('error', () => undefined);
+  party.onCrash(() => out.destroy(new Error('the gateway died')));
+  const cancel = party.clock.setTimeout(() => out.destroy(), unreadMs);
+  return new Promise((resolve, reject) => {
+    const answer = once(() => {
+      const lines = linesOf(out as unknown as IncomingMessage);
+      const onLine: Lines['onLine'] = (handler) => {
+        cancel();
+        lines.onLine(handler);
+      };
+      resolve({ ...lines, onLine });
+    });
+    service
+      .followAllocation(
+        leaseId,
+        (info) => {
+          out.write(`${JSON.stringify(info ?? null)}\n`);
+          answer();
+        },
+        over.signal,
+      )
+      .then(
+        () => out.end(),
+        (error: unknown) => {
+          cancel();
+          out.destroy();
+          reject(error);
+        },
+      );
+  });
+}
+
+function once(act: () => void): () => void {
+  let done = false;
+  return () => {
+    if (!done) act();
+    done = true;
   };
 }
 

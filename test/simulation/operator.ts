@@ -1,6 +1,7 @@
 /** One replica of the operator: the production controllers and virtual nodes, on simulated machines. */
 
 import { PassThrough } from 'node:stream';
+import type { AllocationInfo } from '../../operator/api/gateway.ts';
 import { createConsumerControllers, watchConsumer } from '../../operator/controllers/consumer/controllers.ts';
 import type { Gateway, GatewayOutcome, Gateways, LeaseMoney } from '../../operator/controllers/consumer/ports.ts';
 import { createReceipts } from '../../operator/controllers/consumer/receipts.ts';
@@ -19,7 +20,7 @@ import { createVirtualNodes } from '../../operator/kubelet/virtual-nodes.ts';
 import type { SimChain } from './chain.ts';
 import type { GatewayProcess, KubeAnswer } from './gateway.ts';
 import { leaseMoney, type Told } from './money.ts';
-import { answerOf, type Network, type Place } from './network.ts';
+import { answerOf, type Lines, type Network, type Place } from './network.ts';
 import type { Party } from './timeline.ts';
 
 export const operatorNamespace = 'gpulease-system';
@@ -272,6 +273,22 @@ function connection(parts: OperatorParts, quote: QuoteRecord): ServingLease {
         async (server) => wire(await gatewayOf(server).service.allocation(leaseId)),
         signal,
       ),
+    async *follow(signal) {
+      const what = 'follow (watch)';
+      const lines = await network.call<Lines>(
+        party,
+        gateway,
+        what,
+        (server) => gatewayOf(server).follow(leaseId),
+        signal,
+      );
+      let rest = '';
+      for await (const chunk of network.stream(party, gateway, what, lines, signal)) {
+        const whole = (rest + String(chunk)).split('\n');
+        rest = whole.pop() ?? '';
+        for (const line of whole) yield (JSON.parse(line) as AllocationInfo | null) ?? undefined;
+      }
+    },
     async raw(request, signal) {
       const [path] = request.path.split('?');
       const what = `${request.method} ${path}${/[?&]watch=true/.test(request.path) ? ' (watch)' : ''}`;

@@ -64,12 +64,13 @@ export async function startFaultyRpc(firstTarget: string): Promise<FaultyRpc> {
 
   async function answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const body = await read(request);
-    const call = JSON.parse(body) as Call;
-    calls.set(call.method, (calls.get(call.method) ?? 0) + 1);
+    const asked = JSON.parse(body) as Call | readonly Call[];
+    const all: readonly Call[] = Array.isArray(asked) ? asked : [asked];
+    for (const { method } of all) calls.set(method, (calls.get(method) ?? 0) + 1);
     const now = habit;
-    const drops =
-      now?.is === 'dropAnswers' && now.methods.test(call.method) && dropped < (now.times ?? Number.POSITIVE_INFINITY);
-    if (now && (now.is !== 'dropAnswers' || drops)) spoiled += 1;
+    const room = (now?.is === 'dropAnswers' ? (now.times ?? Number.POSITIVE_INFINITY) : 0) - dropped;
+    const lost = all.filter(({ method }) => now?.is === 'dropAnswers' && now.methods.test(method)).slice(0, room);
+    if (now) spoiled += now.is === 'dropAnswers' ? lost.length : all.length;
 
     if (now?.is === 'hang') return; // until the caller gives up
     if (now?.is === 'error') {
@@ -77,16 +78,11 @@ export async function startFaultyRpc(firstTarget: string): Promise<FaultyRpc> {
       return;
     }
     if (now?.is === 'slow') await sleep(now.seconds * 1000);
-    const refused = strict ? tooCheap(call) : undefined;
-    let text: string;
-    if (now?.is === 'wrongChain' && call.method === 'eth_chainId')
-      text = JSON.stringify({ jsonrpc: '2.0', id: call.id, result: `0x${now.chainId.toString(16)}` });
-    else if (refused) text = JSON.stringify({ jsonrpc: '2.0', id: call.id, error: refused });
-    else if (now?.is === 'lags' && (now.methods?.test(call.method) ?? true))
-      text = await answerOfThen(call, now.blocks);
-    else text = await forward(body);
-    if (drops) {
-      dropped += 1;
+    const answers: string[] = [];
+    for (const call of all) answers.push(await answerTo(call, now));
+    const text = Array.isArray(asked) ? `[${answers.join(',')}]` : answers[0]!;
+    if (lost.length > 0) {
+      dropped += lost.length;
       response.socket?.resetAndDestroy();
       return;
     }
@@ -96,6 +92,15 @@ export async function startFaultyRpc(firstTarget: string): Promise<FaultyRpc> {
       return;
     }
     response.writeHead(200, { 'content-type': 'application/json' }).end(text);
+  }
+
+  async function answerTo(call: Call, now: RpcHabit | undefined): Promise<string> {
+    const refused = strict ? tooCheap(call) : undefined;
+    if (now?.is === 'wrongChain' && call.method === 'eth_chainId')
+      return JSON.stringify({ jsonrpc: '2.0', id: call.id, result: `0x${now.chainId.toString(16)}` });
+    if (refused) return JSON.stringify({ jsonrpc: '2.0', id: call.id, error: refused });
+    if (now?.is === 'lags' && (now.methods?.test(call.method) ?? true)) return answerOfThen(call, now.blocks);
+    return forward(JSON.stringify(call));
   }
 
   async function forward(body: string): Promise<string> {

@@ -11,6 +11,9 @@
  * out by nobody. What that may cost is bounded elsewhere: a deposit, and what the contract itself allows.
  */
 import type { Address, Hex, Hex32 } from '../../api/messages.ts';
+import { jsonRpc, RpcError, Unserved } from './json-rpc.ts';
+
+export { RpcError } from './json-rpc.ts';
 
 /** What answers serves another chain than was configured, or one without our contracts. */
 export class WrongChain extends Error {
@@ -28,21 +31,6 @@ export class NoContract extends Error {
 export class ChainUnavailable extends Error {
   override readonly name = 'ChainUnavailable';
   readonly terminal = false;
-}
-
-/** The node answered with an error: a revert, or a refusal of a transaction. */
-export class RpcError extends Error {
-  override readonly name = 'RpcError';
-  readonly terminal = false;
-  readonly code: number;
-  /** Revert data, where there is any. */
-  readonly data: Hex | undefined;
-
-  constructor(code: number, message: string, data?: Hex) {
-    super(message.slice(0, 500));
-    this.code = code;
-    this.data = data;
-  }
 }
 
 export type BlockTag = 'latest' | 'safe' | 'finalized' | 'pending';
@@ -73,9 +61,6 @@ export interface RpcOptions {
   readonly maxLagSeconds?: number;
   readonly now?: () => Date;
 }
-
-/** More than any answer that is asked for here. */
-const maxAnswerBytes = 8_000_000;
 
 /** Errors of a node that is there but cannot serve: the next endpoint may. */
 const unservedCodes = new Set([-32603, -32005, 429]);
@@ -115,7 +100,6 @@ interface Header {
 export async function connectRpc(options: RpcOptions, signal?: AbortSignal): Promise<Rpc> {
   if (options.urls.length === 0) throw new ChainUnavailable('no RPC URL is configured: name at least one');
   const endpoints: Endpoint[] = options.urls.map((url) => ({ url, proven: false, doubt: undefined }));
-  const send = options.fetch ?? fetch;
   const now = options.now ?? (() => new Date());
   const timeoutMs = options.timeoutMs ?? 10_000;
   const { compareSeconds = 15, maxLagSeconds = 60 } = options;
@@ -127,27 +111,7 @@ export async function connectRpc(options: RpcOptions, signal?: AbortSignal): Pro
   let compared = Number.NEGATIVE_INFINITY;
   let comparing: Promise<void> | undefined;
   let preferred = 0;
-  let nextId = 1;
-
-  async function ask<T>(url: string, method: string, params: readonly unknown[], outer?: AbortSignal): Promise<T> {
-    const timeout = AbortSignal.timeout(timeoutMs);
-    const response = await send(url, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ jsonrpc: '2.0', id: nextId++, method, params }),
-      signal: outer ? AbortSignal.any([outer, timeout]) : timeout,
-    });
-    const text = await readBounded(response);
-    let answer: { result?: T; error?: { code?: number; message?: string; data?: unknown } };
-    try {
-      answer = JSON.parse(text);
-    } catch {
-      throw new Unserved(`HTTP ${response.status}, not JSON`);
-    }
-    if (answer?.error) throw errorOf(answer.error);
-    if (!response.ok || answer === null || !('result' in answer)) throw new Unserved(`HTTP ${response.status}`);
-    return answer.result as T;
-  }
+  const { ask } = jsonRpc({ fetch: options.fetch, timeoutMs });
 
   function doubt(endpoint: Endpoint, why: Doubt | undefined): void {
     if (endpoint.doubt?.message !== why?.message) options.onDoubt?.(hostOf(endpoint.url), why?.message);
@@ -322,32 +286,6 @@ export async function connectRpc(options: RpcOptions, signal?: AbortSignal): Pro
     contractCall: (request, block = 'latest', outer) => call<Hex>('eth_call', [request, block], outer),
     codeOf,
   };
-}
-
-/** The endpoint is there and gave no usable answer. */
-class Unserved extends Error {}
-
-function errorOf(error: { code?: number; message?: string; data?: unknown }): RpcError {
-  const nested =
-    typeof error.data === 'object' && error.data !== null ? (error.data as { data?: unknown }).data : undefined;
-  const data = [error.data, nested].find((value) => typeof value === 'string' && /^0x[0-9a-fA-F]*$/.test(value));
-  // Some nodes add the string "0x" to plain failures: only bytes make a revert.
-  return new RpcError(
-    error.code ?? 0,
-    error.message ?? 'unnamed error',
-    data === '0x' ? undefined : (data as Hex | undefined),
-  );
-}
-
-async function readBounded(response: Response): Promise<string> {
-  if (!response.body) return '';
-  const decoder = new TextDecoder();
-  let text = '';
-  for await (const chunk of response.body) {
-    text += decoder.decode(chunk as Uint8Array, { stream: true });
-    if (text.length > maxAnswerBytes) throw new Unserved(`answer of more than ${maxAnswerBytes} characters`);
-  }
-  return text + decoder.decode();
 }
 
 /** URLs of RPC providers carry API keys in their path: name the host alone. */

@@ -48,7 +48,22 @@ function holds(verify: () => void): boolean {
   }
 }
 
+const mostRemembered = 10_000;
+
 export function createNotary(key: ChainKey): ProviderNotary {
+  /** The last good voucher of each lease: whoever stores it and whoever acts on it look at the same one. */
+  const good = new Map<Hex32, string>();
+
+  function verifyOnce(domain: MessageDomain, signed: Signed<Voucher>, signer: Address): void {
+    const { leaseId } = signed.message;
+    const name = JSON.stringify([domain, signed, signer]);
+    if (good.get(leaseId) === name) return;
+    verifyVoucher(domain, signed, signer);
+    good.delete(leaseId);
+    if (good.size >= mostRemembered) good.delete(good.keys().next().value as Hex32);
+    good.set(leaseId, name);
+  }
+
   return {
     address: key.address,
     hashJson,
@@ -66,7 +81,7 @@ export function createNotary(key: ChainKey): ProviderNotary {
         throw error;
       }
     },
-    verifyVoucher: (domain, signed, signer) => holds(() => verifyVoucher(domain, signed, signer)),
+    verifyVoucher: (domain, signed, signer) => holds(() => verifyOnce(domain, signed, signer)),
     verifyAccess: (domain, signed, signer) => holds(() => verifyAccess(domain, signed, signer)),
     quoteNonce: () => BigInt(`0x${randomBytes(32).toString('hex')}`),
   };

@@ -53,7 +53,7 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
   // A stream owns its connection, and takes it along when it ends.
   const streams = new DialAgent(dial, { keepAlive: false });
   const spare = withSpare(dial);
-  const upgrades = new DialAgent(spare.dial, { keepAlive: false });
+  const commands = new DialAgent(spare.dial, { keepAlive: false });
   const watches = createSharedWatches({ host, dial, timeoutSeconds });
 
   function exchange(request: HttpRequest, agent: http.Agent, signal?: AbortSignal): Promise<Upgraded> {
@@ -144,7 +144,8 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
       return answer.response;
     },
     async upgrade(request, signal) {
-      const answer = await exchange(request, upgrades, signal);
+      if (!isCommand.test(request.path)) return exchange(request, streams, signal);
+      const answer = await exchange(request, commands, signal);
       if (answer.socket) spare.prepare();
       return answer;
     },
@@ -155,6 +156,9 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
     },
   };
 }
+
+/** Of these one often follows the other. A tunnel that broke must not begin anew on a connection that may have broken with it. */
+const isCommand = /\/exec(\?|$)/;
 
 /** Where one connection fell silent, those that are kept beside it may have, too: the next call would wait in vain again. */
 function dropIdle(agent: http.Agent): void {

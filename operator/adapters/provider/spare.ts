@@ -5,8 +5,8 @@
 import type { Duplex } from 'node:stream';
 import type { Dial } from './dial.ts';
 
-/** A gateway gives up on who says nothing for ten seconds. */
-const keptMs = 5000;
+/** Long enough for the next command of a script, and too short for many things to happen to it. */
+const keptMs = 2000;
 
 export interface SpareDial {
   /** Gives the connection that is ready, or makes one. */

@@ -50,7 +50,8 @@ export async function observeLease(world: LeaseWorld, lease: GpuLease, signal: A
     providers: providerFacts(world),
     record,
     chain,
-    allocation: escrowed && !record?.release ? await observeAllocation(world, record!, hints, signal) : undefined,
+    allocation:
+      escrowed && !record?.release ? await observeAllocation(world, lease, record!, hints, signal) : undefined,
     node: await world.nodes.fact(lease, signal),
     sinceCountedMs: world.records.sinceCountedMs(uid),
     get held() {
@@ -125,11 +126,14 @@ function providerFacts(world: LeaseWorld): Map<string, ProviderFact> {
 
 async function observeAllocation(
   world: LeaseWorld,
+  lease: GpuLease,
   record: LeaseRecord,
   hints: Hints,
   signal: AbortSignal,
 ): Promise<AllocationFact> {
   const quote = record.quote!;
+  const told = world.nodes.allocation?.(lease);
+  if (told && told.leaseId.toLowerCase() === quote.leaseId.toLowerCase()) return { state: 'known', info: told };
   const provider = world.providers.get({ name: quote.providerName });
   if (!provider)
     return {

@@ -96,6 +96,8 @@ export interface StrayEscrow {
 /** The virtual nodes that this process serves. */
 export interface LeaseNodes {
   nameOf(lease: GpuLease): string;
+  /** How the allocation is, where its provider tells of each change. Undefined: it is to be asked. */
+  allocation?(lease: GpuLease): AllocationInfo | undefined;
   /** Undefined: there is no such Node, as the API server says. */
   fact(lease: GpuLease, signal?: AbortSignal): Promise<NodeFact | undefined>;
   /**

@@ -24,6 +24,8 @@ export interface LeaseRecords {
   committed(): ReadonlyMap<string, LeaseRecord>;
   /** Since this process stored the meter of a lease; undefined where another did. */
   sinceCountedMs(uid: string): number | undefined;
+  /** In memory alone, until the next save: for what may be forgotten, as it is found out again. */
+  keep(uid: string, record: LeaseRecord): void;
   save(lease: GpuLease, record: LeaseRecord, signal?: AbortSignal): Promise<void>;
   remove(uid: string, signal?: AbortSignal): Promise<void>;
 }
@@ -82,6 +84,9 @@ export async function loadRecords(
     sinceCountedMs(uid) {
       const at = countedAtMs.get(uid);
       return at === undefined ? undefined : monotonicMs() - at;
+    },
+    keep(uid, record) {
+      if (!doubtful.has(uid) && records.has(uid)) records.set(uid, record);
     },
     async save(lease, record, saveSignal) {
       const uid = lease.metadata.uid!;

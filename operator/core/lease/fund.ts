@@ -80,7 +80,7 @@ export function aboveCap(
 }
 
 function decide(seen: Observed): Decision {
-  const { record, chain, lease, held, settings } = seen;
+  const { record, chain, lease, settings } = seen;
   const quote = record!.quote!;
   if (!chain)
     return {
@@ -248,6 +248,7 @@ function decide(seen: Observed): Decision {
       requeueAfterSeconds: 30,
     };
   const railLimit = parseAmount(rail.maxEscrow, quote.decimals);
+  const { held } = seen;
   if (held.onRail + deposit > railLimit)
     return {
       status: 'False',

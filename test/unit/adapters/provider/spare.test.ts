@@ -79,7 +79,7 @@ test.each([
 test('is not held open for long', async () => {
   vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
   const first = await prepared();
-  vi.advanceTimersByTime(4_900);
+  vi.advanceTimersByTime(1_900);
   expect(first.destroyed).toBe(false);
   vi.advanceTimersByTime(200);
   expect(first.destroyed).toBe(true);

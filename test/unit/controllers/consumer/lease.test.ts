@@ -287,7 +287,8 @@ describe('a process that dies at any step', async () => {
     await untilReady(fakes);
     const before = fakes.record();
     await fakes.restart();
-    expect(fakes.record()).toEqual(before);
+    // All but the acknowledgement of the last voucher, which is given again.
+    expect({ ...fakes.record(), vouchedSeconds: before!.vouchedSeconds }).toEqual(before);
     await fakes.reconcile();
     expect(fakes.record()).toMatchObject({
       quote: before!.quote,

@@ -3,6 +3,7 @@ import type { IncomingMessage } from 'node:http';
 import type { Clock } from './clock.ts';
 import { ApiError, isRecord, statusOf, UnknownOutcomeError } from './errors.ts';
 import { readBody } from './http.ts';
+import { readLines } from './lines.ts';
 import { collectionPath, withQuery } from './paths.ts';
 import type { Cluster, KubeObject, Resource } from './types.ts';
 
@@ -70,10 +71,12 @@ export async function watchOnce(
     );
     if (response.statusCode !== 200) throw await refusal(response, `watch ${resource.plural}`);
     request.onOpen?.();
-    for await (const line of lines(response, listen)) {
+    // A last line that was cut off is repeated by the server from the last resourceVersion.
+    const reading = { what: `watch ${resource.plural}`, longestBytes: longestLineBytes, onData: listen };
+    await readLines(response, reading, (line) => {
       const event = parseEvent(line, resource);
       if (event) onEvent(event);
-    }
+    });
     return 'closed';
   } catch (error) {
     if (quiet && !signal.aborted) return 'quiet';
@@ -95,29 +98,6 @@ async function refusal(response: IncomingMessage, what: string): Promise<ApiErro
     // Not Kubernetes' own words, then: a proxy's.
   }
   return new ApiError(statusOf(response.statusCode ?? 0, body, response.headers['retry-after']), what);
-}
-
-/** A last line without its end was cut off, and is dropped: the server repeats it from the last resourceVersion. */
-async function* lines(response: IncomingMessage, onData: () => void): AsyncGenerator<string> {
-  let rest: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of response as AsyncIterable<Buffer>) {
-    onData();
-    let start = 0;
-    for (let end = chunk.indexOf(10); end >= 0; end = chunk.indexOf(10, start)) {
-      const piece = chunk.subarray(start, end);
-      yield (rest.length === 0 ? piece : Buffer.concat([...rest, piece])).toString('utf8');
-      rest = [];
-      size = 0;
-      start = end + 1;
-    }
-    if (start < chunk.length) {
-      rest.push(chunk.subarray(start));
-      size += chunk.length - start;
-      if (size > longestLineBytes)
-        throw new UnknownOutcomeError(`watch: an event longer than ${longestLineBytes} bytes`);
-    }
-  }
 }
 
 function parseEvent(line: string, resource: Resource): WatchEvent | undefined {

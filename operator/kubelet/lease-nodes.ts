@@ -35,7 +35,7 @@ export interface LeaseNodesOptions {
 export type ServingLease = Omit<RemoteLease, 'allocation'> & {
   allocation(signal?: AbortSignal): Promise<AllocationInfo>;
   /** Tells of each change, and every few seconds (`undefined`) that there was none. Absent: it can only be asked. */
-  follow?(signal: AbortSignal): AsyncIterable<AllocationInfo | undefined>;
+  follow?(heard: (info: AllocationInfo | undefined) => void, signal: AbortSignal): Promise<void>;
 };
 
 interface Served {
@@ -123,8 +123,8 @@ export function createLeaseNodes({
   /** Two lost questions in a row, or one that was waited for in vain: one alone may be a gateway's replica that goes. */
   const isLinked = (entry: Served): boolean => entry.unanswered < 2;
 
-  async function attend(lease: GpuLease, remote: ServingLease, entry: Served): Promise<void> {
-    const uid = lease.metadata.uid!;
+  async function attend(lease: ReturnType<typeof key>, remote: ServingLease, entry: Served): Promise<void> {
+    const { uid } = lease;
     const { signal } = entry.stop;
     const found = () => JSON.stringify([health(uid), isLinked(entry)]);
     let before = found();
@@ -132,8 +132,8 @@ export function createLeaseNodes({
       const now = found();
       if (now === before) return;
       before = now;
-      nodes.get(nodeNameOf(key(lease)))?.refresh();
-      onChange(key(lease));
+      nodes.get(nodeNameOf(lease))?.refresh();
+      onChange(lease);
     };
     while (!signal.aborted) {
       const askedAt = performance.now();
@@ -151,7 +151,7 @@ export function createLeaseNodes({
         if (signal.aborted) return;
         entry.unanswered += error instanceof Silence ? 2 : 1;
         entry.lastError = (error instanceof Error ? error.message : String(error)).slice(0, 512);
-        log.debug({ lease: lease.metadata.name, error: entry.lastError }, 'provider did not answer');
+        log.debug({ lease: lease.name, error: entry.lastError }, 'provider did not answer');
       }
       entry.tells = false;
       tell();
@@ -183,10 +183,10 @@ export function createLeaseNodes({
         return false;
       }
       entry.ask = () => turn.abort(asked);
-      for await (const info of remote.follow(signal)) {
+      await remote.follow((info) => {
         heard(info);
         expectIn(silentSeconds);
-      }
+      }, signal);
       return false;
     } catch (error) {
       if (turn.signal.reason === asked) return true;
@@ -278,7 +278,7 @@ export function createLeaseNodes({
         },
         remote,
       );
-      if (!known) void attend(lease, remote, entry);
+      if (!known) void attend(key(lease), remote, entry);
       if (!first) nodes.get(nodeNameOf(key(lease)))?.refresh();
     },
 

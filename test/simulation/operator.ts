@@ -273,7 +273,7 @@ function connection(parts: OperatorParts, quote: QuoteRecord): ServingLease {
         async (server) => wire(await gatewayOf(server).service.allocation(leaseId)),
         signal,
       ),
-    async *follow(signal) {
+    async follow(heard, signal) {
       const what = 'follow (watch)';
       const lines = await network.call<Lines>(
         party,
@@ -286,7 +286,7 @@ function connection(parts: OperatorParts, quote: QuoteRecord): ServingLease {
       for await (const chunk of network.stream(party, gateway, what, lines, signal)) {
         const whole = (rest + String(chunk)).split('\n');
         rest = whole.pop() ?? '';
-        for (const line of whole) yield (JSON.parse(line) as AllocationInfo | null) ?? undefined;
+        for (const line of whole) heard((JSON.parse(line) as AllocationInfo | null) ?? undefined);
       }
     },
     async raw(request, signal) {

@@ -18,9 +18,9 @@ import {
 } from '../../api/gateway.ts';
 import type { Access, Hex32 } from '../../api/messages.ts';
 import { readBody } from '../../engine/http.ts';
+import { readLines } from '../../engine/lines.ts';
 import { answerOf, refusalOf } from './answers.ts';
-import { GatewayRefusal } from './errors.ts';
-import { eventsOf } from './events.ts';
+import { GatewayRefusal, UnknownOutcomeError } from './errors.ts';
 import type { CallJson, LeaseAccess } from './gateway-client.ts';
 import type { HttpClient, HttpRequest, Upgraded } from './http.ts';
 
@@ -28,10 +28,10 @@ export interface LeaseConnection {
   readonly leaseId: Hex32;
   allocation(signal?: AbortSignal): Promise<AllocationInfo>;
   /**
-   * How it is now, and whenever it has changed; `undefined` every `allocationBeatSeconds` that it has not. Ends where the gateway
-   * ends it, after minutes, and after the first where it can only be asked. Throws as `allocation` does.
+   * Tells how it is now, and whenever it has changed; `undefined` every `allocationBeatSeconds` that it has not. Resolves where the
+   * gateway ends it, after minutes, and after the first where it can only be asked. Throws as `allocation` does.
    */
-  follow(signal: AbortSignal): AsyncIterable<AllocationInfo | undefined>;
+  follow(heard: (info: AllocationInfo | undefined) => void, signal: AbortSignal): Promise<void>;
   voucher(voucher: VoucherRequest, signal?: AbortSignal): Promise<VoucherReceipt>;
   /** Serve no longer. `state: Ending` until nothing of the tenant runs; call again. */
   release(signal?: AbortSignal): Promise<ReleaseReceipt>;
@@ -127,7 +127,7 @@ export function connectLease(
     headers: { ...request.headers, ...headers },
   });
 
-  async function* follow(signal: AbortSignal): AsyncGenerator<AllocationInfo | undefined> {
+  async function follow(heard: (info: AllocationInfo | undefined) => void, signal: AbortSignal): Promise<void> {
     const what = `GET ${base}`;
     const response = await authorized(
       (headers) =>
@@ -137,14 +137,19 @@ export function connectLease(
     const status = response.statusCode ?? 0;
     const type = String(response.headers['content-type'] ?? '');
     if (status === 200 && type.startsWith('text/event-stream')) {
-      for await (const event of eventsOf(response, what))
-        yield event === undefined ? undefined : answerOf(allocationInfo, Buffer.from(event), what);
+      // Server-sent events (WHATWG HTML, 9.2), as gateways send them: one line of data each, and comments.
+      await readLines(response, { what, longestBytes: maxBodyBytes }, (line) => {
+        if (line.startsWith(':')) heard(undefined);
+        else if (line.startsWith('data: ')) heard(answerOf(allocationInfo, Buffer.from(line.slice(6)), what));
+      });
+      if (!response.complete) throw new UnknownOutcomeError(`${what}: the answer broke off`);
       return;
     }
     const bytes = await readBody(response, what, { maxBytes: maxBodyBytes, timeoutSeconds: options.timeoutSeconds });
     // A gateway from before allocations could be followed answers over HTTP/1.1 alone, and with what there is now.
-    if (status === 200) yield answerOf(allocationInfo, bytes, what);
-    else if (status === 400) yield await authorizedCall<AllocationInfo>('GET', base, allocationInfo, undefined, signal);
+    if (status === 200) heard(answerOf(allocationInfo, bytes, what));
+    else if (status === 400)
+      heard(await authorizedCall<AllocationInfo>('GET', base, allocationInfo, undefined, signal));
     else throw refusalOf(status, bytes, what, response.headers['retry-after']);
   }
 

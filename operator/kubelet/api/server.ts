@@ -4,7 +4,7 @@
  */
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http';
 import https from 'node:https';
-import type { AddressInfo } from 'node:net';
+import net, { type AddressInfo } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { NodePage } from '../../core/allocation/node-pages.ts';
 import { configzOf } from '../../core/node/configz.ts';
@@ -66,6 +66,8 @@ const answerSeconds = 30;
 /** cAdvisor's page of 250 pods with ten containers each. */
 const maxPageBytes = 32 * 1024 * 1024;
 const pageSeconds = 15;
+/** Longer than from one scrape of a node's metrics to the next. */
+const restAfterMs = 90_000;
 
 /** A call, as it goes on at the provider; and the two names of its pod. */
 interface Target {
@@ -90,25 +92,9 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
     minVersion: 'TLSv1.2' as const,
     ...(ca === undefined ? {} : { ca }),
   });
-  const server = https.createServer({
-    ...secrets(options.certificate, options.clientCaPem),
-    // Tokens come without a certificate, so none is demanded; who has neither is turned away by `admit`.
-    requestCert: true,
-    rejectUnauthorized: false,
-    allowHalfOpen: true,
-    ALPNProtocols: ['http/1.1'],
-    maxHeaderSize: maxHeaderBytes,
-    headersTimeout: 10_000,
-    requestTimeout: 30_000,
-    keepAliveTimeout: 30_000,
-    handshakeTimeout: 10_000,
-    // A followed log may be silent for ever: that its reader is gone must show all the same.
-    keepAlive: true,
-    keepAliveInitialDelay: 30_000,
-  } as https.ServerOptions);
-  server.maxConnections = maxConnections;
-  const port = () => (server.address() as AddressInfo).port;
+  let shown = secrets(options.certificate, options.clientCaPem);
   let knowsClientCa = options.clientCaPem !== undefined;
+  const port = () => (listener.address() as AddressInfo).port;
 
   /** The route, once it is known who asks and that they may. Throws a Refusal. */
   async function admit(request: IncomingMessage, signal: AbortSignal): Promise<{ route: Route; url: URL }> {
@@ -291,7 +277,40 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
     return new Refusal(502, `the provider did not answer: ${error instanceof Error ? error.message : 'failed'}`);
   };
 
-  server.on('request', (request, response) => {
+  /**
+   * Of most nodes nobody asks anything most of the time, and what TLS and HTTP keep for each takes a quarter of a megabyte: it is made
+   * for the first caller, and let go of some time after the last.
+   */
+  let server: https.Server | undefined;
+  function serving(): https.Server {
+    server ??= startHttps();
+    return server;
+  }
+
+  function startHttps(): https.Server {
+    const made = https.createServer({
+      ...shown,
+      // Tokens come without a certificate, so none is demanded; who has neither is turned away by `admit`.
+      requestCert: true,
+      rejectUnauthorized: false,
+      ALPNProtocols: ['http/1.1'],
+      maxHeaderSize: maxHeaderBytes,
+      headersTimeout: 10_000,
+      connectionsCheckingInterval: 5_000,
+      requestTimeout: 30_000,
+      keepAliveTimeout: 30_000,
+      handshakeTimeout: 10_000,
+    } as https.ServerOptions);
+    made.on('request', onRequest);
+    made.on('upgrade', onUpgrade);
+    made.on('tlsClientError', (error) => log.debug({ node: nodeName, error }, 'a TLS handshake failed'));
+    made.on('error', onError);
+    // It listens nowhere itself, and begins to look after slow callers with this word.
+    made.emit('listening');
+    return made;
+  }
+
+  function onRequest(request: IncomingMessage, response: ServerResponse): void {
     request.resume();
     answer(request, response).catch((error: unknown) => {
       if (response.destroyed) return;
@@ -299,8 +318,8 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
       const { status, message } = refusalFor(error, request);
       say(response, status, message);
     });
-  });
-  server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
+  }
+  function onUpgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
     socket.on('error', () => socket.destroy());
     upgrade(request, socket, head).catch((error: unknown) => {
       if (socket.destroyed) return;
@@ -312,34 +331,53 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
         () => socket.destroy(),
       );
     });
-  });
-  server.on('tlsClientError', (error) => log.debug({ node: nodeName, error }, 'a TLS handshake failed'));
+  }
+  const onError = (error: Error) => log.warn({ node: nodeName, error }, 'the kubelet API has a problem');
 
+  const open = new Set<Duplex>();
+  let idle: NodeJS.Timeout | undefined;
+  function rest(): void {
+    clearTimeout(idle);
+    // What it says of not listening is no news.
+    server?.close(() => undefined);
+    server = undefined;
+  }
+  const listener = net.createServer(
+    // A followed log may be silent for ever: that its reader is gone must show all the same.
+    { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: 30_000 },
+    (socket) => {
+      clearTimeout(idle);
+      open.add(socket);
+      socket.once('close', () => {
+        open.delete(socket);
+        if (open.size === 0) idle = setTimeout(rest, restAfterMs).unref();
+      });
+      serving().emit('connection', socket);
+    },
+  );
+  listener.maxConnections = maxConnections;
   await new Promise<void>((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(options.port, options.host, () => {
-      server.off('error', reject);
+    listener.once('error', reject);
+    listener.listen(options.port, options.host, () => {
+      listener.off('error', reject);
       resolve();
     });
   });
-  server.on('error', (error) => log.warn({ node: nodeName, error }, 'the kubelet API has a problem'));
-  const open = new Set<Duplex>();
-  server.on('connection', (socket: Duplex) => {
-    open.add(socket);
-    socket.once('close', () => open.delete(socket));
-  });
+  listener.on('error', onError);
 
   return {
     port: port(),
     renew(certificate, ca) {
       knowsClientCa = ca !== undefined;
-      server.setSecureContext(secrets(certificate, ca));
+      shown = secrets(certificate, ca);
+      server?.setSecureContext(shown);
     },
     close: () =>
       new Promise((resolve) => {
-        server.close(() => resolve());
+        listener.close(() => resolve());
         // Upgraded sockets are no longer the server's, and a followed log would keep it open for ever.
         for (const socket of open) socket.destroy();
+        rest();
       }),
   };
 }

@@ -1,6 +1,4 @@
 import { describe, expect, it } from 'vitest';
-import { createExpectations } from '../../../operator/engine/expectations.ts';
-import { createInformer } from '../../../operator/engine/informer.ts';
 import { addFinalizer, applyStatus, removeFinalizer } from '../../../operator/engine/status.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
 import { manualClock } from '../../support/clock.ts';
@@ -92,65 +90,5 @@ describe('finalizers', () => {
     cluster.seed<Lease>(resource, lease);
     expect(await addFinalizer(cluster, resource, object, 'ours')).toBeUndefined();
     expect(stored().metadata.finalizers).toBeUndefined();
-  });
-});
-
-describe('expectations', () => {
-  async function following() {
-    const clock = manualClock();
-    const cluster = fakeCluster({ clock });
-    const informer = createInformer<Lease>({ cluster, resource, clock });
-    const expectations = createExpectations({ clock });
-    expectations.follow(informer);
-    const stop = new AbortController();
-    void informer.run(stop.signal);
-    await clock.settle();
-    return { clock, cluster, informer, expectations, stop };
-  }
-
-  it('are met when the cache shows what was written', async () => {
-    const { clock, cluster, informer, expectations, stop } = await following();
-    const [object] = cluster.seed<Lease>(resource, lease);
-    expectations.wrote(resource, object!);
-    expect([expectations.met(resource, key), informer.get(key)]).toEqual([false, undefined]);
-    await clock.settle();
-    expect([expectations.met(resource, key), informer.get(key)?.metadata.uid]).toEqual([true, object!.metadata.uid]);
-    stop.abort();
-  });
-
-  it('are met at once when the event came before the answer', async () => {
-    const { clock, cluster, expectations, stop } = await following();
-    const [object] = cluster.seed<Lease>(resource, lease);
-    await clock.settle();
-    cluster.change<Lease>(resource, key, (l) => {
-      l.spec = { gpus: 2 };
-    });
-    await clock.settle();
-    expectations.wrote(resource, object!);
-    expect(expectations.met(resource, key)).toBe(true);
-    stop.abort();
-  });
-
-  it('of a deletion are met when that object is gone', async () => {
-    const { clock, cluster, expectations, stop } = await following();
-    const [object] = cluster.seed<Lease>(resource, lease);
-    await clock.settle();
-    expectations.deleted(resource, object!);
-    expect(expectations.met(resource, key)).toBe(false);
-    cluster.erase(resource, key);
-    await clock.settle();
-    expect(expectations.met(resource, key)).toBe(true);
-    stop.abort();
-  });
-
-  it('do not wait for ever for what a list skipped over', async () => {
-    const { clock, cluster, expectations, stop } = await following();
-    const [object] = cluster.seed<Lease>(resource, lease);
-    stop.abort();
-    expectations.wrote(resource, object!);
-    await clock.advance(9_000);
-    expect(expectations.met(resource, key)).toBe(false);
-    await clock.advance(1_000);
-    expect(expectations.met(resource, key)).toBe(true);
   });
 });

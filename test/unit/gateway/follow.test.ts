@@ -56,9 +56,10 @@ function follow(leaseId: Hex32): { heard: (AllocationInfo | undefined)[]; ended:
     () => client.close(),
   );
   const heard: (AllocationInfo | undefined)[] = [];
-  const ended = (async () => {
-    for await (const info of client.lease(access).follow(stop.signal)) heard.push(info);
-  })().catch((error: unknown) => error);
+  const ended = client
+    .lease(access)
+    .follow((info) => heard.push(info), stop.signal)
+    .catch((error: unknown) => error);
   return { heard, ended };
 }
 const news = (heard: readonly (AllocationInfo | undefined)[]) => heard.filter((info) => info !== undefined);

@@ -557,3 +557,34 @@ test('pods are told with the UIDs that the consumer knows', async () => {
   expect(JSON.parse(text).items.map((item: Pod) => item.metadata.uid)).toEqual(['u-1']);
   expect(cluster.objects(resources.pods)).toEqual([]);
 });
+
+test('who sends half a request is answered within seconds, and dropped', { timeout: 30_000 }, async () => {
+  const socket = tls.connect({ port: server.port, host: '127.0.0.1', ca: ca.pem });
+  closing.push(() => socket.destroy());
+  socket.write('GET /healthz HTTP/1.1\r\nHost: n\r\nX-Slow: ');
+  let said = '';
+  socket.on('data', (chunk) => {
+    said += String(chunk);
+  });
+  await new Promise((resolve) => socket.once('close', resolve));
+  expect(said).toMatch(/^HTTP\/1.1 408 /);
+});
+
+test('a certificate that was renewed while nobody called is shown to the next caller', async () => {
+  const shown = () =>
+    new Promise<string>((resolve, reject) => {
+      const socket = tls.connect({ port: server.port, host: '127.0.0.1', ca: ca.pem }, () => {
+        resolve(socket.getPeerX509Certificate()!.fingerprint256);
+        socket.destroy();
+      });
+      socket.on('error', reject);
+    });
+  const next = await ca.issue([{ CN: ['system:node:n'] }], { san: [{ type: 'ip', value: '127.0.0.1' }] });
+  server.renew({ privateKeyPem: next.key, certificatePem: next.cert, renewAt: new Date(8.64e15) }, ca.pem);
+  const first = await shown();
+  server.renew(
+    { privateKeyPem: pairs.serving.key, certificatePem: pairs.serving.cert, renewAt: new Date(8.64e15) },
+    ca.pem,
+  );
+  expect(await shown()).not.toBe(first);
+});

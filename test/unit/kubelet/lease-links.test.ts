@@ -124,12 +124,12 @@ function following() {
       wake();
     },
     allocation: () => Promise.reject(new Error('asked a provider that tells of itself')),
-    async *follow(signal: AbortSignal): AsyncGenerator<AllocationInfo | undefined> {
+    async follow(heard: (info: AllocationInfo | undefined) => void, signal: AbortSignal): Promise<void> {
       times.push(performance.now());
       const aborted = new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
       aborted.catch(() => undefined);
       for (;;) {
-        while (said.length > 0) yield said.shift();
+        while (said.length > 0) heard(said.shift());
         if (breaks-- > 0) throw new Error('ECONNRESET');
         await Promise.race([aborted, new Promise<void>((resolve) => (wake = resolve))]);
       }

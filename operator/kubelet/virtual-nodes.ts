@@ -262,7 +262,8 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     name: 'virtual-node',
     reconcile: reconcileNode,
     watches: [watches(nodes, ({ object }) => (hosts.has(object.metadata.name) ? [keyOf(object)] : []))],
-    concurrency: 16,
+    // A thousand nodes need a hundred heartbeats a second, also of an API server that takes half a second for each.
+    concurrency: 64,
     backoff: { baseSeconds: 0.25, maxSeconds: heartbeatSeconds },
     stallAfterSeconds: 60,
     clock,

@@ -306,7 +306,7 @@ async function build(
           ...providerPace,
         ],
         // Its only consumer has several leases from the start. Not a flag: gateways of earlier commits are run here, too.
-        env: { GPULEASE_KNOWN_CONSUMER: wallet },
+        env: { ...shippedEnv, GPULEASE_KNOWN_CONSUMER: wallet },
         ready: () => ready(operationsPort),
         readyTimeoutSeconds: 60,
         stopTimeoutSeconds,
@@ -357,7 +357,7 @@ async function build(
           ...linkFlags('operator'),
           ...(options.operatorArgs ?? []),
         ],
-        env: options.operatorEnv,
+        env: { ...shippedEnv, ...options.operatorEnv },
         ready: () => ready(operationsPort),
         readyTimeoutSeconds: 60,
         stopTimeoutSeconds,
@@ -445,6 +445,9 @@ export function shippedFlags(program: ProcessName): string[] {
   };
   return scripts[program]!.split(' ').filter((word) => word.startsWith('--'));
 }
+
+/** What the image sets for the same. */
+const shippedEnv = { MALLOC_ARENA_MAX: '2' };
 
 /** Accounts of the local chain, by what they do here. All hold play money and have well-known keys. */
 const roles = { deployer: 0, consumer: 1, provider: 2, feeRecipient: 3 } as const;

@@ -61,6 +61,8 @@ const namespace = 'bench';
 const gpusPerNode = 8;
 /** Leases that are begun at once: each needs a transaction of the one wallet. */
 const batch = 50;
+/** Pods that are begun at once: ten thousand would keep two control planes on two cores from renewing a lock in time. */
+const podBatch = 500;
 const settleSeconds = 30;
 
 export async function size(options: SizeOptions): Promise<{ figures: SizeStep[]; targets: Target[] }> {
@@ -120,6 +122,7 @@ export async function size(options: SizeOptions): Promise<{ figures: SizeStep[];
   const figures: SizeStep[] = [];
   try {
     let made = 0;
+    let begun = 0;
     for (const nodes of steps) {
       const leasesAt = performance.now();
       while (made < nodes) {
@@ -135,9 +138,15 @@ export async function size(options: SizeOptions): Promise<{ figures: SizeStep[];
       }
       const podsAt = performance.now();
       const count = nodes * options.podsPerNode;
-      if (figures.length === 0) await createDeployment(place, 'size', count, signal);
-      else await scaleDeployment(place, 'size', count, signal);
-      const readyAt = await pods.ready(count, 900);
+      let readyAt = podsAt;
+      while (begun < count) {
+        const upTo = Math.min(count, begun + podBatch);
+        if (begun === 0) await createDeployment(place, 'size', upTo, signal);
+        else await scaleDeployment(place, 'size', upTo, signal);
+        begun = upTo;
+        readyAt = await pods.ready(begun, 900);
+        if (begun < count) say(`${begun} of ${count} pods are Ready`);
+      }
       say(`${count} pods are Ready; at rest for ${settleSeconds + options.restSeconds} s`);
       await sleep(settleSeconds * 1000, undefined, { signal });
       const step = {

@@ -58,6 +58,7 @@ export async function writeBundle(folder: string, env: NodeJS.ProcessEnv = proce
       entryPoints: [ON_DEMAND],
       outfile: join(folder, 'node_modules', ON_DEMAND, 'index.mjs'),
       format: 'esm',
+      keepNames: true,
       banner,
     }),
   ]);

@@ -42,6 +42,16 @@ export interface NodeSeen {
 
 export const heartbeatNamespace = 'kube-node-lease';
 
+/** Of all nodes together, a second: what a control plane is asked to write for nothing but that all is well. */
+const mostBeatsPerSecond = 50;
+
+/**
+ * Seconds from one heartbeat of a node to the next. As a kubelet's, while there are few nodes; twice as long at most, of which two fit
+ * into what others believe one for.
+ */
+export const beatSecondsOf = (nodes: number, heartbeatSeconds: number): number =>
+  Math.min(2 * heartbeatSeconds, Math.max(heartbeatSeconds, nodes / mostBeatsPerSecond));
+
 interface Heartbeat extends KubeObject {
   spec: { holderIdentity: string; leaseDurationSeconds: number; renewTime: string };
 }

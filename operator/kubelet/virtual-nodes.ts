@@ -38,7 +38,7 @@ import type { EvictionGuard } from './eviction-guard.ts';
 import { createFollowedObjects } from './followed.ts';
 import { type Host, openHost } from './host.ts';
 import { createLeasedAccess } from './leased-access.ts';
-import { keepNode, type NodeSeen } from './node.ts';
+import { beatSecondsOf, keepNode, type NodeSeen } from './node.ts';
 import type { ObjectRef } from './objects.ts';
 import { consumerKeyOf, createPodCarrier } from './pods.ts';
 import type { RemoteLease } from './remote.ts';
@@ -262,7 +262,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     name: 'virtual-node',
     reconcile: reconcileNode,
     watches: [watches(nodes, ({ object }) => (hosts.has(object.metadata.name) ? [keyOf(object)] : []))],
-    // A thousand nodes need a hundred heartbeats a second, also of an API server that takes half a second for each.
+    // A thousand nodes need fifty heartbeats a second, also of an API server that takes a second for each.
     concurrency: 64,
     backoff: { baseSeconds: 0.25, maxSeconds: heartbeatSeconds },
     stallAfterSeconds: 60,
@@ -323,7 +323,8 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     await access.keep(name, accessOf(host.spec), signal);
     const nowMs = clock.monotonicMs();
     const beatAgeSeconds = (nowMs - (beatAtMs.get(name) ?? Number.NEGATIVE_INFINITY)) / 1000;
-    const beatIsYoung = beatAgeSeconds < heartbeatSeconds * 0.95;
+    const beatSeconds = beatSecondsOf(hosts.size, heartbeatSeconds);
+    const beatIsYoung = beatAgeSeconds < beatSeconds * 0.95;
     const { node, beats, ...seen } = await keepNode(
       {
         cluster,
@@ -351,7 +352,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       port,
       ...(health.ready ? {} : { reason: health.reason, message: health.message }),
     });
-    return { requeueAfterSeconds: !beats && beatIsYoung ? heartbeatSeconds - beatAgeSeconds : heartbeatSeconds };
+    return { requeueAfterSeconds: !beats && beatIsYoung ? beatSeconds - beatAgeSeconds : beatSeconds };
   }
 
   function onRemotePod(host: Host, { type, object, old }: Change<Pod>): void {

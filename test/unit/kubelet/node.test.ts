@@ -3,6 +3,7 @@ import { accessName, type GpuAccess } from '../../../operator/api/access.ts';
 import type { Pod } from '../../../operator/core/node/pod.ts';
 import { buildNode, type Node } from '../../../operator/core/node/virtual-node.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
+import { beatSecondsOf } from '../../../operator/kubelet/node.ts';
 import { served } from './fake-lease.ts';
 import { aWhile, eventually, lease, nodeName, type World, world } from './world.ts';
 
@@ -19,6 +20,16 @@ const heartbeat = () =>
   w.consumer.object<Heartbeat>(resources.leases, { namespace: 'kube-node-lease', name: nodeName });
 const ready = () => w.node()?.status?.conditions?.find((c) => c.type === 'Ready');
 const nodeWrites = () => w.consumer.writes.filter((r) => r.resource?.plural === 'nodes').length;
+
+test.each([
+  [1, 10],
+  [500, 10],
+  [750, 15],
+  [1000, 20],
+  [5000, 20],
+])('of %d nodes each beats every %d s', (nodes, seconds) => {
+  expect(beatSecondsOf(nodes, 10)).toBe(seconds);
+});
 
 describe('a virtual node', () => {
   test('registers with the lease’s capacity, and beats', async () => {

@@ -52,6 +52,9 @@ const ways = {
   relay: 'gpulease-e2e-relay',
 } as const;
 
+/** What the provider's tenants may have claims of. */
+export const STORAGE_CLASS = 'folders';
+
 /** A version of gpulease with its image, which both clusters have. */
 export interface Shipped extends Version {
   readonly image: { readonly repository: string; readonly tag: string };
@@ -177,6 +180,7 @@ export async function startLab({ dir, report, signal, reuse, from }: LabOptions)
       '--overwrite',
       ...Object.entries(labels).map(([key, value]) => `${key}=${value}`),
     ]);
+    await provider.kubectl(['apply', '-f', '-'], { input: JSON.stringify(folders) });
 
     const chain = await startChain(consumer, join(dir, 'contracts.json'), signal);
     report(`contracts deployed: escrow ${chain.deployment.escrow}`);
@@ -237,6 +241,15 @@ export async function startLab({ dir, report, signal, reuse, from }: LabOptions)
     throw error;
   }
 }
+
+/** Volumes are folders of the node: of Kubernetes' own making, which kind's clusters are set up for, and so without an image. */
+const folders = {
+  apiVersion: 'storage.k8s.io/v1',
+  kind: 'StorageClass',
+  metadata: { name: STORAGE_CLASS },
+  provisioner: 'kubernetes.io/host-path',
+  volumeBindingMode: 'WaitForFirstConsumer',
+};
 
 export const nameOf = ({ image }: Shipped) => `${image.repository}:${image.tag}`;
 

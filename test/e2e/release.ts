@@ -8,7 +8,7 @@ import { command } from '../../operator/sandbox/command.ts';
 import { root } from '../../operator/sandbox/image/builder.ts';
 import type { KindCluster } from '../../operator/sandbox/kind/pair.ts';
 import { CHAIN_ID } from './chain.ts';
-import { GATEWAY_NODE_PORT, type Lab, REVERSE_NODE_PORT, REVERSE_PORT, type Shipped } from './lab.ts';
+import { GATEWAY_NODE_PORT, type Lab, REVERSE_NODE_PORT, REVERSE_PORT, type Shipped, STORAGE_CLASS } from './lab.ts';
 
 export const NAMESPACE = 'gpulease-system';
 export const PROVIDER_NAME = 'e2e';
@@ -107,7 +107,13 @@ export function providerRelease(
       tests: { tolerations },
       gateway: {
         service: dialOut ? { type: 'ClusterIP' } : { type: 'NodePort', nodePort: GATEWAY_NODE_PORT },
-        flags: { chainInterval: 1, tick: 1, ...(dialOut && { dialOut }) },
+        flags: {
+          chainInterval: 1,
+          tick: 1,
+          storageClass: STORAGE_CLASS,
+          maxStorage: '1Gi',
+          ...(dialOut && { dialOut }),
+        },
         ...pods,
       },
     },

@@ -6,7 +6,6 @@ import { pathOnly } from '../../engine/http.ts';
 import type { Dial } from './dial.ts';
 import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
 import { createSharedWatches } from './shared-watches.ts';
-import { withSpare } from './spare.ts';
 
 export interface HttpRequest {
   readonly method: string;
@@ -52,8 +51,6 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
   const calls = new DialAgent(dial, { keepAlive: true, maxSockets: 32, maxFreeSockets: 32 });
   // A stream owns its connection, and takes it along when it ends.
   const streams = new DialAgent(dial, { keepAlive: false });
-  const spare = withSpare(dial);
-  const commands = new DialAgent(spare.dial, { keepAlive: false });
   const watches = createSharedWatches({ host, dial, timeoutSeconds });
 
   function exchange(request: HttpRequest, agent: http.Agent, signal?: AbortSignal): Promise<Upgraded> {
@@ -143,22 +140,13 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
       }
       return answer.response;
     },
-    async upgrade(request, signal) {
-      if (!isCommand.test(request.path)) return exchange(request, streams, signal);
-      const answer = await exchange(request, commands, signal);
-      if (answer.socket) spare.prepare();
-      return answer;
-    },
+    upgrade: (request, signal) => exchange(request, streams, signal),
     close() {
       calls.destroy();
-      spare.close();
       watches.close();
     },
   };
 }
-
-/** Of these one often follows the other. A tunnel that broke must not begin anew on a connection that may have broken with it. */
-const isCommand = /\/exec(\?|$)/;
 
 /** Where one connection fell silent, those that are kept beside it may have, too: the next call would wait in vain again. */
 function dropIdle(agent: http.Agent): void {

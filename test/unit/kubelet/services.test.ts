@@ -608,9 +608,12 @@ describe('a Service of the consumer that the lease names', () => {
     await eventually(() =>
       expect(told.map(({ reason }) => reason)).toEqual(expect.arrayContaining(['ServiceNotFound', 'ServiceNotShared'])),
     );
-    expect(side.cluster.objects(resources.services).map(({ metadata }) => metadata.name)).toEqual([
-      remoteServiceName('team-a', 'nobody'),
-    ]);
+    // It may come later: people are told first.
+    await eventually(() =>
+      expect(side.cluster.objects(resources.services).map(({ metadata }) => metadata.name)).toEqual([
+        remoteServiceName('team-a', 'nobody'),
+      ]),
+    );
   });
 
   test('a tunnel that breaks leaves no endpoint, and comes back', async () => {

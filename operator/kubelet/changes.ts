@@ -6,9 +6,9 @@ import type { Pod } from '../core/node/pod.ts';
 import { hasRequests } from '../core/node/requests.ts';
 import { carriedHash } from '../core/node/translate-pod.ts';
 import { notCarriedReason, type StatusView } from '../core/node/translate-status.ts';
+import { boundedMap } from '../engine/bounded-map.ts';
 import { ApiError } from '../engine/errors.ts';
 import { type Cluster, type Result, resources } from '../engine/types.ts';
-import { boundedMap } from './bounded-map.ts';
 
 export type Tell = (pod: Pod, type: 'Normal' | 'Warning', reason: string, message: string, about?: string) => void;
 

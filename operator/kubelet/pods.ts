@@ -28,6 +28,7 @@ import { tolerationPatch } from '../core/node/tolerations.ts';
 import { carriedHash, type Reference, type Translated, translatePod } from '../core/node/translate-pod.ts';
 import { lostStatus, refusedStatus, translateStatus } from '../core/node/translate-status.ts';
 import { type NodeHealth, nodeCapacity } from '../core/node/virtual-node.ts';
+import { boundedMap } from '../engine/bounded-map.ts';
 import type { Clock } from '../engine/clock.ts';
 import {
   ApiError,
@@ -48,7 +49,6 @@ import {
   resources,
 } from '../engine/types.ts';
 import { createPace } from '../wire/pace.ts';
-import { boundedMap } from './bounded-map.ts';
 import { createPodChanges } from './changes.ts';
 import { heldName, type ObjectCarrier, type ObjectRef } from './objects.ts';
 import type { RemoteLease } from './remote.ts';

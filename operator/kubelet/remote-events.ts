@@ -4,9 +4,9 @@
  */
 import type { Pod } from '../core/node/pod.ts';
 import { plainText } from '../core/plain-text.ts';
+import { boundedMap } from '../engine/bounded-map.ts';
 import type { Clock } from '../engine/clock.ts';
 import type { EventRecorder, KubeObject } from '../engine/types.ts';
-import { boundedMap } from './bounded-map.ts';
 
 export interface RemoteEvent extends KubeObject {
   involvedObject?: { kind?: string; name?: string };

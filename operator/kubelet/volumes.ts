@@ -28,6 +28,7 @@ import {
   storedAtText,
   unsupported,
 } from '../core/node/storage.ts';
+import { boundedMap } from '../engine/bounded-map.ts';
 import type { Clock } from '../engine/clock.ts';
 import { createController, watches } from '../engine/controller.ts';
 import { ApiError, isAlreadyExists, isConflict, isNotFound } from '../engine/errors.ts';
@@ -43,7 +44,6 @@ import {
   type Result,
   resources,
 } from '../engine/types.ts';
-import { boundedMap } from './bounded-map.ts';
 import type { PodHost } from './pods.ts';
 
 export interface VolumesOptions {

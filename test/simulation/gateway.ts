@@ -134,24 +134,23 @@ function follow({ service }: Provider, party: Party, leaseId: Hex32): Promise<Li
   const out = new PassThrough();
   const over = new AbortController();
   out.once('close', () => over.abort(new Error('the caller went away')));
-  out.on('error', () => undefined);
   party.onCrash(() => out.destroy(new Error('the gateway died')));
   const cancel = party.clock.setTimeout(() => out.destroy(), unreadMs);
+  const lines = linesOf(out as unknown as IncomingMessage);
+  const read: Lines = {
+    ...lines,
+    onLine(handler) {
+      cancel();
+      lines.onLine(handler);
+    },
+  };
   return new Promise((resolve, reject) => {
-    const answer = once(() => {
-      const lines = linesOf(out as unknown as IncomingMessage);
-      const onLine: Lines['onLine'] = (handler) => {
-        cancel();
-        lines.onLine(handler);
-      };
-      resolve({ ...lines, onLine });
-    });
     service
       .followAllocation(
         leaseId,
         (info) => {
           out.write(`${JSON.stringify(info ?? null)}\n`);
-          answer();
+          resolve(read);
         },
         over.signal,
       )
@@ -164,14 +163,6 @@ function follow({ service }: Provider, party: Party, leaseId: Hex32): Promise<Li
         },
       );
   });
-}
-
-function once(act: () => void): () => void {
-  let done = false;
-  return () => {
-    if (!done) act();
-    done = true;
-  };
 }
 
 /** gateway/routes/kube.ts without HTTP: the same checks, the same admission, the same words. */

@@ -10,6 +10,7 @@ import { gpuToken } from '../../contracts/generated/gpu-token.ts';
 import { leaseEscrow } from '../../contracts/generated/lease-escrow.ts';
 import { closeReasons, type Escrow, type ProviderCloseReason } from '../../core/money/escrow.ts';
 import { closeReasonNumber, type Totals } from '../../core/money/model.ts';
+import { boundedMap } from '../../engine/bounded-map.ts';
 import { decodeRefusal, type Refusal } from './refusal.ts';
 import { connectRpc, NoContract, type Rpc, type RpcOptions } from './rpc.ts';
 
@@ -195,14 +196,13 @@ export async function connectEscrow(options: EscrowOptions, signal?: AbortSignal
    * What a lease's words said when they were seen last, at the newest block and elsewhere. At most looks most leases are as they
    * were, and ethers takes a third of a millisecond to decode one.
    */
-  const decoded = new Map<string, { readonly words: string; readonly escrow: Escrow | undefined }>();
+  const decoded = boundedMap<string, { readonly words: string; readonly escrow: Escrow | undefined }>(mostDecoded);
 
   function escrowIn(words: string, leaseId: Hex32, at: ReadAt | Block): Escrow | undefined {
     const name = `${leaseId}/${at === 'latest' ? at : ''}`;
     const known = decoded.get(name);
     if (known?.words === words) return known.escrow;
     const escrow = escrowOf(leaseId, decode(escrowAbi, 'lease', `0x${words}`, address)[0]);
-    if (known === undefined && decoded.size >= mostDecoded) decoded.delete(decoded.keys().next().value as string);
     decoded.set(name, { words, escrow });
     return escrow;
   }

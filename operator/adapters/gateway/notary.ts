@@ -11,6 +11,7 @@ import type {
   Signed,
   Voucher,
 } from '../../api/messages.ts';
+import { boundedMap } from '../../engine/bounded-map.ts';
 import type { ChainKey } from '../chain/key.ts';
 import {
   hashJson,
@@ -52,15 +53,13 @@ const mostRemembered = 10_000;
 
 export function createNotary(key: ChainKey): ProviderNotary {
   /** The last good voucher of each lease: whoever stores it and whoever acts on it look at the same one. */
-  const good = new Map<Hex32, string>();
+  const good = boundedMap<Hex32, string>(mostRemembered);
 
   function verifyOnce(domain: MessageDomain, signed: Signed<Voucher>, signer: Address): void {
     const { leaseId } = signed.message;
     const name = JSON.stringify([domain, signed, signer]);
     if (good.get(leaseId) === name) return;
     verifyVoucher(domain, signed, signer);
-    good.delete(leaseId);
-    if (good.size >= mostRemembered) good.delete(good.keys().next().value as Hex32);
     good.set(leaseId, name);
   }
 

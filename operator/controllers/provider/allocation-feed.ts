@@ -49,13 +49,12 @@ export function createAllocationFeed(options: {
   /** Vouchers are the consumer's own word: their count is no news. */
   const textOf = (info: AllocationInfo): string => JSON.stringify({ ...info, vouchedSeconds: 0 });
 
-  function news(follower: Follower, info: AllocationInfo): boolean {
+  function news(follower: Follower, info: AllocationInfo): void {
     const text = textOf(info);
     follower.behind = false;
-    if (text === follower.told) return false;
+    if (text === follower.told) return;
     follower.told = text;
     follower.tell(info);
-    return true;
   }
 
   /** Reads what is watched as changed: a cache may be behind what was told last, and must not take it back. */

@@ -10,9 +10,9 @@
 import { createHash } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import type { TLSSocket } from 'node:tls';
+import { boundedMap } from '../../engine/bounded-map.ts';
 import type { Clock } from '../../engine/clock.ts';
 import { type Cluster, type KubeObject, resources } from '../../engine/types.ts';
-import { boundedMap } from '../bounded-map.ts';
 
 export interface Caller {
   readonly user: string;

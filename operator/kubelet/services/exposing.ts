@@ -19,6 +19,7 @@ import {
 import { remotePodName } from '../../core/node/names.ts';
 import type { Pod } from '../../core/node/pod.ts';
 import { type EndpointSlice, familyOf, type Service, selects } from '../../core/node/service.ts';
+import { boundedMap } from '../../engine/bounded-map.ts';
 import type { Clock } from '../../engine/clock.ts';
 import { createController, watches } from '../../engine/controller.ts';
 import { sameJson } from '../../engine/equal.ts';
@@ -37,7 +38,6 @@ import {
   type Result,
   resources,
 } from '../../engine/types.ts';
-import { boundedMap } from '../bounded-map.ts';
 import type { Forward } from './forward.ts';
 import { createListeners } from './listeners.ts';
 

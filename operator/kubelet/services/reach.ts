@@ -28,6 +28,7 @@ import {
   servicesRequest,
 } from '../../core/node/named-services.ts';
 import type { Service } from '../../core/node/service.ts';
+import { boundedMap } from '../../engine/bounded-map.ts';
 import { backoffMs, type Clock } from '../../engine/clock.ts';
 import { sameJson } from '../../engine/equal.ts';
 import { UnknownOutcomeError } from '../../engine/errors.ts';
@@ -36,7 +37,6 @@ import type { EventRecorder, Informer, KubeObject, Log } from '../../engine/type
 import { join } from '../../wire/halves.ts';
 import { pause } from '../../wire/timing.ts';
 import { end, keep, sessionOptions } from '../../wire/tunnel.ts';
-import { boundedMap } from '../bounded-map.ts';
 import type { RemoteLease } from '../remote.ts';
 import type { Endpoints } from './endpoints.ts';
 import { answers, openTunnel, refusalOf, TunnelRefusal } from './session.ts';

@@ -12,14 +12,12 @@ import { recordName } from '../../../operator/core/allocation/record.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
 import { createFollowed } from '../../../operator/gateway/routes/follow.ts';
 import { eventually, keys, type ProviderSide, publicUrl, startProviderSide } from '../../support/provider-side.ts';
-import { authority, type Pair } from '../adapters/provider/tls.ts';
+import { localhostPair, type Pair } from '../adapters/provider/tls.ts';
 
 let pair: Pair;
 let ca: string;
 beforeAll(async () => {
-  const made = await authority('ca');
-  ca = made.pem;
-  pair = await made.issue([{ CN: ['gateway'] }], { san: [{ type: 'dns', value: 'localhost' }] });
+  ({ ca, pair } = await localhostPair());
 });
 
 let side: ProviderSide;

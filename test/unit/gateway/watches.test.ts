@@ -9,14 +9,12 @@ import { tenantNamespace } from '../../../operator/core/allocation/record.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
 import { alpnProtocols, serveWatches, type WatchOptions } from '../../../operator/gateway/routes/watches.ts';
 import { eventually, type ProviderSide, startProviderSide } from '../../support/provider-side.ts';
-import { authority, type Pair } from '../adapters/provider/tls.ts';
+import { localhostPair, type Pair } from '../adapters/provider/tls.ts';
 
 let pair: Pair;
 let ca: string;
 beforeAll(async () => {
-  const made = await authority('ca');
-  ca = made.pem;
-  pair = await made.issue([{ CN: ['gateway'] }], { san: [{ type: 'dns', value: 'localhost' }] });
+  ({ ca, pair } = await localhostPair());
 });
 
 let side: ProviderSide;

@@ -19,12 +19,8 @@ const refuses = async () => {
 const isSilent = (signal: AbortSignal) =>
   new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
 
-beforeEach(async () => {
-  vi.useFakeTimers();
-  refreshed = 0;
-  asked = 0;
-  answer = serves;
-  nodes = createLeaseNodes({
+const attending = (remote: object) =>
+  createLeaseNodes({
     cluster: fakeCluster(),
     nodes: {
       get: () => ({ refresh: () => refreshed++ }),
@@ -32,16 +28,22 @@ beforeEach(async () => {
         spec = given;
       },
     } as unknown as VirtualNodes,
-    connect: () =>
-      ({
-        allocation: (signal: AbortSignal) => {
-          asked++;
-          return answer(signal);
-        },
-      }) as never,
+    connect: () => remote as never,
     now: () => new Date(),
     log: silentLog,
     onChange: () => undefined,
+  });
+
+beforeEach(async () => {
+  vi.useFakeTimers();
+  refreshed = 0;
+  asked = 0;
+  answer = serves;
+  nodes = attending({
+    allocation: (signal: AbortSignal) => {
+      asked++;
+      return answer(signal);
+    },
   });
   // Vitest's clock does not reach into AbortSignal.timeout.
   vi.spyOn(AbortSignal, 'timeout').mockImplementation((ms) => {
@@ -143,19 +145,7 @@ describe('a provider that tells of itself', () => {
   beforeEach(async () => {
     nodes.close();
     remote = following();
-    nodes = createLeaseNodes({
-      cluster: fakeCluster(),
-      nodes: {
-        get: () => ({ refresh: () => refreshed++ }),
-        start: (given: NodeSpec) => {
-          spec = given;
-        },
-      } as unknown as VirtualNodes,
-      connect: () => remote as never,
-      now: () => new Date(),
-      log: silentLog,
-      onChange: () => undefined,
-    });
+    nodes = attending(remote);
     await nodes.start(
       lease({ services: [{ name: 'db' }] }),
       quoteRecord(),

@@ -21,6 +21,15 @@ export interface Authority {
   ): Promise<Pair>;
 }
 
+/** What a gateway on loopback shows, under the name localhost, and the CA that its callers need. */
+export async function localhostPair(): Promise<{ readonly ca: string; readonly pair: Pair }> {
+  const made = await authority('ca');
+  return {
+    ca: made.pem,
+    pair: await made.issue([{ CN: ['gateway'] }], { san: [{ type: 'dns', value: 'localhost' }] }),
+  };
+}
+
 const newKeys = () => webcrypto.subtle.generateKey(algorithm, true, ['sign', 'verify']);
 
 async function keyPem(keys: webcrypto.CryptoKeyPair): Promise<string> {

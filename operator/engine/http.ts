@@ -26,6 +26,9 @@ export interface Upgraded {
   readonly head: Buffer;
 }
 
+/** `request.reusedSocket` does not tell: it is not set where a request has waited for the one before it. */
+const connected = new WeakSet<Duplex>();
+
 /** Sends, and resolves with the headers of the answer. The signal also ends the answer's body. */
 export function send(server: URL, access: Access, outgoing: Outgoing, signal?: AbortSignal): Promise<Answer> {
   const { method, timeoutSeconds } = outgoing;
@@ -67,13 +70,12 @@ export function send(server: URL, access: Access, outgoing: Outgoing, signal?: A
     };
 
     request.once('socket', (socket) => {
-      // A socket that served before will not connect again: a listener would stay on it for ever.
-      if (request.reusedSocket) {
-        reachedServer = true;
-        return;
-      }
+      reachedServer = connected.has(socket);
+      // It will not connect again: a listener would stay on it for ever, and all that it knows with it.
+      if (reachedServer) return;
       socket.once(secure ? 'secureConnect' : 'connect', () => {
         reachedServer = true;
+        connected.add(socket);
       });
     });
     request.once('error', fail);

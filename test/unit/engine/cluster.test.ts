@@ -442,6 +442,25 @@ describe('connections', () => {
     expect(server.connections).toBe(40);
   });
 
+  it('that served before are known to be open by a request that has waited for one', async () => {
+    const { cluster } = await start((request, response) => {
+      if (request.url?.includes('pods')) json(response, 201, pod('x'));
+      else response.socket?.destroy();
+    });
+    const warnings: Error[] = [];
+    const warned = (warning: Error) => void warnings.push(warning);
+    process.on('warning', warned);
+    // A dozen for each connection that there may be: a listener for each would be too many for Node.
+    const calls = Array.from({ length: 64 * 12 }, () => cluster.create(resources.pods, pod('x')));
+    const broken = Array.from({ length: 64 }, () => failure(cluster.create(resources.services, pod('x'))));
+    await Promise.all(calls);
+    expect(new Set((await Promise.all(broken)).map((error) => (error as UnknownOutcomeError).neverSent))).toEqual(
+      new Set([false]),
+    );
+    process.off('warning', warned);
+    expect(warnings).toEqual([]);
+  });
+
   it('are shared by short raw requests too, and by nobody else’s', async () => {
     const { cluster, server } = await start(answer);
     const short = async () => {

@@ -63,12 +63,13 @@ async function runProvider(
     options.keyFile,
     options.keyPasswordFile && readText('key-password-file', options.keyPasswordFile).trim(),
   );
-  const cluster = connectCluster({
+  const connection = {
     name: 'provider',
     kubeconfig: options.kubeconfig,
     userAgent: `gpulease-${program}/${version}`,
     metrics: metrics.engine,
-  });
+  };
+  const cluster = connectCluster(connection);
   const chains = createEscrowChains({
     rails: options.rails,
     rpcUrls: options.rpcUrls,
@@ -166,7 +167,7 @@ async function runProvider(
   else if (provisions) {
     const leader = runAsLeader(
       {
-        cluster,
+        cluster: connectCluster(connection),
         namespace,
         // One lock, so that a provisioner of its own and a gateway that takes it in never lead at once.
         name: 'gpulease-gateway',

@@ -187,12 +187,13 @@ export async function runOperator(
           options.walletKeyFile,
           options.walletPasswordFile && readFileSync(options.walletPasswordFile, 'utf8').trim(),
         );
-  const api = connectCluster({
+  const connection = {
     name: 'consumer',
     kubeconfig: options.kubeconfig,
     userAgent: `gpulease-operator/${version}`,
     metrics: metrics.engine,
-  });
+  };
+  const api = connectCluster(connection);
   const maxEscrow = new Map(options.maxEscrow);
   for (const [symbol, amount] of maxEscrow) {
     try {
@@ -432,7 +433,15 @@ export async function runOperator(
   if (options.leaderElection === 'off') await lead(signal);
   else {
     const leader = runAsLeader(
-      { cluster: api, namespace, name: 'gpulease-operator', identity, log, metrics: metrics.engine, onLead: lead },
+      {
+        cluster: connectCluster(connection),
+        namespace,
+        name: 'gpulease-operator',
+        identity,
+        log,
+        metrics: metrics.engine,
+        onLead: lead,
+      },
       signal,
     );
     const ended = await leader.ended;

@@ -40,12 +40,13 @@ export async function runWallet(args: readonly string[], env: NodeJS.ProcessEnv)
   const { namespace } = options;
   const log = createLog({ name: 'wallet', level: options.logLevel, pretty: options.logFormat === 'pretty' });
   const metrics = createMetrics();
-  const api = connectCluster({
+  const connection = {
     name: 'consumer',
     kubeconfig: options.kubeconfig,
     userAgent: `gpulease-wallet/${version}`,
     metrics: metrics.engine,
-  });
+  };
+  const api = connectCluster(connection);
   const key = await keyOf(options, api, signal);
   const address = options.advertise ? localAddress('--advertise', options.advertise) : ownAddress('--advertise');
   let leading = false;
@@ -123,7 +124,15 @@ export async function runWallet(args: readonly string[], env: NodeJS.ProcessEnv)
   else {
     const identity = `${hostname()}_${process.pid}_${randomBytes(4).toString('hex')}`;
     const leader = runAsLeader(
-      { cluster: api, namespace, name: 'gpulease-wallet', identity, log, metrics: metrics.engine, onLead: lead },
+      {
+        cluster: connectCluster(connection),
+        namespace,
+        name: 'gpulease-wallet',
+        identity,
+        log,
+        metrics: metrics.engine,
+        onLead: lead,
+      },
       signal,
     );
     if ((await leader.ended) === 'lost') {

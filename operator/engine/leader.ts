@@ -18,6 +18,7 @@ import type { EngineMetrics } from './metrics.ts';
 import { type Cluster, type KubeObject, type Log, type ObjectKey, resources } from './types.ts';
 
 export interface LeaderOptions {
+  /** With connections of its own: behind all that is to be sent on a busy day, a renewal would come too late. */
   readonly cluster: Cluster;
   readonly namespace: string;
   /** Of the Lease object. */

@@ -12,6 +12,7 @@
  */
 import { backoffMs, type Clock, sleep, systemClock } from './clock.ts';
 import { isApiError, isExpired } from './errors.ts';
+import { shareStrings } from './intern.ts';
 import { silentLog } from './log.ts';
 import type { EngineMetrics } from './metrics.ts';
 import { keyOf, keyText } from './paths.ts';
@@ -62,7 +63,7 @@ export function createInformer<T extends KubeObject>(options: InformerOptions<T>
       const { managedFields: _, ...metadata } = object.metadata as KubeObject['metadata'] & { managedFields: unknown };
       object = { ...object, metadata };
     }
-    return options.trim ? options.trim(object as T) : (object as T);
+    return shareStrings(options.trim ? options.trim(object as T) : (object as T));
   }
 
   function tell(handler: (change: Change<T>) => void, change: Change<T>) {

@@ -178,15 +178,19 @@ export function runAsLeader(options: LeaderOptions, signal: AbortSignal): Leader
       .then(() => options.onLead(stop.signal, isLeader))
       .finally(() => ended.abort(new Error('the work has ended')));
     work.catch(() => undefined); // told by `await work` below
+    let unanswered = false;
     // Renewed until the work has ended, not just until it was asked to: while it winds down, nobody else may start.
     while (!ended.signal.aborted) {
-      const waited = await sleep(clock, Math.min(retryMs(), leftMs()), ended.signal).then(
-        () => true,
-        () => false,
-      );
-      if (!waited) break;
-      // One attempt on a connection that is dead, unknown to both ends, must not use up all the time there is.
-      if (leftMs() > 0) await holdWithin(Math.min(leftMs(), attemptMs), ended.signal);
+      // Who did not answer for so long is busy: to wait besides would only leave less time.
+      if (!unanswered) await sleep(clock, Math.min(retryMs(), leftMs()), ended.signal).catch(() => undefined);
+      if (ended.signal.aborted) break;
+      if (leftMs() > 0) {
+        // One attempt on a connection that is dead, unknown to both ends, must not use up all the time there is. The next one goes
+        // over another, and may.
+        const startedMs = clock.monotonicMs();
+        const held = await holdWithin(unanswered ? leftMs() : Math.min(leftMs(), attemptMs), ended.signal);
+        unanswered = !held && clock.monotonicMs() - startedMs >= retrySeconds * 1000;
+      }
       if (!ended.signal.aborted && !isLeader()) {
         outcome = 'lost';
         stop.abort(new Error('leadership was lost'));

@@ -66,21 +66,25 @@ const podBatch = 500;
 const settleSeconds = 30;
 
 export async function size(options: SizeOptions): Promise<{ figures: SizeStep[]; targets: Target[] }> {
-  const { say, signal, steps } = options;
+  const { say, steps } = options;
+  const crashed = new AbortController();
+  const signal = AbortSignal.any([options.signal, crashed.signal]);
   const sandbox = await startSandbox(
     {
       dir: options.dir,
       report: options.report,
       nodes: [],
-      operatorArgs: [...shippedArgs.operator, '--max-escrow', 'USDC=1000000'],
-      gatewayArgs: [...shippedArgs.gateway, '--requests-per-second', '100000'],
+      // There is one of each, and two control planes on one machine may stand still for longer than a lock lasts.
+      operatorArgs: [...shippedArgs.operator, '--leader-election', 'off', '--max-escrow', 'USDC=1000000'],
+      gatewayArgs: [...shippedArgs.gateway, '--leader-election', 'off', '--requests-per-second', '100000'],
+      onCrash: (program) => crashed.abort(new Error(`the ${program} ended while it was measured`)),
       nodeArgs: profileArgs(options.profile),
       entries: await shippedEntries(options.dir),
     },
     signal,
   );
   options.atEnd(() => sandbox.stop());
-  await startFleet(sandbox, options);
+  await startFleet(sandbox, { ...options, signal });
   await namespaceReady(sandbox.consumerCluster, namespace, signal);
   await until(
     'offers of the provider',
@@ -161,6 +165,8 @@ export async function size(options: SizeOptions): Promise<{ figures: SizeStep[];
         `${nodes} nodes: operator ${step.operator.residentMB} MB, ${step.operator.cores} cores; gateway ${step.gateway.residentMB} MB, ${step.gateway.cores} cores`,
       );
     }
+  } catch (error) {
+    throw crashed.signal.aborted ? crashed.signal.reason : error;
   } finally {
     stop.abort(new Error('watched no longer'));
     pods.stop();

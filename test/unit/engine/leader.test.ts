@@ -183,6 +183,24 @@ describe('leadership', () => {
     await one.ended;
   });
 
+  it('survives an API server that stands still for a moment, and is slow afterwards', async () => {
+    const { clock, cluster } = start();
+    const one = replica(cluster, clock, 'one');
+    await clock.advance(5_000);
+    let still = true;
+    cluster.intercept((request) => {
+      if (request.method !== 'PUT' || !still) return undefined;
+      still = false;
+      cluster.latencyMs = 1_900;
+      return new Promise(() => undefined);
+    });
+    await clock.advance(60_000);
+    expect([still, one.isLeader(), one.log]).toEqual([false, true, ['leads at 0']]);
+    cluster.latencyMs = 0;
+    one.stop.abort();
+    await one.ended;
+  });
+
   it('ends when the API server does not answer at all', async () => {
     const { clock, cluster } = start();
     const one = replica(cluster, clock, 'one');

@@ -63,7 +63,7 @@ export function createInformer<T extends KubeObject>(options: InformerOptions<T>
       const { managedFields: _, ...metadata } = object.metadata as KubeObject['metadata'] & { managedFields: unknown };
       object = { ...object, metadata };
     }
-    return shareStrings(options.trim ? options.trim(object as T) : (object as T));
+    return options.trim ? options.trim(object as T) : (object as T);
   }
 
   function tell(handler: (change: Change<T>) => void, change: Change<T>) {
@@ -89,7 +89,7 @@ export function createInformer<T extends KubeObject>(options: InformerOptions<T>
       return put(object);
     }
     if (old && old.metadata.resourceVersion === object.metadata.resourceVersion) return;
-    store.put(object);
+    store.put(shareStrings(object));
     tellAll(old ? { type: 'updated', object, old } : { type: 'added', object });
   }
 

@@ -42,6 +42,18 @@ const start = () => {
   return { clock, cluster, holder: () => cluster.object<Record_>(resources.leases, lock)?.spec.holderIdentity };
 };
 
+/** The next renewal hears nothing; `then` is what becomes of the server. */
+function neverAnswered(cluster: FakeCluster, then: () => void = () => undefined) {
+  let due = true;
+  cluster.intercept((request) => {
+    if (request.method !== 'PUT' || !due) return undefined;
+    due = false;
+    then();
+    return new Promise(() => undefined);
+  });
+  return { isDue: () => due };
+}
+
 describe('leadership', () => {
   it('is taken when nobody has it, and kept for hours with one request a renewal', async () => {
     const { clock, cluster, holder } = start();
@@ -171,14 +183,9 @@ describe('leadership', () => {
     const { clock, cluster } = start();
     const one = replica(cluster, clock, 'one');
     await clock.advance(5_000);
-    let dead = true;
-    cluster.intercept((request) => {
-      if (request.method !== 'PUT' || !dead) return undefined;
-      dead = false;
-      return new Promise(() => undefined);
-    });
+    const renewal = neverAnswered(cluster);
     await clock.advance(60_000);
-    expect([dead, one.isLeader(), one.log]).toEqual([false, true, ['leads at 0']]);
+    expect([renewal.isDue(), one.isLeader(), one.log]).toEqual([false, true, ['leads at 0']]);
     one.stop.abort();
     await one.ended;
   });
@@ -187,15 +194,11 @@ describe('leadership', () => {
     const { clock, cluster } = start();
     const one = replica(cluster, clock, 'one');
     await clock.advance(5_000);
-    let still = true;
-    cluster.intercept((request) => {
-      if (request.method !== 'PUT' || !still) return undefined;
-      still = false;
+    const renewal = neverAnswered(cluster, () => {
       cluster.latencyMs = 1_900;
-      return new Promise(() => undefined);
     });
     await clock.advance(60_000);
-    expect([still, one.isLeader(), one.log]).toEqual([false, true, ['leads at 0']]);
+    expect([renewal.isDue(), one.isLeader(), one.log]).toEqual([false, true, ['leads at 0']]);
     cluster.latencyMs = 0;
     one.stop.abort();
     await one.ended;

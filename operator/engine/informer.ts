@@ -12,7 +12,6 @@
  */
 import { backoffMs, type Clock, sleep, systemClock } from './clock.ts';
 import { isApiError, isExpired } from './errors.ts';
-import { shareStrings } from './intern.ts';
 import { silentLog } from './log.ts';
 import type { EngineMetrics } from './metrics.ts';
 import { keyOf, keyText } from './paths.ts';
@@ -89,7 +88,7 @@ export function createInformer<T extends KubeObject>(options: InformerOptions<T>
       return put(object);
     }
     if (old && old.metadata.resourceVersion === object.metadata.resourceVersion) return;
-    store.put(shareStrings(object));
+    store.put(object);
     tellAll(old ? { type: 'updated', object, old } : { type: 'added', object });
   }
 

@@ -14,19 +14,43 @@ export interface Store<T extends KubeObject> {
   readonly size: number;
 }
 
+/** Keys under one value. Most values have one, and a Set of one takes four times what its key does. */
+type Filed = string | Set<string>;
+
 export function createStore<T extends KubeObject>(indexers: Indexers<T> = {}): Store<T> {
   const objects = new Map<string, T>();
-  const indexes = new Map(Object.keys(indexers).map((name) => [name, new Map<string, Set<string>>()]));
-  /** Under which values an object was filed: an indexer may answer differently when asked again. */
-  const filed = new Map<string, [index: string, value: string][]>();
+  const indexes = new Map(Object.keys(indexers).map((name) => [name, new Map<string, Filed>()]));
+  /** Where an object was filed, as index, value, index, value: an indexer may answer differently when asked again. */
+  const places = new Map<string, readonly string[]>();
 
-  function unfile(key: string) {
-    for (const [index, value] of filed.get(key) ?? []) {
-      const keys = indexes.get(index)?.get(value);
-      keys?.delete(key);
-      if (keys?.size === 0) indexes.get(index)?.delete(value);
+  function file(values: Map<string, Filed>, value: string, key: string) {
+    const filed = values.get(value);
+    if (filed === undefined || filed === key) values.set(value, key);
+    else if (typeof filed === 'string') values.set(value, new Set([filed, key]));
+    else filed.add(key);
+  }
+
+  function unfile(values: Map<string, Filed>, value: string, key: string) {
+    const filed = values.get(value);
+    if (filed === key) values.delete(value);
+    else if (filed instanceof Set && filed.delete(key) && filed.size === 0) values.delete(value);
+  }
+
+  function unfileAll(key: string) {
+    const at = places.get(key) ?? [];
+    for (let i = 0; i < at.length; i += 2) unfile(indexes.get(at[i]!)!, at[i + 1]!, key);
+    places.delete(key);
+  }
+
+  function fileAll(key: string, object: T) {
+    const at: string[] = [];
+    for (const [index, valuesOf] of Object.entries(indexers)) {
+      for (const value of valuesOf(object)) {
+        file(indexes.get(index)!, value, key);
+        at.push(index, value);
+      }
     }
-    filed.delete(key);
+    if (at.length > 0) places.set(key, at);
   }
 
   return {
@@ -36,25 +60,18 @@ export function createStore<T extends KubeObject>(indexers: Indexers<T> = {}): S
     byIndex(index, value) {
       const values = indexes.get(index);
       if (!values) throw new TypeError(`no index named ${index}`);
-      return [...(values.get(value) ?? [])].map((key) => objects.get(key) as T);
+      const filed = values.get(value) ?? [];
+      const keys = typeof filed === 'string' ? [filed] : [...filed];
+      return keys.map((key) => objects.get(key) as T);
     },
     put(object) {
       const key = keyText(keyOf(object));
-      unfile(key);
+      unfileAll(key);
       objects.set(key, object);
-      const places: [string, string][] = [];
-      for (const [index, valuesOf] of Object.entries(indexers)) {
-        for (const value of valuesOf(object)) {
-          const values = indexes.get(index)!;
-          const keys = values.get(value) ?? new Set();
-          values.set(value, keys.add(key));
-          places.push([index, value]);
-        }
-      }
-      if (places.length > 0) filed.set(key, places);
+      fileAll(key, object);
     },
     remove(key) {
-      unfile(key);
+      unfileAll(key);
       objects.delete(key);
     },
     get size() {

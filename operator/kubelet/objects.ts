@@ -92,7 +92,7 @@ export function createObjectCarrier(options: ObjectCarrierOptions): ObjectCarrie
   const { consumer, remote, clock, log } = options;
   const held = new Map<string, Held>();
   /** By pod: the names at the provider that it holds. */
-  const byPod = new Map<string, { readonly keys: ReadonlySet<string>; sent: boolean }>();
+  const byPod = new Map<string, { readonly keys: readonly string[]; sent: boolean }>();
   /** No longer referred to: to be taken away. */
   const unwanted = new Map<string, { readonly ref: ObjectRef | ServiceLinks; readonly sent?: string; dueMs: number }>();
   /** Being taken away: whoever needs one again waits until it is gone, or it would go after it was sent. */
@@ -270,9 +270,9 @@ export function createObjectCarrier(options: ObjectCarrierOptions): ObjectCarrie
 
   return {
     async hold(podUid, refs, signal) {
-      const keys = new Set(refs.map(heldName));
+      const keys = [...new Set(refs.map(heldName))];
       const before = byPod.get(podUid);
-      if (before?.sent && before.keys.size === keys.size && [...keys].every((key) => before.keys.has(key))) return;
+      if (before?.sent && before.keys.length === keys.length && keys.every((key) => before.keys.includes(key))) return;
       const toRead: Held[] = [];
       for (const ref of refs) {
         const key = heldName(ref);
@@ -285,7 +285,7 @@ export function createObjectCarrier(options: ObjectCarrierOptions): ObjectCarrie
         // One that is being read just now is waited for: it is not at the provider yet.
         if (entry.looking || entry.missing || !isFresh(entry)) toRead.push(entry);
       }
-      for (const key of before?.keys ?? []) if (!keys.has(key)) drop(key, podUid);
+      for (const key of before?.keys ?? []) if (!keys.includes(key)) drop(key, podUid);
       // Remembered before anything is sent, so that a failure half-way is released as well.
       const holding = { keys, sent: false };
       byPod.set(podUid, holding);

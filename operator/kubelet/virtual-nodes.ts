@@ -29,6 +29,7 @@ import {
   type Result,
   resources,
 } from '../engine/types.ts';
+import { alikeParts } from './alike.ts';
 import { createCallers } from './api/callers.ts';
 import type { StartKubeletServer } from './api/server.ts';
 import { createClientCa } from './client-ca.ts';
@@ -142,15 +143,16 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
   const states = new Map<string, NodeState>();
   /** When each sent its last heartbeat, by the monotonic clock: a node is looked at more often than it needs one. */
   const beatAtMs = new Map<string, number>();
-  /** By consumer key: nodes at whose provider something claims to be that pod. */
-  const holders = new Map<string, Map<Host, number>>();
+  /** By consumer key: nodes at whose provider something claims to be that pod, once for each claim. */
+  const holders = new Map<string, readonly Host[]>();
+  const alike = alikeParts();
 
   const pods = createInformer<Pod & KubeObject>({
     cluster,
     resource: resources.pods,
     // Pods that are bound; which nodes are ours, no selector can say.
     fieldSelector: 'spec.nodeName!=',
-    trim: trimStranger,
+    trim: (pod) => (isOnVirtualNode(pod) ? alike(pod) : onlyThatItExists(pod)),
     indexes: {
       node: (pod) => (pod.spec.nodeName ? [pod.spec.nodeName] : []),
       remote: (pod) => (isOnVirtualNode(pod) ? [remotePodName(pod.metadata.name, pod.metadata.uid ?? '')] : []),
@@ -233,7 +235,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     consumer: cluster,
     pods,
     hostOf: (name) => hosts.get(name),
-    holdersOf: (key) => [...(holders.get(keyText(key))?.keys() ?? [])],
+    holdersOf: (key) => [...new Set(holders.get(keyText(key)))],
     spared: () => options.evictionGuard !== undefined && options.evictionGuard.holds !== false,
     claimOf: volumes.answer,
     clusterDomain: options.clusterDomain,
@@ -355,23 +357,25 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     return { requeueAfterSeconds: !beats && beatIsYoung ? beatSeconds - beatAgeSeconds : beatSeconds };
   }
 
+  /** One claim less. */
+  function letGo(key: string, host: Host): void {
+    const held = holders.get(key) ?? [];
+    const at = held.indexOf(host);
+    if (at >= 0 && held.length === 1) holders.delete(key);
+    else if (at >= 0) holders.set(key, held.toSpliced(at, 1));
+  }
+
   function onRemotePod(host: Host, { type, object, old }: Change<Pod>): void {
     const wanted = pods.byIndex('remote', object.metadata.name);
     if (type === 'deleted' && wanted.length > 0) carrier.remember(object);
     const claimed = consumerKeyOf(object);
-    if (claimed) {
-      const key = keyText(claimed);
-      const counts = holders.get(key) ?? new Map<Host, number>();
-      const step = type === 'added' ? 1 : type === 'deleted' ? -1 : 0;
-      const before = old && type === 'updated' ? consumerKeyOf(old) : claimed;
-      // A claim that changes is counted as a new one; the old one only costs a look.
-      const count = (counts.get(host) ?? 0) + (before && keyText(before) === key ? step : 1);
-      if (count > 0) counts.set(host, count);
-      else counts.delete(host);
-      if (counts.size > 0) holders.set(key, counts);
-      else holders.delete(key);
-      podQueue.enqueue(claimed);
+    const before = old && consumerKeyOf(old);
+    const [from, to] = [before && keyText(before), claimed && type !== 'deleted' ? keyText(claimed) : undefined];
+    if (from !== to) {
+      if (from !== undefined) letGo(from, host);
+      if (to !== undefined) holders.set(to, [...(holders.get(to) ?? []), host]);
     }
+    if (claimed) podQueue.enqueue(claimed);
     for (const pod of wanted) podQueue.enqueue(keyOf(pod));
   }
 
@@ -466,8 +470,10 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     beatAtMs.delete(name);
     exposing.nodeStopped(name);
     volumes.nodeChanged(name);
-    for (const [key, counts] of holders) {
-      if (host && counts.delete(host) && counts.size === 0) holders.delete(key);
+    for (const [key, held] of holders) {
+      const others = held.filter((one) => one !== host);
+      if (others.length === 0) holders.delete(key);
+      else if (others.length < held.length) holders.set(key, others);
     }
     await host?.stop();
   }
@@ -585,9 +591,8 @@ const tellsPods = (spec: NodeSpec): string =>
 
 const isOnVirtualNode = (pod: Pod): boolean => pod.spec.nodeName?.startsWith(virtualNodePrefix) === true;
 
-/** Pods of other nodes are only passed by: nothing of them is kept but that they exist. */
-function trimStranger(pod: Pod & KubeObject): Pod & KubeObject {
-  if (isOnVirtualNode(pod)) return pod;
+/** Pods of other nodes are only passed by. */
+function onlyThatItExists(pod: Pod & KubeObject): Pod & KubeObject {
   const { name, namespace, uid, resourceVersion } = pod.metadata;
   return { metadata: { name, namespace, uid, resourceVersion }, spec: { containers: [] } };
 }

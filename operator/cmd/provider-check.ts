@@ -225,7 +225,7 @@ function seenWebhook({ name, rules, namespaceSelector }: Webhook): SeenWebhook[]
 }
 
 async function get(cluster: Cluster, path: string): Promise<string> {
-  const response = await cluster.raw({ method: 'GET', path, short: true });
+  const response = await cluster.raw({ method: 'GET', path, over: 'calls' });
   const body = await readBody(response, path, { maxBytes: 16 << 20, timeoutSeconds: 20 });
   if ((response.statusCode ?? 500) >= 300) throw new Error(`${path}: answered ${response.statusCode}`);
   return body.toString('utf8');
@@ -269,7 +269,7 @@ async function tryPodSecurity(cluster: Cluster): Promise<boolean | undefined> {
           containers: [{ name: 'main', image: 'none', securityContext: { privileged: true } }],
         },
       }),
-      short: true,
+      over: 'calls',
     });
     const said = (await readBody(answer, 'the trial pod', { maxBytes: 1 << 20, timeoutSeconds: 20 })).toString('utf8');
     if (answer.statusCode === 201) return false;

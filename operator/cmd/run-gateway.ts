@@ -11,6 +11,7 @@ import { createKubeletPages } from '../adapters/gateway/kubelet-pages.ts';
 import { createNotary } from '../adapters/gateway/notary.ts';
 import { randomKey, sharedPair, sharedSecret } from '../adapters/gateway/shared-secret.ts';
 import { createSecretStore } from '../adapters/kube/secret-store.ts';
+import { createSharedWatches } from '../adapters/shared-watches.ts';
 import { createLog } from '../adapters/telemetry/log.ts';
 import { createMetrics } from '../adapters/telemetry/metrics.ts';
 import { startOperationsServer } from '../adapters/telemetry/operations-server.ts';
@@ -32,6 +33,9 @@ import { UsageError } from './options.ts';
 import { localAddress, ownAddress } from './own-address.ts';
 import { servingPair } from './serving-pair.ts';
 import { version } from './version.ts';
+
+/** Of one watch of a tenant that is not read. Thousands of them stay bearable. */
+const tenantWindowBytes = 128 * 1024;
 
 /** Runs until SIGTERM or SIGINT. Throws UsageError for configuration that cannot be right. */
 export async function runGateway(args: readonly string[], env: NodeJS.ProcessEnv): Promise<void> {
@@ -69,7 +73,14 @@ async function runProvider(
     userAgent: `gpulease-${program}/${version}`,
     metrics: metrics.engine,
   };
-  const cluster = connectCluster(connection);
+  const cluster = connectCluster({
+    ...connection,
+    shareWatches(to) {
+      const watches = createSharedWatches({ ...to, windowBytes: tenantWindowBytes });
+      stop.signal.addEventListener('abort', () => watches.close(), { once: true });
+      return watches;
+    },
+  });
   const chains = createEscrowChains({
     rails: options.rails,
     rpcUrls: options.rpcUrls,

@@ -5,13 +5,14 @@
  * connection that died under a read are. A write whose outcome is unknown never is: only its author knows how to look.
  */
 import type { IncomingMessage } from 'node:http';
+import type { Duplex } from 'node:stream';
 import { type Clock, sleep, systemClock } from './clock.ts';
-import { type ConnectionKind, readCredentials } from './credentials.ts';
+import { readCredentials } from './credentials.ts';
 import { ApiError, isExpired, isNotFound, isRecord, statusOf, UnknownOutcomeError } from './errors.ts';
 import { type Answer, type Outgoing, pathOnly, readBody, send } from './http.ts';
 import type { EngineMetrics } from './metrics.ts';
 import { apiVersionOf, collectionPath, objectPath, withQuery } from './paths.ts';
-import type { Cluster, KubeObject, ListOptions, RawRequest, Resource } from './types.ts';
+import type { Cluster, ConnectionKind, KubeObject, ListOptions, RawRequest, Resource, SharedWatches } from './types.ts';
 
 export interface ConnectOptions {
   /** For logs and metrics. */
@@ -23,8 +24,15 @@ export interface ConnectOptions {
   readonly maxResponseBytes?: number;
   readonly clock?: Clock;
   readonly metrics?: EngineMetrics;
+  /** For watches of others, with their tokens. Default: each has a connection of its own. */
+  readonly shareWatches?: (options: {
+    readonly host: string;
+    readonly dial: (protocol: 'h2') => Promise<Duplex>;
+    readonly timeoutSeconds: number;
+  }) => SharedWatches;
 }
 
+const defaultTimeoutSeconds = 30;
 const pageSize = 500;
 const mostAttempts = 5;
 const longestWaitSeconds = 30;
@@ -46,12 +54,22 @@ const patchTypes = {
 /** Connects to nothing yet: the first request does. Throws at once when the kubeconfig cannot be used. */
 export function connectCluster(options: ConnectOptions): Cluster {
   const credentials = readCredentials(options.kubeconfig);
+  const { server, dialBare } = credentials;
+  const { timeoutSeconds = defaultTimeoutSeconds } = options;
+  const shared = dialBare && options.shareWatches?.({ host: server.host, dial: dialBare, timeoutSeconds });
   return clusterOver(
     {
-      server: credentials.server.href.replace(/\/$/, ''),
+      server: server.href.replace(/\/$/, ''),
       async transmit(outgoing, kind, as, signal) {
-        const access = as === undefined ? await credentials.own(kind) : credentials.bearer(as, kind);
-        const answer = await send(credentials.server, access, outgoing, signal);
+        const pool = kind === 'watches' ? 'streams' : kind;
+        const access = as === undefined ? await credentials.own(pool) : credentials.bearer(as, pool);
+        if (shared && kind === 'watches' && as !== undefined) {
+          const path = server.pathname.replace(/\/$/, '') + outgoing.path;
+          const headers = { ...outgoing.headers, ...access.headers };
+          const response = await shared.open({ ...outgoing, path, headers }, signal);
+          if (response) return { response };
+        }
+        const answer = await send(server, access, outgoing, signal);
         if (answer.response.statusCode === 401 && as === undefined) credentials.forget();
         return answer;
       },
@@ -70,7 +88,7 @@ export function clusterOver(transport: Transport, options: Omit<ConnectOptions, 
   const { name, metrics } = options;
   const clock = options.clock ?? systemClock;
   const userAgent = options.userAgent ?? 'gpulease';
-  const timeoutSeconds = options.timeoutSeconds ?? 30;
+  const timeoutSeconds = options.timeoutSeconds ?? defaultTimeoutSeconds;
   const maxBytes = options.maxResponseBytes ?? 64 * 1024 * 1024;
 
   async function transmit(outgoing: Outgoing, kind: ConnectionKind, as?: string, signal?: AbortSignal) {
@@ -265,7 +283,7 @@ export function clusterOver(transport: Transport, options: Omit<ConnectOptions, 
       call('POST', objectPath(resource, key, subresource), body, undefined, signal),
 
     async raw(request, options, signal) {
-      const answer = await transmit(outgoing(request), request.short ? 'calls' : 'streams', options?.as, signal);
+      const answer = await transmit(outgoing(request), request.over ?? 'streams', options?.as, signal);
       if (answer.socket) {
         answer.socket.destroy();
         throw new UnknownOutcomeError(`${request.method} ${pathOnly(request.path)}: an upgrade nobody asked for`);

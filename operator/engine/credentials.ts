@@ -9,13 +9,15 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import http from 'node:http';
 import https from 'node:https';
+import { isIP } from 'node:net';
 import tls from 'node:tls';
 import type { KubeConfig } from '@kubernetes/client-node';
 import { UnknownOutcomeError } from './errors.ts';
 import { clientNode, inClusterConfig, type LoadedConfig, parseKubeconfig, readKubeconfig } from './kubeconfig.ts';
+import type { ConnectionKind } from './types.ts';
 
-/** `calls` are short and share few connections; `streams` live long, and each has its own. */
-export type ConnectionKind = 'calls' | 'streams';
+/** Of which there are pools. */
+type Pool = Exclude<ConnectionKind, 'watches'>;
 
 export interface Access {
   readonly headers: Readonly<Record<string, string>>;
@@ -34,11 +36,13 @@ export interface Identity {
 export interface Credentials {
   readonly server: URL;
   /** As ourselves. */
-  own(kind: ConnectionKind): Promise<Access>;
+  own(pool: Pool): Promise<Access>;
   /** For a kubelet: who asks for this makes sure of the server before anything of it is sent. */
   identity(): Promise<Identity>;
   /** As the bearer of this token, and nothing else. */
-  bearer(token: string, kind: ConnectionKind): Access;
+  bearer(token: string, pool: Pool): Access;
+  /** A connection for requests of bearers. Absent where there is none to be had: over plain HTTP, or by way of a proxy. */
+  dialBare?(protocol: string): Promise<tls.TLSSocket>;
   /** The server did not know us: read the credentials again before the next request. */
   forget(): void;
 }
@@ -53,6 +57,8 @@ interface TlsMaterial {
 
 /** Files with certificates and tokens are looked at again after this time, as client-go does. */
 const refreshSeconds = 60;
+const keepAliveMs = 15_000;
+const connectSeconds = 30;
 
 /** `kubeconfig`: `in-cluster`, the text of a kubeconfig, or the path of one. */
 export function readCredentials(kubeconfig: string): Credentials {
@@ -66,18 +72,19 @@ export function readCredentials(kubeconfig: string): Credentials {
     throw new Error('the kubeconfig has an http server: set insecure-skip-tls-verify to say that this is meant');
 
   interface Own {
-    readonly access: Record<ConnectionKind, Access>;
+    readonly access: Record<Pool, Access>;
     readonly identity: Identity;
     readonly fingerprint: string;
     readonly readAt: number;
   }
   let own: Own | undefined;
   let reading: Promise<Own> | undefined;
-  const bare = agentsFor(server, withoutUser(config), {
+  const bareMaterial: TlsMaterial = {
     ca: bufferOf(current.caFile, current.caData),
     servername: current.tlsServerName,
     rejectUnauthorized: current.skipTLSVerify ? false : undefined,
-  });
+  };
+  const bare = agentsFor(server, withoutUser(config), bareMaterial);
 
   async function read(): Promise<Own> {
     const options: https.RequestOptions & { ca?: Buffer; servername?: string } = { headers: {} };
@@ -123,13 +130,14 @@ export function readCredentials(kubeconfig: string): Credentials {
 
   return {
     server,
-    own: async (kind) => (await fresh()).access[kind],
+    own: async (pool) => (await fresh()).access[pool],
     identity: async () => (await fresh()).identity,
-    bearer(token, kind) {
+    bearer(token, pool) {
       // An empty token must not become "no token given": that would be a request as ourselves.
       if (!/^[\x21-\x7e]+$/.test(token)) throw new TypeError('not a bearer token');
-      return { headers: { Authorization: `Bearer ${token}` }, agent: bare[kind] };
+      return { headers: { Authorization: `Bearer ${token}` }, agent: bare[pool] };
     },
+    ...(server.protocol === 'https:' && !current.proxyUrl ? { dialBare: dialTo(server, bareMaterial) } : {}),
     forget() {
       own = undefined;
       // A rewritten kubeconfig is read again, but never moves us to another server.
@@ -170,26 +178,62 @@ function withoutUser(config: LoadedConfig): LoadedConfig {
   return bare;
 }
 
-function agentsFor(server: URL, config: LoadedConfig, material: TlsMaterial): Record<ConnectionKind, http.Agent> {
+function agentsFor(server: URL, config: LoadedConfig, material: TlsMaterial): Record<Pool, http.Agent> {
   const proxy = config.getCurrentCluster()?.proxyUrl;
   if (proxy) {
     const agent = proxyAgent(config as KubeConfig, material);
     return { calls: agent, streams: agent };
   }
   // Idle connections go before the server drops its end (90 s), so that a write never meets a closing one.
-  const shared = { keepAlive: true, keepAliveMsecs: 15_000, noDelay: true, timeout: 30_000 };
-  const { servername, rejectUnauthorized } = material;
-  const identity = Object.entries({ servername, rejectUnauthorized }).filter(([, value]) => value !== undefined);
+  const shared = { keepAlive: true, keepAliveMsecs: keepAliveMs, noDelay: true, timeout: 30_000 };
   const secureContext = server.protocol === 'https:' ? secureContextOf(server, material) : undefined;
   const make = (options: http.AgentOptions): http.Agent =>
-    secureContext
-      ? new https.Agent({ ...options, ...Object.fromEntries(identity), secureContext })
-      : new http.Agent(options);
+    secureContext ? new https.Agent({ ...options, ...identityOf(material), secureContext }) : new http.Agent(options);
   return {
     // All of them are kept when a burst is over, or each wave of it would begin with handshakes; idle, they go by themselves.
     calls: make({ ...shared, maxSockets: 64, maxFreeSockets: 64 }),
     streams: make({ ...shared, maxSockets: Number.POSITIVE_INFINITY, maxFreeSockets: 4 }),
   };
+}
+
+/** Whom to expect. Not even named where it is not said: to Node, `rejectUnauthorized: undefined` is a no. */
+const identityOf = ({ servername, rejectUnauthorized }: TlsMaterial): tls.ConnectionOptions => ({
+  ...(servername === undefined ? {} : { servername }),
+  ...(rejectUnauthorized === undefined ? {} : { rejectUnauthorized }),
+});
+
+/** TLS to the server. What was not spoken, because the server speaks no such protocol, is in the error's cause. */
+function dialTo(server: URL, material: TlsMaterial): (protocol: string) => Promise<tls.TLSSocket> {
+  const host = server.hostname.replace(/^\[|\]$/g, '');
+  let secureContext: tls.SecureContext | undefined;
+  return (protocol) =>
+    new Promise((resolve, reject) => {
+      secureContext ??= secureContextOf(server, material);
+      const socket = tls.connect({
+        host,
+        port: Number(server.port || 443),
+        ...(isIP(host) ? {} : { servername: host }),
+        ...identityOf(material),
+        secureContext,
+        ALPNProtocols: [protocol],
+        timeout: connectSeconds * 1000,
+      });
+      const fail = (error: Error) => {
+        socket.destroy();
+        reject(new UnknownOutcomeError(`${server.host}: ${error.message}`, { neverSent: true, cause: error }));
+      };
+      const late = () => fail(new Error(`no connection within ${connectSeconds} s`));
+      socket.once('error', fail);
+      socket.once('timeout', late);
+      socket.once('secureConnect', () => {
+        socket.off('error', fail);
+        socket.off('timeout', late);
+        socket.setTimeout(0);
+        socket.setNoDelay(true);
+        socket.setKeepAlive(true, keepAliveMs);
+        resolve(socket);
+      });
+    });
 }
 
 /** Once for all connections of an agent: reading certificates and keys costs more than many a call. */

@@ -76,8 +76,31 @@ export interface RawRequest {
   readonly body?: string | Buffer;
   /** Until the headers of the answer, 30 by default. 0 waits for ever: a followed log may have nothing to say yet. */
   readonly timeoutSeconds?: number;
-  /** The answer is short and read at once, so that it may take one of the connections that calls share. */
-  readonly short?: boolean;
+  /** Default: `streams`. */
+  readonly over?: ConnectionKind;
+}
+
+/**
+ * `calls`: the answer is short and read at once; few connections, taken by turns. `streams`: a connection of its own. `watches`:
+ * one that many watches share, where there is such a thing, else as `streams`.
+ */
+export type ConnectionKind = 'calls' | 'streams' | 'watches';
+
+export interface WatchRequest {
+  readonly method: string;
+  /** Absolute, with query. */
+  readonly path: string;
+  readonly headers?: Readonly<Record<string, string | string[]>>;
+  /** Until the headers of the answer; 0 waits as long as the caller's signal lets it. */
+  readonly timeoutSeconds?: number;
+}
+
+export interface SharedWatches {
+  /**
+   * The answer's headers are there, its body follows. Undefined: this server has no connections to share. Rejects with
+   * UnknownOutcomeError, or the signal's reason.
+   */
+  open(request: WatchRequest, signal?: AbortSignal): Promise<IncomingMessage | undefined>;
 }
 
 /** One API server, and the credentials for it. Every call throws ApiError for the server's no, and UnknownOutcomeError for silence. */

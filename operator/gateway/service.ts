@@ -78,8 +78,8 @@ export interface UpstreamRequest {
   readonly body?: string | Buffer;
   /** Until the headers; 0 waits for as long as the caller does. */
   readonly timeoutSeconds?: number;
-  /** The answer is short and read at once. */
-  readonly short?: boolean;
+  /** `calls`: the answer is short and read at once. `watches`: nothing comes but a watch. Default: `streams`. */
+  readonly over?: 'calls' | 'streams' | 'watches';
 }
 
 /** The provider's API server, spoken to with a tenant's token and with nothing else. */

@@ -61,6 +61,8 @@ interface Served {
 
 /** Who follows an allocation and hears nothing for so long is heard no more: a beat may be late, not missing. */
 const silentSeconds = 1.5 * allocationBeatSeconds;
+/** Times as long as the first answer, at most, is a later one waited for. */
+const mostPatience = 4;
 
 /** It was waited for in vain. */
 class Silence extends Error {}
@@ -173,10 +175,16 @@ export function createLeaseNodes({
     let late: NodeJS.Timeout | undefined;
     const expectIn = (seconds: number) => {
       clearTimeout(late);
-      late = setTimeout(() => turn.abort(new Silence(`no answer within ${seconds} s`)), seconds * 1000);
+      const mine = setTimeout(() => {
+        // Unless it is we who stood still: then what was said lies here unread, and is read before this.
+        setImmediate(() => late === mine && turn.abort(new Silence(`no answer within ${seconds} s`)));
+      }, seconds * 1000);
+      late = mine;
     };
     const asked = new Error('asked anew');
-    expectIn(probeSeconds);
+    // Who did not answer in time gets more the next time: a provider that is slow to a thousand such questions at once would never
+    // be done with any.
+    expectIn(probeSeconds * Math.min(mostPatience, 1 + entry.unanswered / 2));
     try {
       if (remote.follow === undefined) {
         heard(await remote.allocation(signal));
@@ -193,6 +201,7 @@ export function createLeaseNodes({
       throw turn.signal.aborted ? turn.signal.reason : error;
     } finally {
       clearTimeout(late);
+      late = undefined;
       entry.ask = () => undefined;
     }
   }

@@ -74,5 +74,5 @@ const bytesRead = (socket: Duplex): number | undefined => (socket as Partial<Soc
 
 /** At once, and all its streams with it: with an error, or they would look as if they had ended in order. */
 export function end(session: Http2Session): void {
-  session.destroy(new Error('the tunnel has ended'));
+  session.destroy(new Error('the connection was ended'));
 }

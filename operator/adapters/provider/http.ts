@@ -3,9 +3,9 @@ import http, { type IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { hearOut } from '../../engine/hear-out.ts';
 import { pathOnly } from '../../engine/http.ts';
+import { createSharedWatches } from '../shared-watches.ts';
 import type { Dial } from './dial.ts';
 import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
-import { createSharedWatches } from './shared-watches.ts';
 
 export interface HttpRequest {
   readonly method: string;

@@ -169,7 +169,7 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
   async function send(leaseId: Hex32, wanted: Wanted, short: boolean, signal: AbortSignal): Promise<IncomingMessage> {
     const request = {
       ...wanted,
-      short,
+      over: short ? ('calls' as const) : ('streams' as const),
       headers: {
         accept: 'application/json',
         ...(wanted.body === undefined ? {} : { 'content-type': 'application/json' }),

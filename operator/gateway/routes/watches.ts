@@ -25,7 +25,7 @@ export interface WatchOptions extends KubeRouteOptions {
   readonly log: GatewayLog;
   /** Watches at a time, over all leases. */
   readonly maxWatches?: number;
-  /** Of these, for one lease: no tenant takes them all. Each holds a connection to the API server. */
+  /** Of these, for one lease: no tenant takes them all. Each holds a watch at the API server. */
   readonly maxWatchesOfLease?: number;
 }
 
@@ -35,6 +35,12 @@ export const alpnProtocols = ['http/1.1', 'h2'];
 /** A connection on which nothing was asked for so long is dropped, as over HTTP/1.1. */
 const idleMs = 75_000;
 const maxHeaderListBytes = 16 * 1024;
+/**
+ * Watches that one connection may give up, at once and in a second. By default a thousand and 33, against callers who ask for
+ * much and hear nothing; but whoever has a thousand leases here gives up more when this side stood still for some seconds, and
+ * would be thrown out each time that it tries again.
+ */
+const resets = { burst: 20_000, rate: 200 };
 
 export function serveWatches(server: Server, options: WatchOptions): { end(): void; readonly open: number } {
   const { maxWatches = 20_000, maxWatchesOfLease = 250, log } = options;
@@ -59,11 +65,16 @@ export function serveWatches(server: Server, options: WatchOptions): { end(): vo
       maxSessionMemory: 64,
       maxSessionInvalidFrames: 10,
       maxSessionRejectedStreams: 10,
+      streamResetBurst: resets.burst,
+      streamResetRate: resets.rate,
     });
     let watches = 0;
     sessions.add(session);
     session.once('close', () => sessions.delete(session));
-    session.on('error', () => session.destroy());
+    session.on('error', (error) => {
+      log.debug({ watches, error: error.message }, 'a connection of watches was broken off');
+      session.destroy();
+    });
     session.setTimeout(idleMs, () => {
       if (watches === 0) session.destroy();
     });
@@ -132,6 +143,7 @@ async function watch(
     path: withQuery(upstreamPath(tenantNamespace(record.leaseId), target), query),
     headers: { accept: 'application/json' },
     timeoutSeconds: 0,
+    over: 'watches' as const,
   };
   let response = await upstream.raw(request, { as: await service.token(leaseId, gone.signal) }, gone.signal);
   if (response.statusCode === 401) {

@@ -464,7 +464,7 @@ describe('connections', () => {
   it('are shared by short raw requests too, and by nobody else’s', async () => {
     const { cluster, server } = await start(answer);
     const short = async () => {
-      const response = await cluster.raw({ method: 'GET', path: '/api', short: true }, { as: 'theirs' });
+      const response = await cluster.raw({ method: 'GET', path: '/api', over: 'calls' }, { as: 'theirs' });
       await readBody(response, 'it', { maxBytes: 1000, timeoutSeconds: 1 });
     };
     await wave(short);

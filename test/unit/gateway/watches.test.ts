@@ -241,3 +241,18 @@ test('there is an end to how many there may be, and those that are there go on',
   );
   expect((await ask(path, 'x', 'GET', other)).status).toBe(200);
 });
+
+test('whoever gives up thousands at once, as after a standstill of this side, may ask again on the same connection', async () => {
+  const { leaseId, token } = await side.lease();
+  expect((await ask(watchOf(leaseId), token)).status).toBe(200);
+  for (let given = 0; given < 3000; given++) {
+    const stream = session.request({ ':path': watchOf(leaseId), authorization: `Bearer ${token}` });
+    stream.on('error', () => undefined);
+    stream.close(http2.constants.NGHTTP2_CANCEL);
+  }
+  await eventually(
+    async () => (await ask(watchOf(leaseId), token)).status,
+    (status) => status === 200,
+  );
+  expect(session.destroyed).toBe(false);
+});

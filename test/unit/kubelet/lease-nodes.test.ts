@@ -91,6 +91,39 @@ describe('the health of a node', () => {
     expect(w.health()).toMatchObject({ ready: false, reason: 'Unpaid' });
     w.leaseNodes.close();
   });
+  test('returns with a provider that answers more slowly than it is first waited for', async () => {
+    const time = { monotonicMs: 0 };
+    const specs: NodeSpec[] = [];
+    const leaseNodes = createLeaseNodes({
+      cluster: fakeCluster(),
+      nodes: {
+        get: () => ({ refresh: () => undefined }),
+        start: (spec: NodeSpec) => void specs.push(spec),
+      } as unknown as VirtualNodes,
+      connect: () => ({
+        allocation: (signal) =>
+          new Promise<AllocationInfo>((resolve, reject) => {
+            const answering = setTimeout(() => resolve(allocationInfo()), 150);
+            signal?.addEventListener('abort', () => {
+              clearTimeout(answering);
+              reject(signal.reason);
+            });
+          }),
+        raw: () => Promise.reject(new Error('not used')),
+        upgrade: () => Promise.reject(new Error('not used')),
+      }),
+      now: () => at(0),
+      monotonicMs: () => time.monotonicMs,
+      log: silentLog,
+      onChange: () => undefined,
+      probeSeconds: 0.05,
+    });
+    await leaseNodes.start(lease(), quoteRecord(), allocationInfo(), at(10_000));
+    time.monotonicMs = 21_000;
+    expect(specs[0]!.healthy()).toMatchObject({ ready: false, reason: 'ProviderUnreachable' });
+    await expect.poll(() => specs[0]!.healthy().ready, { timeout: 15_000 }).toBe(true);
+    leaseNodes.close();
+  });
 });
 
 describe('what is told to the meter', () => {

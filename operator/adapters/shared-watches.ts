@@ -1,23 +1,18 @@
 /**
- * The watches of all leases of one gateway, over few connections: HTTP/2, where the gateway speaks it. A connection of its own
- * for each watch costs 70 KB here and as much there, and there are two a lease.
+ * Watches over few connections: HTTP/2, where the server speaks it. A connection of its own for each watch costs 70 KB here and
+ * as much there. A consumer has three watches a lease at a provider's gateway, and a gateway two at its API server.
  *
- * Watches only: a log whose reader stands still would hold up its neighbours once it has filled the connection's window.
+ * Watches only: what else there is may be large, and a busy connection would delay it.
  */
 import type { IncomingMessage } from 'node:http';
 import http2, { type ClientHttp2Session, type ClientHttp2Stream } from 'node:http2';
+import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
-import { pathOnly } from '../../engine/http.ts';
-import type { Dial } from './dial.ts';
-import { UnknownOutcomeError } from './errors.ts';
-import type { HttpRequest } from './http.ts';
-
-export interface SharedWatches {
-  /** The answer's headers are there, its body follows. Undefined: this gateway does not speak HTTP/2. */
-  open(request: HttpRequest, signal?: AbortSignal): Promise<IncomingMessage | undefined>;
-  /** Ends what idles. Watches in use end by themselves. */
-  close(): void;
-}
+import { type Clock, systemClock } from '../engine/clock.ts';
+import { UnknownOutcomeError } from '../engine/errors.ts';
+import { pathOnly } from '../engine/http.ts';
+import type { SharedWatches, WatchRequest } from '../engine/types.ts';
+import { keep } from '../wire/tunnel.ts';
 
 interface Shared {
   readonly session: ClientHttp2Session;
@@ -27,13 +22,26 @@ interface Shared {
 /** A gateway that does not speak it is asked again after so long: it may have been replaced by a newer one. */
 const askAgainMs = 10 * 60_000;
 const idleMs = 30_000;
-/** What may be on its way unread. Few bytes would bound a burst of pods by the distance to the provider. */
-const windowBytes = 4 * 1024 * 1024;
+/** What of one watch may be on its way unread. Few bytes would bound a burst of pods by the distance to the provider. */
+const wideBytes = 4 * 1024 * 1024;
 /** However many the gateway allows on one connection. */
 const mostOnOne = 2000;
 
-export function createSharedWatches(options: { host: string; dial: Dial; timeoutSeconds: number }): SharedWatches {
-  const { host, dial, timeoutSeconds } = options;
+export interface SharedWatchesOptions {
+  /** For errors, and the requests' authority. */
+  readonly host: string;
+  readonly dial: (protocol: 'h2') => Promise<Duplex>;
+  /** For settings, and for the headers of an answer where its request does not say. */
+  readonly timeoutSeconds: number;
+  /** What one watch, whose reader stands still, may hold here. Its neighbours go on. Default: 4 MiB. */
+  readonly windowBytes?: number;
+  readonly clock?: Clock;
+  /** A connection on which the other side says nothing for so long, although asked, is dead. Default: 9. */
+  readonly silentSeconds?: number;
+}
+
+export function createSharedWatches(options: SharedWatchesOptions): SharedWatches & { close(): void } {
+  const { host, dial, timeoutSeconds, windowBytes = wideBytes, clock = systemClock, silentSeconds = 9 } = options;
   const shared = new Set<Shared>();
   let connecting: Promise<Shared | undefined> | undefined;
   let unspokenUntil = 0;
@@ -44,7 +52,7 @@ export function createSharedWatches(options: { host: string; dial: Dial; timeout
     watches < Math.min(mostOnOne, session.remoteSettings?.maxConcurrentStreams ?? mostOnOne);
 
   async function connect(): Promise<Shared | undefined> {
-    let socket: Awaited<ReturnType<Dial>>;
+    let socket: Duplex;
     try {
       socket = await dial('h2');
     } catch (error) {
@@ -87,7 +95,9 @@ export function createSharedWatches(options: { host: string; dial: Dial; timeout
         const one: Shared = { session, watches: 0 };
         session.on('error', () => session.destroy());
         session.once('close', () => shared.delete(one));
-        session.setLocalWindowSize(windowBytes * 4);
+        // A path may be lost with something under way, for which the kernel waits a quarter of an hour. And Node does not always
+        // say that a connection has ended (nodejs/node#61304): all watches would wait on it, and all that come.
+        keep(session, socket, clock, { pingSeconds: silentSeconds / 2, silentSeconds, windowBytes: windowBytes * 4 });
         session.setTimeout(idleMs, () => {
           if (one.watches === 0) session.close();
         });
@@ -109,7 +119,7 @@ export function createSharedWatches(options: { host: string; dial: Dial; timeout
     }
   }
 
-  function ask(one: Shared, request: HttpRequest, signal?: AbortSignal): Promise<IncomingMessage> {
+  function ask(one: Shared, request: WatchRequest, signal?: AbortSignal): Promise<IncomingMessage> {
     const what = `${request.method} ${pathOnly(request.path)} at ${host}`;
     const limit = request.timeoutSeconds ?? timeoutSeconds;
     return new Promise((resolve, reject) => {

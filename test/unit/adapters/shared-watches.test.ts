@@ -1,10 +1,13 @@
-/** The watches of all leases over few connections, where the gateway can; and as before where it cannot. */
+/** Watches over few connections, where the server can: of all leases at a gateway, of all tenants at an API server. */
 import http2 from 'node:http2';
 import https from 'node:https';
-import type { AddressInfo, Socket } from 'node:net';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import tls, { type TLSSocket } from 'node:tls';
 import { afterEach, beforeAll, expect, test } from 'vitest';
-import { connectGateway } from '../../../../operator/adapters/provider/gateway-client.ts';
-import { type Authority, authority, type Pair } from './tls.ts';
+import { connectGateway } from '../../../operator/adapters/provider/gateway-client.ts';
+import { createSharedWatches } from '../../../operator/adapters/shared-watches.ts';
+import { connectCluster } from '../../../operator/engine/cluster.ts';
+import { type Authority, authority, type Pair } from './provider/tls.ts';
 
 let ca: Authority;
 let pair: Pair;
@@ -25,7 +28,7 @@ interface Gateway {
   /** Connections that were made, by what is spoken on them. */
   readonly made: string[];
   /** Watches that are open, by path; each a way to write on. */
-  readonly watches: { path: string; response: Response; authorization?: string }[];
+  readonly watches: { path: string; response: Response; authorization?: string; certificate?: string }[];
   readonly sockets: Set<Socket>;
   tokens: number;
 }
@@ -51,7 +54,8 @@ async function gateway(
     }
     response.writeHead(200, { 'content-type': 'application/json' });
     response.write(`{"path":"${path}"}\n`);
-    it.watches.push({ path, response, authorization });
+    const certificate = (request.socket as TLSSocket).getPeerCertificate()?.subject?.CN as string | undefined;
+    it.watches.push({ path, response, authorization, certificate });
     response.on('close', () =>
       it.watches.splice(
         it.watches.findIndex((one) => one.response === response),
@@ -59,7 +63,7 @@ async function gateway(
       ),
     );
   };
-  const keys = { key: pair.key, cert: pair.cert };
+  const keys = { key: pair.key, cert: pair.cert, requestCert: true, rejectUnauthorized: false };
   const server =
     options.h2 === false
       ? https.createServer(keys, answer as never)
@@ -195,4 +199,127 @@ test('from nobody were never sent', async () => {
   for (const close of closing.splice(0, 1)) close();
   await new Promise((resolve) => setTimeout(resolve, 50));
   await expect(lease.raw(request)).rejects.toMatchObject({ name: 'UnknownOutcomeError', neverSent: true });
+});
+
+const pods = (over: 'watches' | 'streams' = 'watches') =>
+  ({ method: 'GET', path: '/api/v1/pods?watch=true', over }) as const;
+
+/** Who we are by a certificate. */
+async function clusterAt({ url }: Gateway, caPem = ca.pem) {
+  const us = await ca.issue([{ CN: ['us'] }], { client: true });
+  const base64 = (text: string) => Buffer.from(text).toString('base64');
+  const kubeconfig = JSON.stringify({
+    'current-context': 'it',
+    contexts: [{ name: 'it', context: { cluster: 'it', user: 'us' } }],
+    clusters: [
+      {
+        name: 'it',
+        cluster: { server: url, 'certificate-authority-data': base64(caPem), 'tls-server-name': 'gpu.example.com' },
+      },
+    ],
+    users: [{ name: 'us', user: { 'client-certificate-data': base64(us.cert), 'client-key-data': base64(us.key) } }],
+  });
+  return connectCluster({
+    name: 'it',
+    kubeconfig,
+    shareWatches(to) {
+      const watches = createSharedWatches(to);
+      closing.push(() => watches.close());
+      return watches;
+    },
+  });
+}
+
+test('of tenants at an API server share one, with their tokens and nothing of ours', async () => {
+  const at = await gateway();
+  const cluster = await clusterAt(at);
+  for (const token of ['a', 'b', 'c']) expect((await cluster.raw(pods(), { as: token })).statusCode).toBe(200);
+  expect(at.made).toEqual(['h2']);
+  expect(at.watches.map(({ authorization, certificate }) => [authorization, certificate])).toEqual([
+    ['Bearer a', undefined],
+    ['Bearer b', undefined],
+    ['Bearer c', undefined],
+  ]);
+  // A stream, and what is asked as ourselves, have connections as ever.
+  await cluster.raw(pods('streams'), { as: 'd' });
+  await cluster.raw(pods());
+  expect(at.made.filter((protocol) => protocol === 'h2')).toHaveLength(1);
+  expect(at.watches.map(({ certificate }) => certificate)).toEqual([undefined, undefined, undefined, undefined, 'us']);
+});
+
+test('are sent to nobody but the API server that the kubeconfig means', async () => {
+  const at = await gateway();
+  const cluster = await clusterAt(at, (await authority('another-ca')).pem);
+  await expect(cluster.raw(pods(), { as: 'a' })).rejects.toMatchObject({
+    name: 'UnknownOutcomeError',
+    neverSent: true,
+  });
+  expect(at.watches).toEqual([]);
+});
+
+const dialAt = (port: number) => () =>
+  new Promise<TLSSocket>((resolve, reject) => {
+    const socket = tls.connect(
+      { host: '127.0.0.1', port, ca: ca.pem, servername: 'gpu.example.com', ALPNProtocols: ['h2'] },
+      () => resolve(socket),
+    );
+    socket.once('error', reject);
+  });
+
+function sharedAt(port: number, options: { windowBytes?: number; silentSeconds?: number }) {
+  const watches = createSharedWatches({ host: 'it', dial: dialAt(port), timeoutSeconds: 2, ...options });
+  closing.push(() => watches.close());
+  return async (path: string) => (await watches.open({ method: 'GET', path }))!;
+}
+
+test('whose readers stand still hold up nobody', async () => {
+  const at = await gateway();
+  const open = sharedAt(Number(new URL(at.url).port), { windowBytes: 65_536 });
+  // More than the connection's window, which is four of these.
+  for (let number = 0; number < 16; number++) await open(`/still/${number}`);
+  for (const { response } of at.watches) response.write(Buffer.alloc(1 << 18));
+  const reading = await open('/read');
+  const { response } = at.watches.at(-1)!;
+  let read = 0;
+  reading.on('data', (chunk: Buffer) => {
+    read += chunk.length;
+  });
+  response.write(Buffer.alloc(1 << 18));
+  await expect.poll(() => read).toBeGreaterThan(1 << 18);
+  // And of the others no more is here than they may have.
+  expect(at.watches.slice(0, 16).every((one) => one.response.stream.writableLength > 0)).toBe(true);
+});
+
+test('over a path that is lost without a word break off, and go on over another one', async () => {
+  const at = await gateway();
+  const target = Number(new URL(at.url).port);
+  let lost = false;
+  const sockets: Socket[] = [];
+  const path = createServer((socket) => {
+    const onwards = connect(target, '127.0.0.1');
+    sockets.push(socket, onwards);
+    for (const [from, to] of [
+      [socket, onwards],
+      [onwards, socket],
+    ] as const) {
+      from.on('error', () => undefined);
+      from.on('data', (chunk) => lost || to.write(chunk));
+    }
+  });
+  await new Promise<void>((resolve) => path.listen(0, '127.0.0.1', resolve));
+  closing.push(() => {
+    for (const socket of sockets) socket.destroy();
+    path.close();
+  });
+  const open = sharedAt((path.address() as AddressInfo).port, { silentSeconds: 0.4 });
+  const first = await open('/first');
+  const broken = new Promise<Error>((resolve) => first.once('error', resolve));
+  first.resume();
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  expect(first.destroyed).toBe(false); // It is quiet, and answers.
+  lost = true;
+  expect((await broken).message).toBe('the connection was ended');
+  lost = false;
+  expect((await open('/second')).statusCode).toBe(200);
+  expect(at.made).toEqual(['h2', 'h2']);
 });

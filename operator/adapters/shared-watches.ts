@@ -8,10 +8,10 @@ import type { IncomingMessage } from 'node:http';
 import http2, { type ClientHttp2Session, type ClientHttp2Stream } from 'node:http2';
 import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
-import { type Clock, systemClock } from '../engine/clock.ts';
 import { UnknownOutcomeError } from '../engine/errors.ts';
 import { pathOnly } from '../engine/http.ts';
 import type { SharedWatches, WatchRequest } from '../engine/types.ts';
+import { systemTiming, type Timing } from '../wire/timing.ts';
 import { keep } from '../wire/tunnel.ts';
 
 interface Shared {
@@ -35,13 +35,13 @@ export interface SharedWatchesOptions {
   readonly timeoutSeconds: number;
   /** What one watch, whose reader stands still, may hold here. Its neighbours go on. Default: 4 MiB. */
   readonly windowBytes?: number;
-  readonly clock?: Clock;
+  readonly timing?: Timing;
   /** A connection on which the other side says nothing for so long, although asked, is dead. Default: 9. */
   readonly silentSeconds?: number;
 }
 
 export function createSharedWatches(options: SharedWatchesOptions): SharedWatches & { close(): void } {
-  const { host, dial, timeoutSeconds, windowBytes = wideBytes, clock = systemClock, silentSeconds = 9 } = options;
+  const { host, dial, timeoutSeconds, windowBytes = wideBytes, timing = systemTiming, silentSeconds = 9 } = options;
   const shared = new Set<Shared>();
   let connecting: Promise<Shared | undefined> | undefined;
   let unspokenUntil = 0;
@@ -97,7 +97,7 @@ export function createSharedWatches(options: SharedWatchesOptions): SharedWatche
         session.once('close', () => shared.delete(one));
         // A path may be lost with something under way, for which the kernel waits a quarter of an hour. And Node does not always
         // say that a connection has ended (nodejs/node#61304): all watches would wait on it, and all that come.
-        keep(session, socket, clock, { pingSeconds: silentSeconds / 2, silentSeconds, windowBytes: windowBytes * 4 });
+        keep(session, socket, timing, { pingSeconds: silentSeconds / 2, silentSeconds, windowBytes: windowBytes * 4 });
         session.setTimeout(idleMs, () => {
           if (one.watches === 0) session.close();
         });

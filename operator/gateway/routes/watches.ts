@@ -13,6 +13,8 @@ import type { Problem } from '../../api/gateway.ts';
 import { type KubeTarget, upstreamPath } from '../../core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import { systemTiming, type Timing } from '../../wire/timing.ts';
+import { keep } from '../../wire/tunnel.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
 import type { GatewayLog } from '../service.ts';
 import { type Budget, createBudget } from '../tunnels/budget.ts';
@@ -27,6 +29,7 @@ export interface WatchOptions extends KubeRouteOptions {
   readonly maxWatches?: number;
   /** Of these, for one lease: no tenant takes them all. Each holds a watch at the API server. */
   readonly maxWatchesOfLease?: number;
+  readonly timing?: Timing;
 }
 
 /** In this order: of what a caller offers, the first is taken. */
@@ -42,8 +45,11 @@ const maxHeaderListBytes = 16 * 1024;
  */
 const resets = { burst: 20_000, rate: 200 };
 
+/** As of a tunnel; and as nothing is sent here but headers, HTTP/2's own window is enough. */
+const callerPace = { pingSeconds: 10, silentSeconds: 20, windowBytes: 65_535 };
+
 export function serveWatches(server: Server, options: WatchOptions): { end(): void; readonly open: number } {
-  const { maxWatches = 20_000, maxWatchesOfLease = 250, log } = options;
+  const { maxWatches = 20_000, maxWatchesOfLease = 250, timing = systemTiming, log } = options;
   const open = new Set<ServerHttp2Stream>();
   const budget = createBudget(maxWatchesOfLease, maxWatches);
   const sessions = new Set<ServerHttp2Session>();
@@ -57,8 +63,6 @@ export function serveWatches(server: Server, options: WatchOptions): { end(): vo
 
   function serve(socket: TLSSocket): void {
     socket.on('error', () => socket.destroy());
-    // The listener lets sockets be half-closed, for streams; here that is nobody any more.
-    socket.once('end', () => socket.destroy());
     const session = http2.performServerHandshake(socket, {
       settings: { maxConcurrentStreams: maxWatches, maxHeaderListSize: maxHeaderListBytes },
       // Of all its watches together, in mebibytes: what waits to be sent to a caller that reads slowly is not counted here.
@@ -68,6 +72,8 @@ export function serveWatches(server: Server, options: WatchOptions): { end(): vo
       streamResetBurst: resets.burst,
       streamResetRate: resets.rate,
     });
+    // A caller that is gone without a word would keep what it has of its leases' budgets.
+    keep(session, socket, timing, callerPace);
     let watches = 0;
     sessions.add(session);
     session.once('close', () => sessions.delete(session));

@@ -6,8 +6,10 @@ import { PassThrough } from 'node:stream';
 import tls from 'node:tls';
 import { afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { tenantNamespace } from '../../../operator/core/allocation/record.ts';
+import { silentLog } from '../../../operator/engine/log.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
 import { alpnProtocols, serveWatches, type WatchOptions } from '../../../operator/gateway/routes/watches.ts';
+import { manualClock } from '../../support/clock.ts';
 import { eventually, type ProviderSide, startProviderSide } from '../../support/provider-side.ts';
 import { localhostPair, type Pair } from '../adapters/provider/tls.ts';
 
@@ -171,7 +173,7 @@ test('a gateway that stops ends them', async () => {
 });
 
 /** Watches alone, whose answers come from here. */
-async function watchesOf(limits: Pick<WatchOptions, 'maxWatches' | 'maxWatchesOfLease'>) {
+async function watchesOf(limits: Pick<WatchOptions, 'maxWatches' | 'maxWatchesOfLease' | 'timing'>) {
   const server = https.createServer({ ...pair, ALPNProtocols: alpnProtocols });
   const answers: PassThrough[] = [];
   const watches = serveWatches(server, {
@@ -189,7 +191,7 @@ async function watchesOf(limits: Pick<WatchOptions, 'maxWatches' | 'maxWatchesOf
         return answer;
       },
     },
-    log: { error: () => undefined },
+    log: silentLog,
   } as unknown as WatchOptions);
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   closing.push(() => {
@@ -255,4 +257,34 @@ test('whoever gives up thousands at once, as after a standstill of this side, ma
     (status) => status === 200,
   );
   expect(session.destroyed).toBe(false);
+});
+
+test('a caller that is gone without a word has none any more', async () => {
+  const clock = manualClock();
+  const { watches, port: to } = await watchesOf({ timing: clock });
+  const gone = tls.connect({ host: '127.0.0.1', port: to, ca, servername: 'localhost', ALPNProtocols: ['h2'] });
+  gone.on('error', () => undefined);
+  closing.push(() => gone.destroy());
+  const alive = connect(to);
+  closing.push(() => alive.destroy());
+  expect((await ask(watchOf(`0x${'1'.repeat(64)}`), 'x', 'GET', alive)).status).toBe(200);
+  // It says hello (RFC 9113, 3.4: the preface, empty SETTINGS), and nothing ever after.
+  gone.write(
+    Buffer.concat([Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'), Buffer.from([0, 0, 0, 4, 0, 0, 0, 0, 0])]),
+  );
+  let ended = false;
+  gone.once('close', () => {
+    ended = true;
+  });
+  gone.resume();
+  await eventually(
+    async () => {
+      await clock.advance(10_000);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      return ended;
+    },
+    (is) => is,
+  );
+  expect(watches.open).toBe(1);
+  expect(alive.destroyed).toBe(false);
 });

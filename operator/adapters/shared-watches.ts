@@ -19,12 +19,12 @@ interface Shared {
   watches: number;
 }
 
-/** A gateway that does not speak it is asked again after so long: it may have been replaced by a newer one. */
+/** A server that does not speak it is asked again after so long: it may have been replaced by a newer one. */
 const askAgainMs = 10 * 60_000;
 const idleMs = 30_000;
-/** What of one watch may be on its way unread. Few bytes would bound a burst of pods by the distance to the provider. */
+/** What of one watch may be on its way unread. Few bytes would bound a burst of pods by the distance to it. */
 const wideBytes = 4 * 1024 * 1024;
-/** However many the gateway allows on one connection. */
+/** However many the server allows on one connection. */
 const mostOnOne = 2000;
 
 export interface SharedWatchesOptions {

@@ -9,7 +9,7 @@ import type { Duplex } from 'node:stream';
 import { type Clock, sleep, systemClock } from './clock.ts';
 import { readCredentials } from './credentials.ts';
 import { ApiError, isExpired, isNotFound, isRecord, statusOf, UnknownOutcomeError } from './errors.ts';
-import { type Answer, type Outgoing, pathOnly, readBody, send } from './http.ts';
+import { type Answer, type Outgoing, pathAt, pathOnly, readBody, send } from './http.ts';
 import type { EngineMetrics } from './metrics.ts';
 import { apiVersionOf, collectionPath, objectPath, withQuery } from './paths.ts';
 import type { Cluster, ConnectionKind, KubeObject, ListOptions, RawRequest, Resource, SharedWatches } from './types.ts';
@@ -64,7 +64,7 @@ export function connectCluster(options: ConnectOptions): Cluster {
         const pool = kind === 'watches' ? 'streams' : kind;
         const access = as === undefined ? await credentials.own(pool) : credentials.bearer(as, pool);
         if (shared && kind === 'watches' && as !== undefined) {
-          const path = server.pathname.replace(/\/$/, '') + outgoing.path;
+          const path = pathAt(server, outgoing.path);
           const headers = { ...outgoing.headers, ...access.headers };
           const response = await shared.open({ ...outgoing, path, headers }, signal);
           if (response) return { response };

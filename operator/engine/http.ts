@@ -42,7 +42,7 @@ export function send(server: URL, access: Access, outgoing: Outgoing, signal?: A
       host: server.hostname.replace(/^\[|\]$/g, ''),
       port: server.port || (secure ? 443 : 80),
       method,
-      path: server.pathname.replace(/\/$/, '') + outgoing.path,
+      path: pathAt(server, outgoing.path),
       headers: { ...outgoing.headers, ...access.headers },
       agent: access.agent,
     });
@@ -135,6 +135,9 @@ export async function readBody(
   if (failure) throw failure;
   return Buffer.concat(chunks);
 }
+
+/** An API server may live below a path of its own. */
+export const pathAt = (server: URL, path: string): string => server.pathname.replace(/\/$/, '') + path;
 
 /** Queries hold selectors, and sometimes more than a log should: only the path is named in errors. */
 export const pathOnly = (path: string): string => path.split('?', 1)[0] ?? path;

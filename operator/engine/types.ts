@@ -86,14 +86,7 @@ export interface RawRequest {
  */
 export type ConnectionKind = 'calls' | 'streams' | 'watches';
 
-export interface WatchRequest {
-  readonly method: string;
-  /** Absolute, with query. */
-  readonly path: string;
-  readonly headers?: Readonly<Record<string, string | string[]>>;
-  /** Until the headers of the answer; 0 waits as long as the caller's signal lets it. */
-  readonly timeoutSeconds?: number;
-}
+export type WatchRequest = Omit<RawRequest, 'body' | 'over'>;
 
 export interface SharedWatches {
   /**

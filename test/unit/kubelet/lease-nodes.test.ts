@@ -91,6 +91,7 @@ describe('the health of a node', () => {
     expect(w.health()).toMatchObject({ ready: false, reason: 'Unpaid' });
     w.leaseNodes.close();
   });
+
   test('returns with a provider that answers more slowly than it is first waited for', async () => {
     const time = { monotonicMs: 0 };
     const specs: NodeSpec[] = [];

@@ -16,6 +16,7 @@ import { type RecordSecret, recordOfSecret, recordSelector } from '../controller
 import { evictionGuard } from '../core/node/eviction.ts';
 import * as consumer from '../core/uninstall/consumer.ts';
 import * as provider from '../core/uninstall/provider.ts';
+import { systemClock } from '../engine/clock.ts';
 import { connectCluster } from '../engine/cluster.ts';
 import { isApiError, isConflict, isNotFound } from '../engine/errors.ts';
 import { removeFinalizer } from '../engine/status.ts';
@@ -224,7 +225,7 @@ function consumerSide(cluster: Cluster, { namespace }: Options): Side {
       'leases are open. Delete them (kubectl delete gpulease --all --all-namespaces), or set uninstall.onOpenLeases=End and upgrade first.',
     late: 'Nothing was removed. Repeat the uninstallation when the reason above is mended. helm uninstall --no-hooks leaves all of it: each escrow then pays what its provider can prove, and the rest can be had back with the wallet when its term is over.',
     async look(signal) {
-      const records = await loadRecords(cluster, namespace, () => 0, signal);
+      const records = await loadRecords(cluster, namespace, systemClock, signal);
       const standing = consumer.consumerStanding(await leasesNow(signal), records.all().values());
       return { clear: consumer.isClear(standing), lines: consumer.told(standing) };
     },

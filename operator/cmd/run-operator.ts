@@ -274,7 +274,7 @@ export async function runOperator(
       );
 
     const money = createLeaseMoney({ wallet, session, clusterUid, chains, monotonicMs: clock.monotonicMs });
-    const records = await loadRecords(cluster, namespace, clock.monotonicMs, leadSignal);
+    const records = await loadRecords(cluster, namespace, clock, leadSignal);
     const receipts = createReceipts(cluster, namespace);
     const events = createEventRecorder({ cluster, controller: 'gpulease.dev/operator', instance: identity, log });
     const watched = watchConsumer({ cluster, log, metrics: metrics.engine });

@@ -18,6 +18,7 @@ export interface BenchContext {
   readonly rounds: number;
   readonly samples: number;
   readonly restSeconds: number;
+  readonly standstillSeconds: number;
   /** A second, of the gateway. */
   readonly requests: number;
   readonly profile?: string;

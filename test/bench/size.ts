@@ -28,6 +28,8 @@ export interface SizeOptions {
   readonly steps: readonly number[];
   readonly podsPerNode: number;
   readonly restSeconds: number;
+  /** After each step the gateway stands still for so long; 0: it does not. */
+  readonly standstillSeconds: number;
   readonly profile?: string;
   readonly signal: AbortSignal;
   readonly atEnd: (work: () => Promise<void>) => void;
@@ -55,6 +57,16 @@ export interface SizeStep {
   /** Cores that the two control planes take meanwhile. */
   readonly consumerPlaneCores: number;
   readonly providerPlaneCores: number;
+  readonly standstill?: Standstill;
+}
+
+/** The gateway's process stopped (SIGSTOP) and went on: what it cost those who are served by it. */
+export interface Standstill {
+  readonly seconds: number;
+  /** The most leases that were not Ready at one time. */
+  readonly leasesLost: number;
+  /** From when it went on until all were Ready, for good; 0: none was lost afterwards. */
+  readonly backSeconds: number;
 }
 
 const namespace = 'bench';
@@ -64,6 +76,8 @@ const batch = 50;
 /** Pods that are begun at once: ten thousand would keep two control planes on two cores from renewing a lock in time. */
 const podBatch = 500;
 const settleSeconds = 30;
+/** So long all must stay Ready after a standstill: longer than it takes a virtual node to judge silence. */
+const calmSeconds = 45;
 
 export async function size(options: SizeOptions): Promise<{ figures: SizeStep[]; targets: Target[] }> {
   const { say, steps } = options;
@@ -153,12 +167,13 @@ export async function size(options: SizeOptions): Promise<{ figures: SizeStep[];
       }
       say(`${count} pods are Ready; at rest for ${settleSeconds + options.restSeconds} s`);
       await sleep(settleSeconds * 1000, undefined, { signal });
-      const step = {
+      const step: SizeStep = {
         nodes,
         pods: count,
         leasesSeconds: told((podsAt - leasesAt) / 1000),
         podsSeconds: told((readyAt - podsAt) / 1000),
         ...(await atRest(sandbox, options.restSeconds, signal)),
+        ...(options.standstillSeconds > 0 && { standstill: await standstill() }),
       };
       figures.push(step);
       say(
@@ -172,6 +187,40 @@ export async function size(options: SizeOptions): Promise<{ figures: SizeStep[];
     pods.stop();
   }
   return { figures, targets: targetsOf(figures) };
+
+  async function standstill(): Promise<Standstill> {
+    const seconds = options.standstillSeconds;
+    const all = ready.size;
+    let fewest = all;
+    const look = () => {
+      fewest = Math.min(fewest, ready.size);
+      return ready.size >= all;
+    };
+    say(`the gateway stands still for ${seconds} s`);
+    await sandbox.gateway.kill('SIGSTOP');
+    try {
+      for (const endsAt = performance.now() + seconds * 1000; performance.now() < endsAt; look())
+        await sleep(100, undefined, { signal });
+    } finally {
+      await sandbox.gateway.kill('SIGCONT');
+    }
+    const wokenAt = performance.now();
+    let backAt = wokenAt;
+    await until(
+      `all ${all} leases Ready for ${calmSeconds} s after a standstill`,
+      600,
+      () => {
+        if (!look()) backAt = performance.now();
+        return performance.now() - backAt >= calmSeconds * 1000 ? true : undefined;
+      },
+      signal,
+    );
+    const figures = { seconds, leasesLost: all - fewest, backSeconds: told((backAt - wokenAt) / 1000) };
+    say(
+      `${figures.leasesLost} of ${all} leases were not Ready for a while; all were ${figures.backSeconds} s after it went on`,
+    );
+    return figures;
+  }
 }
 
 async function startFleet(sandbox: Sandbox, options: SizeOptions): Promise<void> {

@@ -107,7 +107,7 @@ async function lead(parts: OperatorParts, signal: AbortSignal): Promise<void> {
   );
   const money = plant === 'double-open' ? impatient(adapter) : adapter;
   const gateways = gatewaysOf(parts, adapter);
-  const records = await loadRecords(cluster, operatorNamespace, () => clock.monotonicMs(), signal);
+  const records = await loadRecords(cluster, operatorNamespace, clock, signal);
   parts.onLead();
   const watched = watchConsumer({ cluster, log, clock });
   const { providers } = watched;

@@ -199,7 +199,10 @@ export async function consumerFakes(options: FakesOptions = {}): Promise<Fakes> 
       budgets: liveOf<GpuBudget & KubeObject>(cluster, resources.gpuBudgets),
       namespaces: liveOf(cluster, resources.namespaces),
       providerBook: new Map([[provider.metadata.name, { assessment: facts, rails: [], failures: 0 }]]),
-      records: await loadRecords(stepping(cluster, step), operatorNamespace, () => now().getTime()),
+      records: await loadRecords(stepping(cluster, step), operatorNamespace, {
+        now,
+        monotonicMs: () => now().getTime(),
+      }),
       receipts: createReceipts(stepping(cluster, step), operatorNamespace),
       gateways: { of: () => gateway, forget: () => undefined },
       money,

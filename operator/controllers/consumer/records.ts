@@ -8,7 +8,9 @@
  */
 import { group, labels, managedBy } from '../../api/labels.ts';
 import type { GpuLease } from '../../api/lease.ts';
+import type { Meter } from '../../core/lease/meter.ts';
 import type { LeaseRecord } from '../../core/lease/observed.ts';
+import type { Clock } from '../../engine/clock.ts';
 import { type Cluster, type KubeObject, resources } from '../../engine/types.ts';
 
 interface Secret extends KubeObject {
@@ -22,7 +24,7 @@ export interface LeaseRecords {
   all(): ReadonlyMap<string, LeaseRecord>;
   /** The same for limits that leases share: what was written with an outcome that nobody knows is taken to be stored. */
   committed(): ReadonlyMap<string, LeaseRecord>;
-  /** Since this process stored the meter of a lease; undefined where another did. */
+  /** Since the moment up to which this process counted the stored meter, on a clock that nobody sets; undefined where another did. */
   sinceCountedMs(uid: string): number | undefined;
   /** In memory alone, until the next save: for what may be forgotten, as it is found out again. */
   keep(uid: string, record: LeaseRecord): void;
@@ -42,13 +44,14 @@ export const emptyRecord: LeaseRecord = {
 export async function loadRecords(
   cluster: Cluster,
   namespace: string,
-  monotonicMs: () => number,
+  clock: Pick<Clock, 'now' | 'monotonicMs'>,
   signal?: AbortSignal,
 ): Promise<LeaseRecords> {
   const type = `${group}/lease-record`;
   const records = new Map<string, LeaseRecord>();
   const versions = new Map<string, string>();
-  const countedAtMs = new Map<string, number>();
+  /** When, by the monotonic clock, it was what `meter.countedUntil` says. */
+  const countedUntilMs = new Map<string, number>();
   /** Written with an outcome that nobody knows, or by another: to be read again before anything is written over it. */
   const doubtful = new Map<string, LeaseRecord>();
   const name = (uid: string) => `lease-${uid}`;
@@ -61,11 +64,18 @@ export async function loadRecords(
     versions.set(uid, secret.metadata.resourceVersion ?? '');
   }
 
+  /** A meter may be stored long after the moment up to which it counts: a provider was slow to answer, or was silent by then. */
+  function momentOf({ countedUntil }: Meter): number {
+    const until = countedUntil === undefined ? Number.NaN : new Date(countedUntil).getTime();
+    const agoMs = clock.now().getTime() - until;
+    return clock.monotonicMs() - (agoMs > 0 ? agoMs : 0);
+  }
+
   async function readAgain(uid: string, readSignal?: AbortSignal): Promise<void> {
     const secret = await cluster.get<Secret>(resources.secrets, { namespace, name: name(uid) }, readSignal);
     records.delete(uid);
     versions.delete(uid);
-    countedAtMs.delete(uid);
+    countedUntilMs.delete(uid);
     if (secret) remember(secret);
     doubtful.delete(uid);
   }
@@ -82,8 +92,8 @@ export async function loadRecords(
     all: () => records,
     committed: () => (doubtful.size === 0 ? records : new Map([...records, ...doubtful])),
     sinceCountedMs(uid) {
-      const at = countedAtMs.get(uid);
-      return at === undefined ? undefined : monotonicMs() - at;
+      const until = countedUntilMs.get(uid);
+      return until === undefined ? undefined : clock.monotonicMs() - until;
     },
     keep(uid, record) {
       if (!doubtful.has(uid) && records.has(uid)) records.set(uid, record);
@@ -116,14 +126,14 @@ export async function loadRecords(
         },
         data: { record: Buffer.from(JSON.stringify(owned)).toString('base64') },
       };
-      const begunMs = monotonicMs();
+      const countedUntil = momentOf(owned.meter);
       doubtful.set(uid, owned);
       const saved =
         version === undefined
           ? await cluster.create<Secret>(resources.secrets, secret, saveSignal)
           : await cluster.replace<Secret>(resources.secrets, secret, undefined, saveSignal);
       versions.set(uid, saved.metadata.resourceVersion ?? '');
-      if (owned.meter.countedUntil !== records.get(uid)?.meter.countedUntil) countedAtMs.set(uid, begunMs);
+      if (owned.meter.countedUntil !== records.get(uid)?.meter.countedUntil) countedUntilMs.set(uid, countedUntil);
       records.set(uid, owned);
       doubtful.delete(uid);
     },
@@ -131,7 +141,7 @@ export async function loadRecords(
       await cluster.delete(resources.secrets, { namespace, name: name(uid) }, undefined, removeSignal);
       records.delete(uid);
       versions.delete(uid);
-      countedAtMs.delete(uid);
+      countedUntilMs.delete(uid);
       doubtful.delete(uid);
     },
   };

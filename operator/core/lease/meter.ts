@@ -26,8 +26,8 @@ export interface ReadyFact {
 
 /** Blocks are late by up to so long. A clock that is put forward is believed no more than this. */
 const mostAheadSeconds = 30;
-/** A meter is stored somewhat later than it is counted. */
-const storingMs = 1000;
+/** By so much a clock that is kept in time by slewing may differ from one that is not, over a minute or two. */
+const slewedMs = 1000;
 
 /** Of what was read of the chain. While it cannot be read, its clock is taken to go on as time does. */
 export function blockTimeOf(chain: ChainFact | undefined): number | undefined {
@@ -40,8 +40,8 @@ export function blockTimeOf(chain: ChainFact | undefined): number | undefined {
  * counted: for the part before, the condition no longer tells how long it lasted.
  *
  * Our own clock may be put forward and back, and then everything between would be counted twice: no more passes for us than
- * for the chain, nor than on a clock that nobody sets. `sinceMs`: what passed on that since this process stored the meter;
- * undefined where another did.
+ * for the chain, nor than on a clock that nobody sets. `sinceMs`: what passed on that since `countedUntil`;
+ * undefined where another process counted.
  */
 export function count(
   meter: Meter,
@@ -56,7 +56,7 @@ export function count(
     blockTime === undefined || meter.blockTime === undefined
       ? Number.POSITIVE_INFINITY
       : Math.max(0, blockTime - meter.blockTime + mostAheadSeconds) * 1000;
-  const passed = Math.min(forChain, sinceMs + storingMs);
+  const passed = Math.min(forChain, sinceMs + slewedMs);
   const seen = blockTime === undefined ? {} : { blockTime };
   if (!node) return meter.countedUntil === undefined ? meter : { ...meter, countedUntil, ready: false, ...seen };
   const since = node.since.getTime();

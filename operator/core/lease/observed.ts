@@ -178,7 +178,7 @@ export interface Observed {
   /** Present when an escrow was seen. */
   readonly allocation?: AllocationFact;
   readonly node?: NodeFact;
-  /** Milliseconds since this process stored the record's meter, on a clock that nobody sets. Absent: another process did. */
+  /** Milliseconds since `countedUntil` of the record's meter, on a clock that nobody sets. Absent: another process counted. */
   readonly sinceCountedMs?: number;
   /** What other leases lock. Worked out when first looked at, as it takes a look at all of them; so are the budgets. */
   readonly held: HeldElsewhere;

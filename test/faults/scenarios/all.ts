@@ -32,6 +32,7 @@ const others: ReadonlySet<string> = new Set([
   'operator-to-cluster-silent-6s-forgotten',
   'operator-to-cluster-silent-25s',
   'gateway-to-cluster-silent-20s-forgotten',
+  'gateway-frozen-45s',
   'operator-rolled',
   'requote-after-quote',
   'requote-after-broadcast',

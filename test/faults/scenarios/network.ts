@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { resources } from '../../../operator/engine/types.ts';
 import { until } from '../../../operator/sandbox/scenario.ts';
-import type { Lab } from '../lab.ts';
+import type { Lab, LabLease, Program } from '../lab.ts';
 import { expect, fairBill, fresh, type Scenario } from '../scenario.ts';
 
 type Wire = keyof Lab['wires'];
@@ -45,6 +45,35 @@ const silent = (wire: Wire, seconds: number, forget: boolean): Scenario => ({
     await sleep(seconds * 1000);
     lab.wires[wire].mend({ forget });
     clock.mended();
+  },
+});
+
+/** Nothing answers and no connection ends: unlike one that died, it has promised all that it had promised. */
+const frozen = (program: Program, seconds: number): Scenario => ({
+  name: `${program}-frozen-${seconds}s`,
+  broke: `${program} SIGSTOPped for ${seconds} s while it serves several leases, then woken`,
+  async run(lab, clock) {
+    const others: LabLease[] = [];
+    for (let i = 0; i < 4; i++) others.push(await lab.begin(fresh('still')));
+    for (const one of others) await one.ready();
+    const deaths = lab.deaths.get(program) ?? 0;
+    await lab.sandbox[program].kill('SIGSTOP');
+    try {
+      await sleep(seconds * 1000);
+    } finally {
+      await lab.sandbox[program].kill('SIGCONT');
+    }
+    clock.mended();
+    for (const one of others) await one.ready();
+    await clock.wanted();
+    // Who has lost its lock, after 10 s, ends itself, and nobody is to do so for less.
+    const died = (lab.deaths.get(program) ?? 0) > deaths;
+    expect(
+      died === seconds > 10,
+      `the ${program} ${died ? 'ended itself' : 'did not end itself when it lost the lock'}`,
+    );
+    for (const one of others) await one.end();
+    for (const one of others) await fairBill(lab, one, 5);
   },
 });
 
@@ -126,6 +155,9 @@ export const network: Scenario[] = [
       }
     },
   },
+  frozen('gateway', 8),
+  frozen('gateway', 45),
+  frozen('operator', 8),
   reset('operatorToCluster'),
   cut('operatorToCluster', 6),
   silent('operatorToCluster', 6, true),

@@ -8,6 +8,7 @@ import { type ProviderWorld, reconcileProvider } from '../../../../operator/cont
 import type { ProviderBook } from '../../../../operator/controllers/consumer/provider-book.ts';
 import { type LeaseRecords, loadRecords } from '../../../../operator/controllers/consumer/records.ts';
 import type { Answer, RailFact } from '../../../../operator/core/provider/assess.ts';
+import { systemClock } from '../../../../operator/engine/clock.ts';
 import { silentLog } from '../../../../operator/engine/log.ts';
 import {
   type Informer,
@@ -51,7 +52,7 @@ const cached = <T extends KubeObject>(resource: Resource): Informer<T> =>
 beforeEach(async () => {
   cluster = fakeCluster();
   cluster.seed(resources.gpuProviders, provider() as never);
-  records = await loadRecords(cluster, 'gpulease-system', () => performance.now());
+  records = await loadRecords(cluster, 'gpulease-system', systemClock);
   book = new Map();
   [events, forgotten, seconds, becameReady] = [[], [], 0, 0];
   info = { ok: true, value: providerInfo() };

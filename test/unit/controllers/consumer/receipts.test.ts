@@ -8,6 +8,7 @@ import {
   receiptSelector,
 } from '../../../../operator/controllers/consumer/receipts.ts';
 import { loadRecords } from '../../../../operator/controllers/consumer/records.ts';
+import { systemClock } from '../../../../operator/engine/clock.ts';
 import { resources } from '../../../../operator/engine/types.ts';
 import { type FakeCluster, fakeCluster } from '../../../support/fake-cluster.ts';
 
@@ -62,7 +63,7 @@ test('receipts are found by namespace and month, and are no records of leases', 
     1, 1, 1,
   ]);
   expect([await of({ namespace: 'research' }), await of({ month: '2026-10' })]).toEqual([0, 0]);
-  expect((await loadRecords(cluster, namespace, () => 0)).all().size).toBe(0);
+  expect((await loadRecords(cluster, namespace, systemClock)).all().size).toBe(0);
 });
 
 test('those whose month is over for long enough are removed, and no other', async () => {

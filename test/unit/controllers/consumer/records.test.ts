@@ -1,7 +1,8 @@
 import { beforeEach, describe, expect, test } from 'vitest';
 import { loadRecords } from '../../../../operator/controllers/consumer/records.ts';
+import { systemClock } from '../../../../operator/engine/clock.ts';
 import { resources } from '../../../../operator/engine/types.ts';
-import { lease, record } from '../../../support/builders.ts';
+import { at, lease, record } from '../../../support/builders.ts';
 import { type FakeCluster, fakeCluster } from '../../../support/fake-cluster.ts';
 
 const namespace = 'gpulease-system';
@@ -13,12 +14,12 @@ beforeEach(() => {
 
 describe('the record of a lease', () => {
   test('is found again after a restart', async () => {
-    await (await loadRecords(cluster, namespace, () => performance.now())).save(lease(), record({ attempt: 2 }));
-    expect((await loadRecords(cluster, namespace, () => performance.now())).get(uid)?.attempt).toBe(2);
+    await (await loadRecords(cluster, namespace, systemClock)).save(lease(), record({ attempt: 2 }));
+    expect((await loadRecords(cluster, namespace, systemClock)).get(uid)?.attempt).toBe(2);
   });
 
   test.each(['create', 'replace'])('is read again when nobody knows whether it was written (%s)', async (write) => {
-    const records = await loadRecords(cluster, namespace, () => performance.now());
+    const records = await loadRecords(cluster, namespace, systemClock);
     if (write === 'replace') await records.save(lease(), record({ attempt: 1 }));
     cluster.failNext({ resource: 'secrets', method: write === 'create' ? 'POST' : 'PUT', fail: 'answer-lost' });
     await expect(records.save(lease(), record({ attempt: 2 }))).rejects.toThrow('lost');
@@ -31,13 +32,13 @@ describe('the record of a lease', () => {
     await expect(records.save(lease(), record({ attempt: 9 }))).rejects.toThrow('read again');
     expect(records.get(uid)?.attempt).toBe(2);
     await records.save(lease(), record({ attempt: 3 }));
-    expect((await loadRecords(cluster, namespace, () => performance.now())).get(uid)?.attempt).toBe(3);
+    expect((await loadRecords(cluster, namespace, systemClock)).get(uid)?.attempt).toBe(3);
   });
 
   test('is not overwritten by who did not see the last version, and does not stay shut out', async () => {
     const [one, other] = [
-      await loadRecords(cluster, namespace, () => performance.now()),
-      await loadRecords(cluster, namespace, () => performance.now()),
+      await loadRecords(cluster, namespace, systemClock),
+      await loadRecords(cluster, namespace, systemClock),
     ];
     await one.save(lease(), record({ attempt: 1 }));
     await expect(other.save(lease(), record({ attempt: 7 }))).rejects.toThrow('already exists');
@@ -49,7 +50,7 @@ describe('the record of a lease', () => {
   });
 
   test('that is gone is not there any more', async () => {
-    const records = await loadRecords(cluster, namespace, () => performance.now());
+    const records = await loadRecords(cluster, namespace, systemClock);
     await records.save(lease(), record());
     await records.remove(uid);
     await records.remove(uid);
@@ -57,16 +58,50 @@ describe('the record of a lease', () => {
     expect(cluster.objects(resources.secrets)).toEqual([]);
   });
 
-  test('tell how long ago this process stored a meter', async () => {
-    let ms = 1000;
-    const records = await loadRecords(cluster, namespace, () => ms);
-    expect(records.sinceCountedMs(uid)).toBeUndefined();
-    await records.save(lease(), record({ meter: { servedMs: 0, countedUntil: '2026-01-01T00:00:00.000Z' } }));
-    ms += 500;
-    // What else is stored is no count.
-    await records.save(lease(), { ...records.get(uid)!, attempt: 2 });
-    ms += 500;
-    expect(records.sinceCountedMs(uid)).toBe(1000);
-    expect((await loadRecords(cluster, namespace, () => ms)).sinceCountedMs(uid)).toBeUndefined();
+  describe('tell how long ago it was up to when this process counted', () => {
+    let [ms, setForwardMs] = [1000, 0];
+    const clock = { now: () => new Date(at(0).getTime() + ms + setForwardMs), monotonicMs: () => ms };
+    const counted = (until: Date) => record({ meter: { servedMs: 0, countedUntil: until.toISOString() } });
+    beforeEach(() => {
+      [ms, setForwardMs] = [1000, 0];
+    });
+
+    test('and nothing where another process did', async () => {
+      const records = await loadRecords(cluster, namespace, clock);
+      expect(records.sinceCountedMs(uid)).toBeUndefined();
+      await records.save(lease(), counted(clock.now()));
+      ms += 500;
+      // What else is stored is no count.
+      await records.save(lease(), { ...records.get(uid)!, attempt: 2 });
+      ms += 500;
+      expect(records.sinceCountedMs(uid)).toBe(1000);
+      expect((await loadRecords(cluster, namespace, clock)).sinceCountedMs(uid)).toBeUndefined();
+    });
+
+    test('also where that was stored much later, as a provider was slow to answer', async () => {
+      const records = await loadRecords(cluster, namespace, clock);
+      const until = clock.now();
+      ms += 8000;
+      await records.save(lease(), counted(until));
+      ms += 500;
+      expect(records.sinceCountedMs(uid)).toBe(8500);
+    });
+
+    test('whatever is done to the other clock afterwards', async () => {
+      const records = await loadRecords(cluster, namespace, clock);
+      await records.save(lease(), counted(clock.now()));
+      setForwardMs = 300_000;
+      ms += 500;
+      expect(records.sinceCountedMs(uid)).toBe(500);
+    });
+
+    test('and never that it is yet to come', async () => {
+      const records = await loadRecords(cluster, namespace, clock);
+      const until = clock.now();
+      setForwardMs = -300_000;
+      await records.save(lease(), counted(until));
+      ms += 500;
+      expect(records.sinceCountedMs(uid)).toBe(500);
+    });
   });
 });

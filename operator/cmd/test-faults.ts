@@ -3,7 +3,7 @@
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Checker, createChecker } from '../../test/faults/check.ts';
-import { asWanted, type Lab, startLab } from '../../test/faults/lab.ts';
+import { asWanted, type Lab, startLab, unsigned } from '../../test/faults/lab.ts';
 import type { Scenario } from '../../test/faults/scenario.ts';
 import { scenarios } from '../../test/faults/scenarios/all.ts';
 import { earlierCommit } from '../../test/faults/scenarios/upgrade.ts';
@@ -45,6 +45,8 @@ interface Outcome {
   readonly name: string;
   readonly verdict: 'ok' | 'failed' | 'skipped';
   readonly seconds: number;
+  /** Of the base lease: seconds in which its node was Ready and that are missing from its bill since. */
+  readonly unbilledSeconds?: number;
   readonly why?: string;
 }
 
@@ -136,6 +138,9 @@ async function main(): Promise<void> {
       recoverySeconds: Object.fromEntries(
         outcomes.filter((one) => one.verdict === 'ok').map((one) => [one.name, one.seconds]),
       ),
+      unbilledSeconds: Object.fromEntries(
+        outcomes.filter((one) => (one.unbilledSeconds ?? 0) !== 0).map((one) => [one.name, one.unbilledSeconds]),
+      ),
       ...totals,
       leaks: leaks.length,
       sandboxes,
@@ -168,6 +173,7 @@ async function runOne(scenario: Scenario, { lab, checker }: Bench, report: (line
   let since = Date.now();
   let seconds: number | undefined;
   const notes: string[] = [];
+  const unsignedBefore = await unsigned(lab);
   const wanted = async (look: () => Promise<void> = () => asWanted(lab)) => {
     await look();
     seconds ??= (Date.now() - since) / 1000;
@@ -185,10 +191,12 @@ async function runOne(scenario: Scenario, { lab, checker }: Bench, report: (line
     await asWanted(lab);
     seconds ??= (Date.now() - since) / 1000;
     await checker.check();
+    const unbilledSeconds = tenth((await unsigned(lab)) - unsignedBefore);
+    if (Math.abs(unbilledSeconds) > 2.5) notes.push(`${unbilledSeconds} s not billed`);
     console.log(
       row(name, scenario.broke, seconds!.toFixed(1), `ok${notes.length > 0 ? ` (${notes.join(', ')})` : ''}`),
     );
-    return { name, verdict: 'ok', seconds: tenth(seconds!) };
+    return { name, verdict: 'ok', seconds: tenth(seconds!), unbilledSeconds };
   } catch (error) {
     lab.signal.throwIfAborted();
     const why = (error as Error).message.slice(0, 600);

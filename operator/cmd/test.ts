@@ -89,7 +89,9 @@ async function main(): Promise<void> {
   if (!options.quick) {
     const packages = await ensureNodePackages({ report });
     if (!packages.available) report(`no real node here (${packages.reason}): pods are simulated`);
-    await ensureTools({ need: packages.available ? ['plane', 'node'] : ['plane', 'hollow'], report });
+    // All that any test asks for: a test has less time than a build takes.
+    const onNodes = ['node', 'proxy', 'metrics'] as const;
+    await ensureTools({ need: ['plane', 'hollow', ...(packages.available ? onNodes : [])], report });
   }
   const suites = [await contracts(), await vitest('unit', 'unit tests and simulation')];
   if (!options.quick)

@@ -500,6 +500,24 @@ export async function unwanted(lab: Lab): Promise<string[]> {
   return found;
 }
 
+/**
+ * Seconds in which the base lease's node was Ready and that nobody has signed for, at the moment after a voucher. Below nothing:
+ * signed for, and not served.
+ */
+export async function unsigned(lab: Lab): Promise<number> {
+  const { leaseId } = lab.base.witness.lease!.status!.settlement!;
+  const before = await lab.vouched(leaseId);
+  return until(
+    'the next voucher',
+    30,
+    async () => {
+      const vouched = await lab.vouched(leaseId);
+      return vouched !== undefined && vouched !== before ? lab.base.witness.readySeconds() - vouched : undefined;
+    },
+    lab.signal,
+  );
+}
+
 /** Waits until the lease is served again: everything Ready, the log can be read, and a new voucher was taken. */
 export async function asWanted(lab: Lab, seconds = 90): Promise<void> {
   const { base, sandbox, signal } = lab;

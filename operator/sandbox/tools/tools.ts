@@ -22,7 +22,7 @@ export const METRICS_SERVER_VERSION = '0.9.0';
 
 /**
  * plane: what a control plane needs. node: also the kubelet. proxy: also kube-proxy. hollow: also kwok. metrics: also
- * metrics-server, which only a test asks for.
+ * metrics-server, which only tests ask for.
  */
 export type Need = 'plane' | 'node' | 'proxy' | 'hollow' | 'metrics';
 

@@ -7,12 +7,22 @@
  * Invariant: a folder in the cache is complete. Programs are built in a folder beside it and moved in by one rename.
  */
 import { execFile, spawn } from 'node:child_process';
-import { accessSync, constants, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { homedir } from 'node:os';
-import { delimiter, join } from 'node:path';
+import { basename, delimiter, dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { takeLock } from '../lock.ts';
-import type { Report } from '../processes.ts';
+import { identityOf, type Report } from '../processes.ts';
 
 export const KUBERNETES_VERSION = '1.36.3';
 /** The version Kubernetes itself is released with (kubeadm's DefaultEtcdVersion). */
@@ -275,8 +285,8 @@ export async function keepInCache(
   const unlock = await takeLock(`${folder}.lock`, { onWait }, signal);
   try {
     if (existsSync(folder)) return folder; // the other one built it
+    removeUnfinished(folder);
     const temporary = `${folder}.tmp-${process.pid}`;
-    rmSync(temporary, { recursive: true, force: true });
     mkdirSync(temporary);
     try {
       await make(temporary);
@@ -304,6 +314,14 @@ export async function moduleSource(
     signal,
   });
   return (JSON.parse(stdout) as { Dir: string }).Dir;
+}
+
+/** What builders left that were killed. */
+function removeUnfinished(folder: string): void {
+  const begins = `${basename(folder)}.tmp-`;
+  for (const name of readdirSync(dirname(folder)))
+    if (name.startsWith(begins) && identityOf(Number(name.slice(begins.length))) === undefined)
+      rmSync(join(dirname(folder), name), { recursive: true, force: true });
 }
 
 function moveInto(temporary: string, folder: string): void {

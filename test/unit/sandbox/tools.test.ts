@@ -94,6 +94,13 @@ describe('another build', () => {
     expect(await ensureBuilt(build, options('/nowhere'))).toBe(folder);
   });
 
+  it('takes away what one left that was killed', async () => {
+    const left = join(dir, 'cache/gpulease/tools/suite-v1.tmp-4194305');
+    mkdirSync(left, { recursive: true });
+    await ensureBuilt(build, options(fakeGo('go1.26.8', ': >"$4"')));
+    expect(readdirSync(join(left, '..'))).toEqual(['suite-v1']);
+  });
+
   it('names no way around Go where there is none', async () => {
     await expect(ensureBuilt(build, options('/nowhere'))).rejects.toThrow(
       /^suite\.test must be built, and there is no Go on PATH: install Go 1\.26 or newer \(https:\/\/go\.dev\/dl\/\)$/,

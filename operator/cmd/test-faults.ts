@@ -67,7 +67,7 @@ async function main(): Promise<void> {
   if (options.list) {
     for (const one of all)
       console.log(
-        `${one.name.padEnd(40)}${one.broke}${one.long ? ' (with --long)' : one.onlyWithAll ? ' (with --all)' : ''}`,
+        `${one.name.padEnd(44)}${one.broke}${one.long ? ' (with --long)' : one.onlyWithAll ? ' (with --all)' : ''}`,
       );
     return;
   }
@@ -229,7 +229,7 @@ async function recovered({ lab, checker }: Bench): Promise<boolean> {
 }
 
 const row = (name: string, broke: string, seconds: string, verdict: string) =>
-  `${name.padEnd(40)}${broke.padEnd(74)}${seconds.padStart(8)}  ${verdict}`;
+  `${name.padEnd(44)}${broke.padEnd(74)}${seconds.padStart(8)}  ${verdict}`;
 
 main().catch((error: Error) => {
   console.error(error instanceof UsageError ? error.message : error.stack);

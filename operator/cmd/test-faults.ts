@@ -12,7 +12,7 @@ import { integer, parseOptions, text, UsageError } from './options.ts';
 
 const usage = `
 Breaks things on purpose, in a sandbox of real processes: two control planes, GPU nodes, a chain, the operator, the gateway.
-After every scenario: no second escrow, no orphan, no pod restarted, ended pods final, money conserved.
+After every scenario: no second escrow, no orphan, no pod restarted, ended pods final, money conserved, and billed what was served.
 
   npm run test:faults                          one after the other, 20 minutes
   npm run test:faults -- --only gateway-killed only those whose names begin so
@@ -49,6 +49,10 @@ interface Outcome {
   readonly unbilledSeconds?: number;
   readonly why?: string;
 }
+
+/** Of the base lease, in one scenario, in seconds. What is signed for is looked at between two vouchers, so neither is exact. */
+const mostOverbilled = 2.5;
+const mostUnbilled = 6;
 
 const started = Date.now();
 const elapsed = () => (Date.now() - started) / 1000;
@@ -192,7 +196,11 @@ async function runOne(scenario: Scenario, { lab, checker }: Bench, report: (line
     seconds ??= (Date.now() - since) / 1000;
     await checker.check();
     const unbilledSeconds = tenth((await unsigned(lab)) - unsignedBefore);
-    if (Math.abs(unbilledSeconds) > 2.5) notes.push(`${unbilledSeconds} s not billed`);
+    if (unbilledSeconds < -mostOverbilled)
+      throw new Error(`${-unbilledSeconds} s were billed in which the node was not Ready`);
+    if (unbilledSeconds > (scenario.lost ?? mostUnbilled))
+      throw new Error(`${unbilledSeconds} s are missing from the bill in which the node was Ready`);
+    if (unbilledSeconds > mostOverbilled) notes.push(`${unbilledSeconds} s not billed`);
     console.log(
       row(name, scenario.broke, seconds!.toFixed(1), `ok${notes.length > 0 ? ` (${notes.join(', ')})` : ''}`),
     );

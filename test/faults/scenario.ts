@@ -14,6 +14,8 @@ export interface Scenario {
   readonly long?: boolean;
   /** Runs only when all are asked for, or this one is. */
   readonly onlyWithAll?: boolean;
+  /** Seconds that may be missing from the base lease's bill afterwards, because nobody could vouch for them. Default: 6. */
+  readonly lost?: number;
   run(lab: Lab, clock: Stopwatch): Promise<void>;
 }
 

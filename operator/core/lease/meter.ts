@@ -24,7 +24,7 @@ export interface ReadyFact {
   readonly healthyAt?: Date;
 }
 
-/** Blocks are late by up to so long. A clock that is put forward is believed no more than this. */
+/** Blocks are late by up to so long. A clock that is further from the chain's is believed no more than this. */
 const mostAheadSeconds = 30;
 /** By so much a clock that is kept in time by slewing may differ from one that is not, over a minute or two. */
 const slewedMs = 1000;
@@ -41,7 +41,8 @@ export function blockTimeOf(chain: ChainFact | undefined): number | undefined {
  *
  * Our own clock may be put forward and back, and then everything between would be counted twice: no more passes for us than
  * for the chain, nor than on a clock that nobody sets. `sinceMs`: what passed on that since `countedUntil`;
- * undefined where another process counted.
+ * undefined where another process counted. Then the chain's clock alone stands beside ours: it counts to the second where ours was far
+ * from it, then or now, and is waited for where it cannot be read yet.
  */
 export function count(
   meter: Meter,
@@ -50,13 +51,11 @@ export function count(
   blockTime?: number,
   sinceMs = Number.POSITIVE_INFINITY,
 ): Meter {
+  const alone = sinceMs === Number.POSITIVE_INFINITY;
+  if (alone && blockTime === undefined && meter.blockTime !== undefined) return meter;
   const now = countableUntil(meter, node, at);
   const countedUntil = now.toISOString();
-  const forChain =
-    blockTime === undefined || meter.blockTime === undefined
-      ? Number.POSITIVE_INFINITY
-      : Math.max(0, blockTime - meter.blockTime + mostAheadSeconds) * 1000;
-  const passed = Math.min(forChain, sinceMs + slewedMs);
+  const passed = Math.min(passedForChain(meter, at, blockTime, alone), sinceMs + slewedMs);
   const seen = blockTime === undefined ? {} : { blockTime };
   if (!node) return meter.countedUntil === undefined ? meter : { ...meter, countedUntil, ready: false, ...seen };
   const since = node.since.getTime();
@@ -71,6 +70,15 @@ export function count(
   // Only if it was Ready when last counted: from False to Unknown is a transition, too, and none that was served before.
   const served = meter.ready === false ? 0 : Math.min(passed, Math.max(0, Math.min(since, now.getTime()) - from));
   return { servedMs: meter.servedMs + served, countedUntil, ready: false, ...seen };
+}
+
+/** The most milliseconds that may have passed since the meter was stored, as blocks tell. */
+function passedForChain(meter: Meter, at: Date, blockTime: number | undefined, alone: boolean): number {
+  if (blockTime === undefined || meter.blockTime === undefined) return Number.POSITIVE_INFINITY;
+  const isNear = (ours: Date, block: number) => Math.abs(ours.getTime() / 1000 - block) <= mostAheadSeconds;
+  const counted = meter.countedUntil === undefined ? at : new Date(meter.countedUntil);
+  const exact = alone && !(isNear(counted, meter.blockTime) && isNear(at, blockTime));
+  return Math.max(0, blockTime - meter.blockTime + (exact ? 0 : mostAheadSeconds)) * 1000;
 }
 
 /** Not beyond the last good health; and not back behind what is counted, or that would be counted again. */

@@ -85,9 +85,13 @@ const storeFull = (side: Side, seconds: number): Scenario => ({
   },
 });
 
+/** Passed while it was wrong, and between two processes of which one had it wrong. */
+const lost = 45;
+
 const clockOff = (seconds: number): Scenario => ({
   name: `operator-clock-${seconds > 0 ? 'ahead' : 'behind'}`,
   broke: `operator's clock ${Math.abs(seconds / 60)} minutes ${seconds > 0 ? 'ahead' : 'behind'} for 15 s, then right again`,
+  lost,
   async run(lab, clock) {
     const lease = await lab.begin(fresh('skew'));
     await lease.ready();
@@ -107,7 +111,7 @@ const clockOff = (seconds: number): Scenario => ({
     await clock.wanted();
     expect(same(await podsAtProvider(lab), before), 'pods changed');
     await lease.end();
-    const billed = await fairBill(lab, lease, 45);
+    const billed = await fairBill(lab, lease, lost);
     clock.note(`billed ${billed} s of ${lease.witness.readySeconds().toFixed(0)} s Ready`);
   },
 });

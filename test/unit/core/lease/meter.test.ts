@@ -81,6 +81,37 @@ describe('the meter', () => {
     expect(servedSeconds(now)).toBeGreaterThanOrEqual(36);
   });
 
+  describe('that another process stored', () => {
+    const block = (seconds: number) => at(seconds).getTime() / 1000;
+    const stored = (until: number, blockTime: number): Meter => ({
+      servedMs: 30_000,
+      countedUntil: instant(until),
+      ready: true,
+      blockTime: block(blockTime),
+    });
+    const served = (before: Meter, now: number, blockTime?: number) =>
+      servedSeconds(count(before, node(10), at(now), blockTime === undefined ? undefined : block(blockTime)));
+
+    test('counts by our clock, where it is as near to the chain’s as blocks are late', () => {
+      expect(served(stored(40, 38), 60, 48)).toBe(50);
+      expect(served(stored(40, 28), 60, 58)).toBe(50);
+    });
+
+    test('counts by the chain’s, where ours is five minutes ahead, or was, or was behind', () => {
+      expect(served(stored(40, 38), 350, 48)).toBe(40);
+      expect(served(stored(-260, 38), 50, 48)).toBe(40);
+      expect(served(stored(40, 38), -250, 48)).toBe(30);
+    });
+
+    test('waits for a chain that cannot be read yet', () => {
+      const before = stored(40, 38);
+      expect(count(before, node(10), at(350))).toBe(before);
+      expect(served(before, 60, 58)).toBe(50);
+      // By an earlier version, which did not look at it.
+      expect(served({ servedMs: 30_000, countedUntil: instant(40) }, 60)).toBe(50);
+    });
+  });
+
   test('counts nothing twice when a clock is put back by five minutes, and right again', () => {
     const block = (seconds: number) => 1_800_000_000 + seconds;
     let now = count({ servedMs: 0, countedUntil: instant(10) }, node(10), at(40), block(40));

@@ -10,7 +10,7 @@
  *
  * It does not: validate against schemas or default anything but a pod's phase; refuse changes of immutable fields; show
  * managedFields, or report apply conflicts (the engine always forces); count what plain updates own towards apply; collect
- * garbage by ownerReferences; check RBAC, quota, or that a namespace exists; keep more than one version of a resource; create
+ * garbage by ownerReferences; check RBAC, quota, or that a namespace was ever made; keep more than one version of a resource; create
  * on PUT; change metadata through a status subresource. It has no timers: watches end when told to. The suite in
  * test/conformance/cluster runs on it and on a real API server.
  */
@@ -175,6 +175,7 @@ export function fakeCluster(
   let oldest = 0;
   let revision = 1000;
   let uids = 0;
+  const goneNamespaces = new Set<string>();
   const watches = new Set<OpenWatch>();
   const interceptors = new Set<Parameters<FakeCluster['intercept']>[0]>();
   let upgradeHandler: Parameters<FakeCluster['onUpgrade']>[0] | undefined;
@@ -253,6 +254,7 @@ export function fakeCluster(
       for (const object of store.values()) if (object.metadata.namespace === name) return;
     }
     drop(wellKnown.namespaces, namespace);
+    goneNamespaces.add(name);
   }
 
   /** The one way in which an existing object changes. Returns what is stored afterwards; undefined when it went. */
@@ -359,6 +361,9 @@ export function fakeCluster(
     const key = keyText(keyOf(object));
     if (store.has(key))
       throw new Refusal(409, 'AlreadyExists', `${qualified(resource)} "${metadata.name}" already exists`);
+    // Tests need not make the namespaces that they use; but one that is gone lets nothing in, however late it comes.
+    if (resource.namespaced && goneNamespaces.has(metadata.namespace ?? ''))
+      throw new Refusal(404, 'NotFound', `namespaces "${metadata.namespace}" not found`);
     const namespace = resource.namespaced ? storeOf(wellKnown.namespaces).get(metadata.namespace ?? '') : undefined;
     if (namespace?.metadata.deletionTimestamp)
       throw new Refusal(
@@ -377,7 +382,10 @@ export function fakeCluster(
     else delete metadata.generation;
     if (!keepStatus && hasStatus(resource) && (isCustom(resource) || resource.plural === 'pods')) delete object.status;
     if (resource.plural === 'pods') object.status ??= { phase: 'Pending' };
-    if (resource.plural === 'namespaces') object.status ??= { phase: 'Active' };
+    if (resource.plural === 'namespaces') {
+      object.status ??= { phase: 'Active' };
+      goneNamespaces.delete(metadata.name);
+    }
     return put(resource, object);
   }
 

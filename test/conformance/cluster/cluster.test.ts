@@ -606,6 +606,9 @@ describe.each([
       (found) => found === undefined,
       'the namespace to go',
     );
+    expect(await refusal(cluster.create(resources.secrets, { metadata: { namespace: where, name: 'later' } }))).toBe(
+      'ApiError 404 NotFound',
+    );
   });
 
   // ---- watching

@@ -505,14 +505,20 @@ export async function unwanted(lab: Lab): Promise<string[]> {
  * signed for, and not served.
  */
 export async function unsigned(lab: Lab): Promise<number> {
+  const vouched = await nextVoucher(lab);
+  return lab.base.witness.readySeconds() - vouched;
+}
+
+/** Waits until more of the base lease is signed for than is now; with the seconds that are. */
+export async function nextVoucher(lab: Lab): Promise<number> {
   const { leaseId } = lab.base.witness.lease!.status!.settlement!;
-  const before = await lab.vouched(leaseId);
+  const before = (await lab.vouched(leaseId))!;
   return until(
     'the next voucher',
     30,
     async () => {
-      const vouched = await lab.vouched(leaseId);
-      return vouched !== undefined && vouched !== before ? lab.base.witness.readySeconds() - vouched : undefined;
+      const vouched = (await lab.vouched(leaseId))!;
+      return vouched > before ? vouched : undefined;
     },
     lab.signal,
   );

@@ -66,9 +66,8 @@ export async function loadRecords(
 
   /** A meter may be stored long after the moment up to which it counts: a provider was slow to answer, or was silent by then. */
   function momentOf({ countedUntil }: Meter): number {
-    const until = countedUntil === undefined ? Number.NaN : new Date(countedUntil).getTime();
-    const agoMs = clock.now().getTime() - until;
-    return clock.monotonicMs() - (agoMs > 0 ? agoMs : 0);
+    const agoMs = countedUntil === undefined ? 0 : clock.now().getTime() - new Date(countedUntil).getTime();
+    return clock.monotonicMs() - Math.max(0, agoMs);
   }
 
   async function readAgain(uid: string, readSignal?: AbortSignal): Promise<void> {

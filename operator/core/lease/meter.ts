@@ -40,9 +40,9 @@ export function blockTimeOf(chain: ChainFact | undefined): number | undefined {
  * counted: for the part before, the condition no longer tells how long it lasted.
  *
  * Our own clock may be put forward and back, and then everything between would be counted twice: no more passes for us than
- * for the chain, nor than on a clock that nobody sets. `sinceMs`: what passed on that since `countedUntil`;
- * undefined where another process counted. Then the chain's clock alone stands beside ours: it counts to the second where ours was far
- * from it, then or now, and is waited for where it cannot be read yet.
+ * for the chain, nor than on a clock that nobody sets. `sinceMs`: what passed on that since `countedUntil`; undefined where
+ * another process counted. Then the chain's clock alone stands beside ours: it counts to the second where ours was far from
+ * it, then or now, and is waited for where it cannot be read yet.
  */
 export function count(
   meter: Meter,
@@ -74,11 +74,11 @@ export function count(
 
 /** The most milliseconds that may have passed since the meter was stored, as blocks tell. */
 function passedForChain(meter: Meter, at: Date, blockTime: number | undefined, alone: boolean): number {
-  if (blockTime === undefined || meter.blockTime === undefined) return Number.POSITIVE_INFINITY;
+  const { countedUntil, blockTime: before } = meter;
+  if (blockTime === undefined || before === undefined || countedUntil === undefined) return Number.POSITIVE_INFINITY;
   const isNear = (ours: Date, block: number) => Math.abs(ours.getTime() / 1000 - block) <= mostAheadSeconds;
-  const counted = meter.countedUntil === undefined ? at : new Date(meter.countedUntil);
-  const exact = alone && !(isNear(counted, meter.blockTime) && isNear(at, blockTime));
-  return Math.max(0, blockTime - meter.blockTime + (exact ? 0 : mostAheadSeconds)) * 1000;
+  const exact = alone && !(isNear(new Date(countedUntil), before) && isNear(at, blockTime));
+  return Math.max(0, blockTime - before + (exact ? 0 : mostAheadSeconds)) * 1000;
 }
 
 /** Not beyond the last good health; and not back behind what is counted, or that would be counted again. */

@@ -48,7 +48,7 @@ const silent = (wire: Wire, seconds: number, forget: boolean): Scenario => ({
   },
 });
 
-/** Nothing answers and no connection ends: unlike one that died, it has promised all that it had promised. */
+/** All ways to a program are silent at once, and it goes on where it stood: no connection ends, and no lock is given up. */
 const frozen = (program: Program, seconds: number): Scenario => ({
   name: `${program}-frozen-${seconds}s`,
   broke: `${program} SIGSTOPped for ${seconds} s while it serves several leases, then woken`,

@@ -21,7 +21,7 @@ import {
 import { type HostAlias, withHostAliases } from '../core/node/named-services.ts';
 import { remotePodName } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod, type PodStatus } from '../core/node/pod.ts';
-import { sameStatus, statusPatch } from '../core/node/same-status.ts';
+import { patchedStatus, sameStatus, statusPatch } from '../core/node/same-status.ts';
 import { type ClaimAnswer, type ClaimView, claimsOfPod, type StoredAt } from '../core/node/storage.ts';
 import { showsTokens, tokenSecretName } from '../core/node/token-wish.ts';
 import { tolerationPatch } from '../core/node/tolerations.ts';
@@ -84,6 +84,8 @@ export interface PodCarrierOptions {
   /** Domain of the cluster's Services. */
   readonly clusterDomain?: string;
   readonly events: EventRecorder;
+  /** How long nothing is told of a pod that was sent, while its provider tells nothing either. 5. */
+  readonly firstReportSeconds?: number;
   /** A pod at a provider is ended that no pod here stands for. */
   readonly onStray?: (host: PodHost) => void;
   readonly clock: Clock;
@@ -110,8 +112,8 @@ const isName = (name: string, most: number): boolean =>
 
 /** Where a pod is looked at again although nobody said that anything changed. */
 const lookAgainSeconds = 30;
-/** A pod that has not begun to run by then is told of as Pending. */
-const firstReportSeconds = 1;
+/** A pod of which its provider says nothing at all for so long is told of as Pending there. */
+const firstReportSeconds = 5;
 /** A request that was not answered may be carried out so much later: what waits for a gateway that stands still is not lost. */
 const onItsWayMs = 60_000;
 
@@ -149,6 +151,8 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   /** By UID: pods that were ended here, perhaps before the cache has heard of it. */
   const ended = boundedMap<string, true>(20_000);
   const lastSeen = boundedMap<string, Pod>(2_000);
+  /** What a pod's status became by our own writing, while the cache has that pod as it was before. */
+  const written = new WeakMap<Pod, PodStatus>();
   /**
    * By UID of what makes the pods: a ReplicaSet makes a pod that failed anew at once, and would make thousands a minute of one that
    * cannot be carried. Past these they wait, and their events say why.
@@ -309,9 +313,9 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
    */
   function patienceWith(pod: Pod, remote: Pod): number | undefined {
     const sentMs = sentAtMs.get(uidOf(pod));
-    if (sentMs === undefined || pod.status?.startTime !== undefined || hasBegun(remote)) return undefined;
-    const left = firstReportSeconds - (clock.monotonicMs() - sentMs) / 1000;
-    return left > 0 ? left : undefined;
+    if (sentMs === undefined || pod.status?.startTime !== undefined || hasNews(remote)) return undefined;
+    const leftMs = (options.firstReportSeconds ?? firstReportSeconds) * 1000 - (clock.monotonicMs() - sentMs);
+    return leftMs >= 1 ? leftMs / 1000 : undefined;
   }
 
   /** The pod with counts of GPUs instead of claims to devices; few pods have any. */
@@ -386,24 +390,27 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     translation?: Translated,
   ): Promise<void> {
     const generation = raised.get(uidOf(pod));
-    const seen = generation !== undefined && pod.metadata.generation === generation - 1 ? at(pod, generation) : pod;
+    const known = { ...pod, status: written.get(pod) ?? pod.status };
+    const seen = generation !== undefined && pod.metadata.generation === generation - 1 ? at(known, generation) : known;
     const view = { ...statusView(host), ...changes.notCarried(pod, remote, translation?.withheld) };
     const status = translateStatus(remote, seen, view, clock.now());
     if (status) await write(pod, status, signal);
   }
 
   async function write(pod: Pod, status: PodStatus, signal: AbortSignal): Promise<void> {
-    if (sameStatus(pod.status, status)) return;
+    const stored = written.get(pod) ?? pod.status;
+    if (sameStatus(stored, status)) return;
     // Set first: a later look, at a cache that lags, must not take the end back.
     if (status.phase === 'Succeeded' || status.phase === 'Failed') ended.set(uidOf(pod), true);
     try {
       await consumer.patch(
         resources.pods,
         keyOfPod(pod),
-        { metadata: { uid: uidOf(pod) }, status: statusPatch(pod.status, status) },
+        { metadata: { uid: uidOf(pod) }, status: statusPatch(stored, status) },
         { type: 'strategic', subresource: 'status', brief: true },
         signal,
       );
+      written.set(pod, patchedStatus(stored, status));
     } catch (error) {
       // Another pod of that name has taken its place, or none has: there is nobody to report to.
       if (isNotFound(error) || isConflict(error)) return;
@@ -454,7 +461,7 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
       // Jobs wait for a terminal phase before they let a deleted pod go.
       const final = finalStatus(pod, host);
       if (final) await write(pod, final, signal);
-      else if (pod.status?.startTime !== undefined && pod.metadata.finalizers?.length)
+      else if (pod.metadata.finalizers?.length)
         await write(pod, lostStatus(pod, 'PodGoneAtProvider', 'The pod was deleted.', clock.now()), signal);
     }
     release(pod, host);
@@ -587,21 +594,25 @@ function atFirst(wanted: Pod): Pod {
 const at = (pod: Pod, generation: number | undefined): Pod => ({ ...pod, metadata: { ...pod.metadata, generation } });
 /** The deletion raises the generation, which alone is no news of a pod that goes. */
 const asTold = (pod: Pod): Pod => at(pod, pod.status?.observedGeneration ?? pod.metadata.generation);
-const hasBegun = ({ status }: Pod): boolean =>
-  (status?.phase !== undefined && status.phase !== 'Pending') || (status?.containerStatuses?.length ?? 0) > 0;
+/** There is more to tell than that it was sent: it runs, is being prepared, or no node takes it. */
+const hasNews = ({ status }: Pod): boolean =>
+  (status?.phase !== undefined && status.phase !== 'Pending') ||
+  (status?.containerStatuses?.length ?? 0) > 0 ||
+  (status?.conditions?.some(({ type, status }) => type === 'PodScheduled' && status === 'False') ?? false);
 const saysLeaseEnded = (error: unknown): boolean =>
   error instanceof Error && 'reason' in error && error.reason === 'LeaseEnded';
 const cut = (message: string): string => message.slice(0, 900);
 const uidOf = (pod: Pod): string => pod.metadata.uid ?? '';
 const keyOfPod = (pod: Pod) => ({ namespace: pod.metadata.namespace, name: pod.metadata.name });
-/** Asked for several times in every look, and a hash each. */
-const remoteNames = new WeakMap<Pod, string>();
-function remoteNameOf(pod: Pod): string {
-  const known = remoteNames.get(pod);
+/** By name and UID. Asked for many times in a pod's life, and a hash each. */
+const remoteNames = boundedMap<string, string>(20_000);
+function remoteNameOf({ metadata: { name, uid = '' } }: Pod): string {
+  const key = `${name}/${uid}`;
+  const known = remoteNames.get(key);
   if (known !== undefined) return known;
-  const name = remotePodName(pod.metadata.name, uidOf(pod));
-  remoteNames.set(pod, name);
-  return name;
+  const remoteName = remotePodName(name, uid);
+  remoteNames.set(key, remoteName);
+  return remoteName;
 }
 const remoteOf = (pod: Pod, host: PodHost): Pod | undefined => host.remotePods.byIndex('name', remoteNameOf(pod))[0];
 const statusView = (host: PodHost) => ({

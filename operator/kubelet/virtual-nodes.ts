@@ -78,6 +78,8 @@ export interface VirtualNodesOptions {
   readonly heartbeatSeconds?: number;
   readonly heartbeatLastsSeconds?: number;
   readonly podWorkers?: number;
+  /** How long nothing is told of a pod that was sent, while its provider tells nothing either. 5. */
+  readonly firstReportSeconds?: number;
   /** ConfigMaps and Secrets that cannot be watched are read so often at least. 30. */
   readonly objectPollSeconds?: number;
   /** Ports of this process that stand for ports of pods behind Services. */
@@ -240,6 +242,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     claimOf: volumes.answer,
     clusterDomain: options.clusterDomain,
     events,
+    firstReportSeconds: options.firstReportSeconds,
     onStray: (host) => options.onStrayPod?.(host.spec.providerName),
     clock,
     log,

@@ -26,6 +26,13 @@ export function statusPatch(stored: PodStatus | undefined, wanted: PodStatus): o
   return { ...wanted, ...merged('podIPs'), ...merged('hostIPs') };
 }
 
+/** What the API server makes of that patch. */
+export function patchedStatus(stored: PodStatus | undefined, wanted: PodStatus): PodStatus {
+  const conditions = wanted.conditions ?? [];
+  const others = stored?.conditions?.filter(({ type }) => !conditions.some((c) => c.type === type)) ?? [];
+  return { ...stored, ...wanted, conditions: [...others, ...conditions.filter((c) => c.$patch !== 'delete')] };
+}
+
 /** Others' conditions are none of ours. */
 function sameConditions(stored: readonly PodCondition[] | undefined, wanted: readonly PodCondition[]): boolean {
   return wanted.every((condition) => {

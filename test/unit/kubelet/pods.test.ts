@@ -204,6 +204,23 @@ describe('a pod that is bound to the node', () => {
     expect(w.pod('web')?.status?.observedGeneration).toBe(2);
   });
 
+  test('and whose report the watch does not show yet is not told of again', async () => {
+    const pod = await carried();
+    let reports = 0;
+    w.consumer.intercept(({ method, subresource }) => {
+      if (method !== 'PATCH' || subresource !== 'status') return undefined;
+      reports += 1;
+      return { code: 200, body: { metadata: pod.metadata } };
+    });
+    w.say(pod, running);
+    await eventually(() => expect(reports).toBe(1));
+    w.say(pod, { ...running, hostIP: '9.9.9.9' });
+    await aWhile();
+    expect(reports).toBe(1);
+    w.say(pod, ended(0));
+    await eventually(() => expect(reports).toBe(2));
+  });
+
   test('that did not change writes nothing', async () => {
     const pod = await carried();
     w.say(pod, running);

@@ -93,6 +93,7 @@ export function world(): World {
         onStrayPod: (name) => strays.push(name),
         evictionGuard: it.evictionGuard,
         heartbeatSeconds: 0.2,
+        firstReportSeconds: 0.2,
         objectPollSeconds: it.objectPollSeconds,
       });
       running = nodes.run(stopping.signal);

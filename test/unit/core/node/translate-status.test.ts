@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import type { Pod, PodStatus } from '../../../../operator/core/node/pod.ts';
-import { sameStatus, statusPatch } from '../../../../operator/core/node/same-status.ts';
+import { patchedStatus, sameStatus, statusPatch } from '../../../../operator/core/node/same-status.ts';
 import { lostStatus, refusedStatus, translateStatus } from '../../../../operator/core/node/translate-status.ts';
 import { pod } from './builders.ts';
 
@@ -210,6 +210,26 @@ describe('an unchanged status writes nothing', () => {
     ['container', { containerStatuses: [{ ...stored.containerStatuses![0]!, restartCount: 3 }] }],
   ])('but a changed %s does', (_, change) => {
     expect(sameStatus(stored, { ...stored, ...change })).toBe(false);
+  });
+  test('as it is after it was written, beside the conditions of others', () => {
+    const before: PodStatus = {
+      qosClass: 'Burstable',
+      conditions: [
+        { type: 'lb/x', status: 'True' },
+        { type: 'Ready', status: 'False' },
+        { type: 'DisruptionTarget', status: 'True' },
+      ],
+    };
+    const wanted: PodStatus = {
+      ...stored,
+      conditions: [...stored.conditions!, { type: 'DisruptionTarget', $patch: 'delete' }],
+    };
+    const after = patchedStatus(before, wanted);
+    expect(sameStatus(after, wanted)).toBe(true);
+    expect(after).toMatchObject({ qosClass: 'Burstable', phase: 'Running' });
+    expect(after.conditions?.map(({ type }) => type).toSorted()).toEqual(
+      ['lb/x', ...stored.conditions!.map(({ type }) => type)].toSorted(),
+    );
   });
   test('but a message that went away does', () => {
     expect(sameStatus({ ...stored, message: 'old' }, stored)).toBe(false);

@@ -102,6 +102,10 @@ const portQuery = { ports, port: ports };
 
 const json = (what: string, schema: Answer['schema']): Answer => ({ what, schema });
 const object = json('The object, as the provider’s Kubernetes has it.', 'Object');
+const briefly = json(
+  'The object, as the provider’s Kubernetes has it; its metadata alone, where a PartialObjectMetadata is accepted.',
+  'Object',
+);
 const switching = (protocol: string): Answer => ({ what: `The connection speaks ${protocol} from here on.` });
 
 function objects(kind: string, one: string, changeable: boolean): Record<string, Partial<Record<Method, Operation>>> {
@@ -119,7 +123,7 @@ function objects(kind: string, one: string, changeable: boolean): Record<string,
         query: listQuery,
         answers: { 200: json('A list, or changes.', 'Object') },
       },
-      post: { id: `create${one}`, summary: `Makes a ${one}.`, body: 'Object', answers: { 201: object } },
+      post: { id: `create${one}`, summary: `Makes a ${one}.`, body: 'Object', answers: { 201: briefly } },
     },
     [`kube/${kind}/{name}`]: {
       get: { id: `get${one}`, summary: `One ${one}.`, query: objectQuery, answers: { 200: object } },
@@ -128,7 +132,7 @@ function objects(kind: string, one: string, changeable: boolean): Record<string,
         id: `delete${one}`,
         summary: `Deletes the ${one}.`,
         query: deleteQuery,
-        answers: { 200: object, 202: object },
+        answers: { 200: briefly, 202: briefly },
       },
     },
   };

@@ -11,7 +11,7 @@ import { readCredentials } from './credentials.ts';
 import { ApiError, isExpired, isNotFound, isRecord, statusOf, UnknownOutcomeError } from './errors.ts';
 import { type Answer, type Outgoing, pathAt, pathOnly, readBody, send } from './http.ts';
 import type { EngineMetrics } from './metrics.ts';
-import { apiVersionOf, collectionPath, objectPath, withQuery } from './paths.ts';
+import { apiVersionOf, collectionPath, metadataAlone, objectPath, withQuery } from './paths.ts';
 import type { Cluster, ConnectionKind, KubeObject, ListOptions, RawRequest, Resource, SharedWatches } from './types.ts';
 
 export interface ConnectOptions {
@@ -40,9 +40,6 @@ const longestWaitSeconds = 30;
 /** What a caller may not set: it would be ours, or speak for somebody else. Compared in lower case. */
 const ownHeaders =
   /^(authorization|proxy-authorization|host|content-length|transfer-encoding|impersonate-.*|x-remote-.*)$/;
-
-/** The whole object goes both ways otherwise, and is read here by nobody. Whoever cannot answer so answers as always. */
-const metadataAlone = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json';
 
 const patchTypes = {
   json: 'application/json-patch+json',

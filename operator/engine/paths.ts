@@ -1,5 +1,8 @@
-/** Where a resource lives on an API server. */
+/** Where a resource lives on an API server, and how much of it an answer holds. */
 import type { ObjectKey, Resource } from './types.ts';
+
+/** As `Accept`: the whole object goes both ways otherwise, and is read by nobody. Whoever cannot answer so answers as always. */
+export const metadataAlone = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json';
 
 export function apiVersionOf(resource: Resource): string {
   return resource.group ? `${resource.group}/${resource.version}` : resource.version;

@@ -10,7 +10,7 @@ import type { AllocationInfo } from '../api/gateway.ts';
 import { plainText } from '../core/plain-text.ts';
 import { ApiError, isRecord, statusOf, UnknownOutcomeError } from '../engine/errors.ts';
 import { readBody } from '../engine/http.ts';
-import { apiVersionOf, withQuery } from '../engine/paths.ts';
+import { apiVersionOf, metadataAlone, withQuery } from '../engine/paths.ts';
 import type { Cluster, KubeObject, ObjectKey, RawRequest, Resource } from '../engine/types.ts';
 
 /** What is needed of a connection to one lease. `raw` and `upgrade` take paths under the lease; no status is an error. */
@@ -38,6 +38,7 @@ export function remoteCluster(name: string, lease: RemoteLease): Cluster {
     path: string,
     body?: unknown,
     signal?: AbortSignal,
+    accept = 'application/json',
   ): Promise<Record<string, unknown>> {
     const what = `${method} ${path.split('?', 1)[0]}`;
     const response = await sent(what, signal, () =>
@@ -46,7 +47,7 @@ export function remoteCluster(name: string, lease: RemoteLease): Cluster {
           method,
           path,
           headers: {
-            Accept: 'application/json',
+            Accept: accept,
             ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
           },
           body: body === undefined ? undefined : JSON.stringify(body),
@@ -115,8 +116,11 @@ export function remoteCluster(name: string, lease: RemoteLease): Cluster {
       return { items, resourceVersion };
     },
 
-    create: async <T extends KubeObject>(resource: Resource, object: T, signal?: AbortSignal) =>
-      (await call('POST', collectionPath(resource), object, signal)) as unknown as T,
+    /** With the metadata that the provider gave it; the rest is as it was sent, and not what the provider made of it. */
+    async create<T extends KubeObject>(resource: Resource, object: T, signal?: AbortSignal) {
+      const made = await call('POST', collectionPath(resource), object, signal, metadataAlone);
+      return { ...object, ...made, apiVersion: apiVersionOf(resource), kind: resource.kind } as T;
+    },
 
     replace: async <T extends KubeObject>(resource: Resource, object: T, _options?: unknown, signal?: AbortSignal) =>
       (await call('PUT', objectPath(resource, object.metadata), object, signal)) as unknown as T,
@@ -125,7 +129,7 @@ export function remoteCluster(name: string, lease: RemoteLease): Cluster {
       const { gracePeriodSeconds, uid, resourceVersion } = options;
       const path = withQuery(objectPath(resource, key), { gracePeriodSeconds, uid, resourceVersion });
       try {
-        await call('DELETE', path, undefined, signal);
+        await call('DELETE', path, undefined, signal, metadataAlone);
       } catch (error) {
         if (!(error instanceof ApiError && error.reason === 'NotFound')) throw error;
       }

@@ -39,6 +39,14 @@ const maxAnswersOfLease = 250;
 const maxAnswers = 4000;
 
 const answerSeconds = 30;
+
+/** For callers who want to know that it was made or deleted, and need not read all of it once more. */
+const metadataAlone = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1';
+
+/** Of what a caller accepts, as much as the API server is asked for: the object, or no more than its metadata. */
+const acceptOf = (request: FastifyRequest): string =>
+  request.headers.accept?.includes(metadataAlone) ? `${metadataAlone},application/json` : 'application/json';
+
 /** A pod as the API server keeps it: etcd takes 1.5 MiB by default. */
 const maxObjectBytes = 4 * 1024 * 1024;
 const maxRefusalBytes = 64 * 1024;
@@ -146,7 +154,7 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
           if (target.kind === 'pods') return replacePod(reply, record, target, request.body, signal);
           return pass(reply, record, target, await replacement(record, target, request, signal), signal);
         default:
-          return pass(reply, record, target, deletion(record, target, query), signal);
+          return pass(reply, record, target, deletion(record, target, query, acceptOf(request)), signal);
       }
     },
   });
@@ -157,6 +165,8 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     readonly method: string;
     readonly path: string;
     readonly body?: string;
+    /** Default: the object. */
+    readonly accept?: string;
   }
 
   /** One object, which the API server bounds; not a list, a watch or a log. */
@@ -167,11 +177,12 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     withQuery(upstreamPath(tenantNamespace(record.leaseId), target), query);
 
   async function send(leaseId: Hex32, wanted: Wanted, short: boolean, signal: AbortSignal): Promise<IncomingMessage> {
+    const { accept = 'application/json', ...rest } = wanted;
     const request = {
-      ...wanted,
+      ...rest,
       over: short ? ('calls' as const) : ('streams' as const),
       headers: {
-        accept: 'application/json',
+        accept,
         ...(wanted.body === undefined ? {} : { 'content-type': 'application/json' }),
       },
       // A followed log may be quiet for long before its first byte, and a watch, too.
@@ -311,7 +322,8 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     signal: AbortSignal,
   ): Promise<Wanted> {
     const object = await admittedNew(record, target, request.body, signal);
-    return { method: 'POST', path: pathOf(record, target), body: JSON.stringify(object) };
+    const accept = acceptOf(request);
+    return { method: 'POST', path: pathOf(record, target), body: JSON.stringify(object), accept };
   }
 
   async function replacement(
@@ -358,7 +370,12 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     return reply.header('cache-control', 'no-store').send(result.pod);
   }
 
-  function deletion(record: LeaseRecord, target: KubeTarget, query: readonly (readonly [string, string])[]): Wanted {
+  function deletion(
+    record: LeaseRecord,
+    target: KubeTarget,
+    query: readonly (readonly [string, string])[],
+    accept: string,
+  ): Wanted {
     const given = new Map(query);
     const grace = given.get('gracePeriodSeconds');
     const uid = given.get('uid');
@@ -377,6 +394,7 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
         ...(Object.keys(preconditions).length === 0 ? {} : { preconditions }),
         propagationPolicy: 'Background',
       }),
+      accept,
     };
   }
 }

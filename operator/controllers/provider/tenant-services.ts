@@ -4,6 +4,7 @@ import { annotations, managedBy, labels as ownLabels } from '../../api/labels.ts
 import type { LeaseRecord } from '../../core/allocation/record.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
+import { tenantLimits } from '../../core/allocation/rights.ts';
 import { leaseIdLabel, type TenantOptions, type TenantReach, tenantObjects } from '../../core/allocation/tenant.ts';
 import {
   type TenantService,
@@ -61,7 +62,7 @@ export function createTenantServices(options: {
     signal?: AbortSignal,
   ): Promise<void> {
     for (const { resource, object } of tenantObjects(record, tenant, reach))
-      if (resource === which)
+      if (resource === which && object.metadata.name === tenantLimits)
         await cluster.apply<KubeObject>(resources[resource], object as KubeObject, { fieldManager }, signal);
   }
 

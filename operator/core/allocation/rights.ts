@@ -16,7 +16,7 @@ export const tenantAccount = 'tenant';
 export const tenantRoleName = 'gpulease-tenant';
 export const gatewayRoleName = 'gpulease-gateway';
 export const listenerInTenantRoleName = 'gpulease-gateway-in-tenant';
-/** Name of the quota, the limits and the network policy of a tenant. */
+/** Name of the limits and the network policy of a tenant, and of the quota of what costs nothing. */
 export const tenantLimits = 'lease';
 const limitKinds: ReadonlySet<string> = new Set(['resourcequotas', 'networkpolicies']);
 

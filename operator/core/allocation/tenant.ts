@@ -10,7 +10,7 @@ import { annotations, gpuResource, managedBy, labels as ownLabels } from '../../
 import type { Hex32 } from '../../api/messages.ts';
 import type { PodSecurityLevel } from './pod-rules.ts';
 import { tenantNamespace } from './record.ts';
-import { listenerInTenantRoleName, tenantAccount, tenantRoleName } from './rights.ts';
+import { listenerInTenantRoleName, tenantAccount, tenantLimits, tenantRoleName } from './rights.ts';
 import { bytesText, cpuText, type Room } from './room.ts';
 
 export const leaseIdLabel = (leaseId: Hex32): string => leaseId.slice(2, 65).toLowerCase();
@@ -204,12 +204,14 @@ export function tenantObjects(
             },
           },
         ]),
+    // Two of them. What was paid for is not the gateway's to raise, which keeps the Services; and Kubernetes counts a whole
+    // quota anew for each pod that goes.
     {
       resource: 'resourceQuotas',
       object: {
         apiVersion: 'v1',
         kind: 'ResourceQuota',
-        metadata: inside('lease'),
+        metadata: inside('bought'),
         spec: {
           hard: {
             [`requests.${lease.device ?? gpuResource}`]: String(room.gpus),
@@ -217,11 +219,23 @@ export function tenantObjects(
             'requests.memory': bytesText(room.memoryBytes),
             'requests.ephemeral-storage': bytesText(room.ephemeralBytes),
             pods: String(room.pods),
+            persistentvolumeclaims: String(lease.storage === undefined ? 0 : maxClaims),
+            'requests.storage': bytesText(lease.storage?.bytes ?? 0),
+          },
+        },
+      },
+    },
+    {
+      resource: 'resourceQuotas',
+      object: {
+        apiVersion: 'v1',
+        kind: 'ResourceQuota',
+        metadata: inside(tenantLimits),
+        spec: {
+          hard: {
             services: String(reach.services),
             'services.loadbalancers': '0',
             'services.nodeports': '0',
-            persistentvolumeclaims: String(lease.storage === undefined ? 0 : maxClaims),
-            'requests.storage': bytesText(lease.storage?.bytes ?? 0),
             'count/configmaps': '1000',
             'count/secrets': '1000',
           },

@@ -22,12 +22,13 @@ const gateway: Account = {
     "the provider's key, for quotes and releases; the key of the tokens that consumers get; its TLS key; lease records",
   ifStolen: {
     could: [
-      'act as any tenant inside its namespace: its pods, Secrets, Services, quota and network policy',
+      'act as any tenant inside its namespace: its pods, Secrets and Services, its network policy, and the quota of its objects',
       'sign quotes at any price, and releases that give up what consumers owe; change lease records',
       'with the key, not the account: send transactions as the provider. What is earned goes to the payee (--payee)',
       'read nodes, pods and offers of the cluster',
     ],
     couldNot: [
+      'let a tenant have more than was bought: that quota is the provisioner’s',
       'make a tenant, or set GPUs aside, without an escrow on chain: the provisioner believes no record',
       'make a tenant trusted, or raise its storage: that is decided by the provisioner’s flags',
       'have a GPU sold again while its tenant is there: the provisioner looks at namespace, pods and kubelet, not at the record',

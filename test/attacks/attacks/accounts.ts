@@ -95,6 +95,7 @@ const accounts: readonly Attack[] = [
   withAccount('nodes', () => ['GET', '/api/v1/nodes']),
   withAccount('the kubelet, through the API server', ({ nodeName }) => ['GET', `/api/v1/nodes/${nodeName}/proxy/pods`]),
   withAccount('its own quota, lifted', (real) => ['DELETE', inTenant(real, 'resourcequotas/lease')]),
+  withAccount('the quota of what was bought, lifted', (real) => ['DELETE', inTenant(real, 'resourcequotas/bought')]),
   withAccount('its namespace, labelled privileged', ({ tenantNamespace }) => [
     'PUT',
     `/api/v1/namespaces/${tenantNamespace}`,

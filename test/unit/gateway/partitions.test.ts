@@ -42,7 +42,7 @@ test('is promised, counted, named and taken back as what it is', async () => {
     nodeLabels: { 'nvidia.com/gpu.product': `${product}-MIG-1g.10gb`, 'nvidia.com/gpu.memory': '9728' },
   });
   expect((await ledgerOf()).entries[lease.leaseId]).toMatchObject({ gpus: 2, device: mig });
-  expect(side.cluster.object(resources.resourceQuotas, { namespace, name: 'lease' })).toMatchObject({
+  expect(side.cluster.object(resources.resourceQuotas, { namespace, name: 'bought' })).toMatchObject({
     spec: { hard: { [`requests.${mig}`]: '2' } },
   });
   expect(side.cluster.object(resources.namespaces, { name: namespace })).toMatchObject({

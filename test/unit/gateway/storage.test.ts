@@ -32,7 +32,7 @@ async function ask(lease: Lease, method: 'GET' | 'POST' | 'PUT' | 'DELETE', path
 const quota = (lease: Lease) =>
   side.cluster.object<KubeObject & { spec: { hard: Record<string, string> } }>(resources.resourceQuotas, {
     namespace: tenantNamespace(lease.leaseId),
-    name: 'lease',
+    name: 'bought',
   })?.spec.hard;
 
 test('a claim is made in the tenant’s namespace, as its account, and taken away', async () => {

@@ -224,8 +224,9 @@ describe('the Services of a lease', () => {
   test('replace each other, quota and all', async () => {
     const names = () => side.cluster.objects(resources.services).map(({ metadata }) => metadata.name.slice(0, 7));
     const quota = () =>
-      side.cluster.objects<KubeObject & { spec: { hard: Record<string, string> } }>(resources.resourceQuotas)[0]?.spec
-        .hard.services;
+      side.cluster
+        .objects<KubeObject & { spec: { hard: Record<string, string> } }>(resources.resourceQuotas)
+        .find(({ metadata }) => metadata.name === 'lease')?.spec.hard.services;
     expect((await put({ services: [one, { ...one, name: 'api' }] })).status).toBe(200);
     expect([names(), quota()]).toEqual([['svc-db-', 'svc-api'], '2']);
     expect((await put({ services: [one] })).status).toBe(200);

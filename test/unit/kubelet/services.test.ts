@@ -570,10 +570,10 @@ describe('a Service of the consumer that the lease names', () => {
   test('leaves its quota and policy no wider than that', async () => {
     await reached();
     await isOpen();
-    const quota = side.cluster.objects<KubeObject & { spec: { hard: Record<string, string> } }>(
+    const quotas = side.cluster.objects<KubeObject & { spec: { hard: Record<string, string> } }>(
       resources.resourceQuotas,
-    )[0];
-    expect(quota?.spec.hard.services).toBe('1');
+    );
+    expect(quotas.find(({ metadata }) => metadata.name === 'lease')?.spec.hard.services).toBe('1');
     const policy = side.cluster.objects<KubeObject & { spec: { egress: { ports?: { port: number }[] }[] } }>(
       resources.networkPolicies,
     )[0];

@@ -102,9 +102,13 @@ describe('the tenant', () => {
 
   test('may have as many Services as its lease names', () => {
     const reach = { services: 3, tunnelPorts: [] };
-    expect(specOf('ResourceQuota', lease, { deniedCidrs: [] }, reach)).toMatchObject({
-      hard: { services: '3' },
-    });
+    const quotas = tenantObjects(lease, { deniedCidrs: [] }, reach).filter(
+      ({ object }) => object.kind === 'ResourceQuota',
+    );
+    expect(quotas.map(({ object }) => (object.spec as { hard: Record<string, string> }).hard.services)).toEqual([
+      undefined,
+      '3',
+    ]);
   });
 
   test('is reached by the gateway, and reaches of it what is its own', () => {

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { guardObjects } from '../../../../operator/core/allocation/guard.ts';
 import { checkQuery, kubeTarget, upstreamPath } from '../../../../operator/core/allocation/kube-path.ts';
 import { tenantNamespace } from '../../../../operator/core/allocation/record.ts';
-import { gatewayRole, tenantRole } from '../../../../operator/core/allocation/rights.ts';
+import { gatewayRole, tenantLimits, tenantRole } from '../../../../operator/core/allocation/rights.ts';
 import { escrowOfTenant, tenantObjects } from '../../../../operator/core/allocation/tenant.ts';
 
 const leaseId = `0x${'aB'.repeat(32)}` as const;
@@ -13,6 +13,10 @@ const options = { deniedCidrs: ['203.0.113.0/24', '2001:db8::/32'] };
 const objects = tenantObjects(lease, options);
 const find = (kind: string) =>
   objects.find(({ object }) => object.kind === kind)!.object as unknown as Record<string, never>;
+const quotaOf = (name: string, of = objects) => {
+  const quota = of.find(({ object }) => object.kind === 'ResourceQuota' && object.metadata.name === name);
+  return (quota!.object.spec as { hard: Record<string, string> }).hard;
+};
 
 describe('a tenant', () => {
   test('is a namespace of its own, named after the lease, under baseline pod security', () => {
@@ -41,25 +45,27 @@ describe('a tenant', () => {
   });
 
   test('has exactly what was leased', () => {
-    expect(find('ResourceQuota')).toMatchObject({
-      spec: {
-        hard: {
-          'requests.nvidia.com/gpu': '2',
-          'requests.cpu': '7500m',
-          'requests.memory': '8Gi',
-          pods: '20',
-          services: '0',
-          persistentvolumeclaims: '0',
-          'requests.storage': '0',
-        },
-      },
+    expect(quotaOf('bought')).toMatchObject({
+      'requests.nvidia.com/gpu': '2',
+      'requests.cpu': '7500m',
+      'requests.memory': '8Gi',
+      pods: '20',
+      persistentvolumeclaims: '0',
+      'requests.storage': '0',
     });
+    expect(quotaOf('lease')).toMatchObject({ services: '0' });
   });
 
   test('stores as much as its provider let it when the lease began', () => {
     const storage = { className: 'fast', bytes: 50 * 1024 ** 3 };
-    const quota = tenantObjects({ ...lease, storage }, options).find(({ object }) => object.kind === 'ResourceQuota');
-    expect(quota?.object.spec).toMatchObject({ hard: { persistentvolumeclaims: '100', 'requests.storage': '50Gi' } });
+    const quota = quotaOf('bought', tenantObjects({ ...lease, storage }, options));
+    expect(quota).toMatchObject({ persistentvolumeclaims: '100', 'requests.storage': '50Gi' });
+  });
+
+  test('has nothing that was paid for in the quota that its gateway may raise', () => {
+    expect(
+      Object.keys(quotaOf(tenantLimits)).filter((name) => /cpu|memory|gpu|pods|storage|claims/.test(name)),
+    ).toEqual([]);
   });
 
   test('may read and write its own objects, and nothing that leads further', () => {

@@ -30,7 +30,13 @@ const declared = {
     'burst: numbers of pods, one after the other (default: 10,100,1000). size: pods on all nodes together (default: ten a node).',
     'N[,N]',
   ),
-  rounds: integer('burst, streams, transport: how often each alternative has its turn.', 'COUNT', 1, 100, 3),
+  rounds: integer(
+    'burst, streams, transport: how often each alternative has its turn; of up to 100 pods, three times as often.',
+    'COUNT',
+    1,
+    100,
+    3,
+  ),
   samples: integer('latency: how many pods each way; transport: how many connections.', 'COUNT', 5, 10_000, 50),
   restSeconds: integer(
     'size: for how long CPU is measured at rest. gateway: for how long it is asked.',

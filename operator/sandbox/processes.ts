@@ -10,7 +10,7 @@
  * would take etcd away from under an API server that is still shutting down.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomInt } from 'node:crypto';
 import {
   appendFileSync,
   closeSync,
@@ -24,7 +24,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { createServer } from 'node:net';
+import { type AddressInfo, createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -465,22 +465,35 @@ export function stopWithSignals(stop: () => Promise<void>, report: Report): () =
   };
 }
 
-/** Ports that are free now. Another program may take one before it is used: callers try again with others. */
+/** Below those that systems give to outgoing connections, one of which might be made before the port is used. */
+const freeFrom = 11_000;
+const freeBelow = 20_000;
+const mostGuesses = 1000;
+
+/** Ports that are free now, drawn by chance. Another program may take one before it is used: callers try again with others. */
 export async function freePorts(count: number): Promise<number[]> {
-  const servers = await Promise.all(
-    Array.from(
-      { length: count },
-      () =>
-        new Promise<ReturnType<typeof createServer>>((resolve, reject) => {
-          const server = createServer();
-          server.once('error', reject);
-          server.listen(0, '127.0.0.1', () => resolve(server));
-        }),
-    ),
-  );
-  const ports = servers.map((server) => (server.address() as { port: number }).port);
-  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
-  return ports;
+  const held: Server[] = [];
+  try {
+    for (let guesses = 0; held.length < count; guesses += 1) {
+      if (guesses === mostGuesses) throw new Error(`no ${count} free ports from ${freeFrom} to ${freeBelow - 1}`);
+      const server = await listening(randomInt(freeFrom, freeBelow));
+      if (server) held.push(server);
+    }
+    return held.map((server) => (server.address() as AddressInfo).port);
+  } finally {
+    await Promise.all(held.map((server) => new Promise((resolve) => server.close(resolve))));
+  }
+}
+
+/** Undefined: somebody else has the port. */
+function listening(port: number): Promise<Server | undefined> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once('error', (error: NodeJS.ErrnoException) =>
+      error.code === 'EADDRINUSE' ? resolve(undefined) : reject(error),
+    );
+    server.listen(port, '127.0.0.1', () => resolve(server));
+  });
 }
 
 function indent(text: string): string {

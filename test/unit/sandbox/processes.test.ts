@@ -177,7 +177,9 @@ describe('when the process that supervises is killed outright', () => {
   });
 });
 
-it('finds ports that are free and different', async () => {
-  const ports = await freePorts(5);
-  expect(new Set(ports).size).toBe(5);
+it('finds ports that are free, different, and no outgoing connection’s', async () => {
+  const ports = await freePorts(200);
+  expect(new Set(ports).size).toBe(200);
+  // https://docs.kernel.org/networking/ip-sysctl.html: ip_local_port_range begins at 32768 unless somebody changed it.
+  expect(Math.max(...ports)).toBeLessThan(32_768);
 });

@@ -37,7 +37,13 @@ const declared = {
     100,
     3,
   ),
-  samples: integer('latency: how many pods each way; transport: how many connections.', 'COUNT', 5, 10_000, 50),
+  samples: integer(
+    'latency: how many pods each way; streams: a quarter of the execs; transport: how many connections.',
+    'COUNT',
+    5,
+    10_000,
+    50,
+  ),
   restSeconds: integer(
     'size: for how long CPU is measured at rest. gateway: for how long it is asked.',
     'SECONDS',

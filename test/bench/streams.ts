@@ -81,7 +81,7 @@ export async function streams(
     return { straight: plain, ours: mine, ratio: told(mine.p50Ms / plain.p50Ms) };
   };
 
-  const execLatency = delay(await compare('exec latency', options.samples, (way) => execOnce(way)));
+  const execLatency = delay(await compare('exec latency', options.samples * 4, (way) => execOnce(way)));
   const execOutput = rate(await compare('exec output', options.rounds, (way) => output(lab, way)));
   const execInput = rate(await compare('exec input', options.rounds, (way) => input(lab, way)));
   const logs = rate(await compare('logs', options.rounds, (way) => readLog(lab, way)));

@@ -20,11 +20,15 @@ const pod = (name: string, more: object = {}) => ({
   spec: { containers: [{ name: 'main', image: 'busybox', ...more }] },
 });
 
-async function ask(method: 'GET' | 'POST' | 'PUT' | 'DELETE', path: string, body?: object) {
+async function ask(method: 'GET' | 'POST' | 'PUT' | 'DELETE', path: string, body?: object, accept?: string) {
   const response = await side.gateway.app.inject({
     method,
     url: `/v1/leases/${lease.leaseId}/kube/${path}`,
-    headers: { authorization: `Bearer ${lease.token}`, ...(body ? { 'content-type': 'application/json' } : {}) },
+    headers: {
+      authorization: `Bearer ${lease.token}`,
+      ...(body ? { 'content-type': 'application/json' } : {}),
+      ...(accept ? { accept } : {}),
+    },
     payload: body ? JSON.stringify(body) : undefined,
   });
   return {
@@ -48,6 +52,23 @@ test('a pod is created in the tenant’s namespace, as the tenant’s account, n
   expect(sent).toHaveLength(1);
   expect(sent[0]!.as).not.toContain(lease.token);
   expect(sent[0]!.headers).not.toHaveProperty('authorization');
+});
+
+test('who accepts metadata alone is answered so where something is made or deleted, and nobody else', async () => {
+  const brief = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1';
+  const asked = async (...request: Parameters<typeof ask>) => {
+    const before = tenantRequests().length;
+    await ask(...request);
+    return tenantRequests()
+      .slice(before)
+      .map(({ headers }) => headers.accept);
+  };
+  const both = `${brief},application/json`;
+  expect(await asked('POST', 'pods', pod('a'), both)).toEqual([both]);
+  expect(await asked('POST', 'pods', pod('b'))).toEqual(['application/json']);
+  expect(await asked('POST', 'pods', pod('c'), 'text/plain')).toEqual(['application/json']);
+  expect(await asked('GET', 'pods/a', undefined, both)).toEqual(['application/json']);
+  expect(await asked('DELETE', 'pods/a', undefined, `${both};q=0.9`)).toEqual([both]);
 });
 
 test('what the API server says no to keeps its word', async () => {

@@ -406,6 +406,23 @@ describe('a pod that is deleted', () => {
     await eventually(() => expect(w.pod('job')?.status?.phase).toBe('Failed'));
   });
 
+  test('before its provider has taken it shows that holder that it failed', async () => {
+    w.provider.intercept(({ method, resource }) =>
+      method === 'POST' && resource?.plural === 'pods'
+        ? {
+            code: 409,
+            body: { type: 'x', title: 'Conflict', status: 409, reason: 'CapacityExhausted', detail: 'quota' },
+          }
+        : undefined,
+    );
+    w.bind('job', (p) => {
+      p.metadata.finalizers = ['batch.kubernetes.io/job-tracking'];
+    });
+    await eventually(() => expect(w.told.map(({ reason }) => reason)).toContain('NotYetCarried'));
+    await remove('job', 5);
+    await eventually(() => expect(w.pod('job')?.status?.phase).toBe('Failed'));
+  });
+
   test('by force is ended at the provider too', async () => {
     const pod = await carried();
     w.say(pod, running);

@@ -5,7 +5,7 @@ import type { LeaseRecord } from '../../core/allocation/record.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { tenantLimits } from '../../core/allocation/rights.ts';
-import { leaseIdLabel, type TenantOptions, type TenantReach, tenantObjects } from '../../core/allocation/tenant.ts';
+import { leaseIdLabel, noReach, type TenantOptions, tenantObjects } from '../../core/allocation/tenant.ts';
 import {
   type TenantService,
   type TunnelPlace,
@@ -54,15 +54,20 @@ export function createTenantServices(options: {
     return (await cluster.list<StoredService>(resources.services, { namespace, labelSelector: ours }, signal)).items;
   }
 
-  /** The parts of the tenant that say how much of this it may have. */
-  async function allow(
+  /** No more of the quota than this: a tenant from before it was split has all that it may have in there. */
+  async function allowServices(record: LeaseRecord, count: number, signal?: AbortSignal): Promise<void> {
+    const key = { namespace: tenantNamespace(record.leaseId), name: tenantLimits };
+    const patch = { spec: { hard: { services: String(count) } } };
+    await cluster.patch(resources.resourceQuotas, key, patch, { type: 'merge' }, signal);
+  }
+
+  async function allowTraffic(
     record: LeaseRecord,
-    reach: TenantReach,
-    which: 'resourceQuotas' | 'networkPolicies',
+    tunnelPorts: readonly number[],
     signal?: AbortSignal,
   ): Promise<void> {
-    for (const { resource, object } of tenantObjects(record, tenant, reach))
-      if (resource === which && object.metadata.name === tenantLimits)
+    for (const { resource, object } of tenantObjects(record, tenant, { ...noReach, tunnelPorts }))
+      if (resource === 'networkPolicies')
         await cluster.apply<KubeObject>(resources[resource], object as KubeObject, { fieldManager }, signal);
   }
 
@@ -97,7 +102,7 @@ export function createTenantServices(options: {
       for (const { metadata } of await stored(record, signal))
         if (!objects.some((one) => one.metadata.name === metadata.name))
           await cluster.delete(resources.services, { namespace, name: metadata.name }, { uid: metadata.uid }, signal);
-      await allow(record, { services: objects.length, tunnelPorts: [] }, 'resourceQuotas', signal);
+      await allowServices(record, objects.length, signal);
       const services: ServicesAnswer['services'] = [];
       for (const [index, object] of objects.entries()) {
         const made = await make(object, signal);
@@ -115,12 +120,8 @@ export function createTenantServices(options: {
       const leaseId = leaseIdLabel(record.leaseId);
       const objects = await stored(record, signal);
       // Before the endpoints: a pod that connects the moment they are there must not be turned away.
-      await allow(
-        record,
-        { services: objects.length, tunnelPorts: [...new Set(place.ports.values())].sort((a, b) => a - b) },
-        'networkPolicies',
-        signal,
-      );
+      const tunnelPorts = [...new Set(place.ports.values())].sort((a, b) => a - b);
+      await allowTraffic(record, tunnelPorts, signal);
       for (const object of objects) {
         const of = tenantServiceOf(object);
         if (!of) continue;

@@ -1,6 +1,6 @@
 /**
- * The tenant of one lease, as objects of the provider's cluster. Applied as a whole, again and again: what somebody
- * changed comes back.
+ * The tenant of one lease, as objects of the provider's cluster. Applied as a whole: a try that broke off is made whole by
+ * the next.
  *
  * Isolation is layered, so that no single mistake opens it: the narrow proxy, pod admission at the gateway, the role of
  * the tenant's account, quota, pod security "baseline", the policy of tenants' pods and the network policy.

@@ -235,6 +235,20 @@ describe('the Services of a lease', () => {
     expect([names(), quota()]).toEqual([[], '0']);
   });
 
+  test('leave the rest of the quota alone: that of an older tenant has all that was bought in it', async () => {
+    type Quota = KubeObject & { spec: { hard: Record<string, string> } };
+    const key = { namespace: tenantNamespace(lease.leaseId), name: 'lease' };
+    side.cluster.change<Quota>(resources.resourceQuotas, key, ({ spec }) => {
+      spec.hard.pods = '20';
+    });
+    expect((await put({ services: [one] })).status).toBe(200);
+    expect(side.cluster.object<Quota>(resources.resourceQuotas, key)?.spec.hard).toMatchObject({
+      services: '1',
+      pods: '20',
+      'count/secrets': '1000',
+    });
+  });
+
   test('wait for a quota that is counted a moment later', async () => {
     side.cluster.failNext({
       method: 'PATCH',

@@ -162,8 +162,8 @@ async function carry(
     answer.socket.destroy();
     return undefined;
   }
-  options.audit(request, 101, (performance.now() - startedAt) / 1000);
   socket.write(switchingHead(answer.response));
+  options.audit(request, 101, (performance.now() - startedAt) / 1000);
   const farewell = target.stream === 'portforward' ? undefined : farewellFor(answer.response.headers);
   join(socket, answer.socket, head, answer.head, { before: farewell });
   return farewell;

@@ -470,7 +470,7 @@ const freeFrom = 11_000;
 const freeBelow = 20_000;
 const mostGuesses = 1000;
 
-/** Ports that are free now, drawn by chance. Another program may take one before it is used: callers try again with others. */
+/** Ports that are free now, drawn by chance. Should another program take one before it is used, whoever uses it says so, and ends. */
 export async function freePorts(count: number): Promise<number[]> {
   const held: Server[] = [];
   try {

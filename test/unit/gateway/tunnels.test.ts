@@ -5,6 +5,7 @@ import http2, { type ClientHttp2Session } from 'node:http2';
 import { createServer, type Socket } from 'node:net';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { maxTunnelStreams } from '../../../operator/api/gateway.ts';
+import { fieldManager } from '../../../operator/controllers/provider/tenants.ts';
 import { tenantNamespace } from '../../../operator/core/allocation/record.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
 import { eventually, type ProviderSide, startProviderSide } from '../../support/provider-side.ts';
@@ -238,9 +239,9 @@ describe('the Services of a lease', () => {
   test('leave the rest of the quota alone: that of an older tenant has all that was bought in it', async () => {
     type Quota = KubeObject & { spec: { hard: Record<string, string> } };
     const key = { namespace: tenantNamespace(lease.leaseId), name: 'lease' };
-    side.cluster.change<Quota>(resources.resourceQuotas, key, ({ spec }) => {
-      spec.hard.pods = '20';
-    });
+    const { spec } = side.cluster.object<Quota>(resources.resourceQuotas, key)!;
+    const older = { metadata: key, spec: { hard: { ...spec.hard, pods: '20' } } };
+    await side.cluster.apply(resources.resourceQuotas, older as Quota, { fieldManager });
     expect((await put({ services: [one] })).status).toBe(200);
     expect(side.cluster.object<Quota>(resources.resourceQuotas, key)?.spec.hard).toMatchObject({
       services: '1',

@@ -484,7 +484,9 @@ const isReady = (name: string, ready: boolean) =>
 
 function get(url: string, agent?: http.Agent): Promise<string> {
   return new Promise((resolve, reject) => {
-    const request = http.get(url, { agent: agent ?? false, timeout: 5000 }, (response) => {
+    // busybox's httpd has a backlog of 9: of a hundred straight to it at once, some are sent again after 1, 3 and 7 s.
+    const timeout = agent === undefined ? 5000 : 30_000;
+    const request = http.get(url, { agent: agent ?? false, timeout }, (response) => {
       let body = '';
       response.on('data', (chunk) => {
         body += String(chunk);

@@ -173,11 +173,10 @@ async function prove(
     deniedCidrs: ['198.51.100.0/24'],
     gateway: { namespace: gateway.namespace, podLabels: { app: 'gateway' } },
   };
-  const reach = { services: 1, tunnelPorts: [ownTunnel] };
   await apply([tenantRole, { apiVersion: 'v1', kind: 'Namespace', metadata: { name: gateway.namespace } }]);
   for (const leaseId of Object.values(leases)) {
     const lease = { leaseId, chainId: 1, escrow: `0x${'e'.repeat(40)}`, room, nodeName };
-    await apply(tenantObjects(lease, options, reach).map(({ object }) => object));
+    await apply(tenantObjects(lease, options, [ownTunnel]).map(({ object }) => object));
   }
   const listen = (...ports: number[]) => ports.map((port) => `httpd -p ${port} -h /tmp`).join('; ');
   const pod = ({ namespace, name }: Place, labels: object, ...ports: number[]) => ({

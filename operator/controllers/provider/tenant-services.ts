@@ -5,7 +5,7 @@ import type { LeaseRecord } from '../../core/allocation/record.ts';
 import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { tenantLimits } from '../../core/allocation/rights.ts';
-import { leaseIdLabel, noReach, type TenantOptions, tenantObjects } from '../../core/allocation/tenant.ts';
+import { leaseIdLabel, type TenantOptions, tenantObjects } from '../../core/allocation/tenant.ts';
 import {
   type TenantService,
   type TunnelPlace,
@@ -66,7 +66,7 @@ export function createTenantServices(options: {
     tunnelPorts: readonly number[],
     signal?: AbortSignal,
   ): Promise<void> {
-    for (const { resource, object } of tenantObjects(record, tenant, { ...noReach, tunnelPorts }))
+    for (const { resource, object } of tenantObjects(record, tenant, tunnelPorts))
       if (resource === 'networkPolicies')
         await cluster.apply<KubeObject>(resources[resource], object as KubeObject, { fieldManager }, signal);
   }

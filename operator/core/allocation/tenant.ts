@@ -59,16 +59,6 @@ export interface TenantStorage {
 /** A claim of a byte is a volume, too, and volumes are what storage systems count. */
 export const maxClaims = 100;
 
-/** What of a tenant depends on the consumer's Services that its lease names. */
-export interface TenantReach {
-  /** Services that the namespace may have. */
-  readonly services: number;
-  /** Ports at the gateway that are of this tenant alone. */
-  readonly tunnelPorts: readonly number[];
-}
-
-export const noReach: TenantReach = { services: 0, tunnelPorts: [] };
-
 /** One object to apply, with the name of its kind in the engine's table of resources. */
 export interface TenantObject {
   readonly resource:
@@ -116,10 +106,13 @@ export function escrowOfTenant(
   return match ? { chainId: Number(match[1]), escrow: match[2]!, leaseId: match[3] as Hex32 } : undefined;
 }
 
+/**
+ * @param tunnelPorts Ports at the gateway that are of this tenant alone: its ways to the consumer's Services that the lease names.
+ */
 export function tenantObjects(
   lease: TenantLease,
   options: TenantOptions,
-  reach: TenantReach = noReach,
+  tunnelPorts: readonly number[] = [],
 ): readonly TenantObject[] {
   const { leaseId, room } = lease;
   const namespace = tenantNamespace(leaseId);
@@ -233,7 +226,8 @@ export function tenantObjects(
         metadata: inside(tenantLimits),
         spec: {
           hard: {
-            services: String(reach.services),
+            // The gateway allows as many as the lease names.
+            services: '0',
             'services.loadbalancers': '0',
             'services.nodeports': '0',
             'count/configmaps': '1000',
@@ -285,8 +279,8 @@ export function tenantObjects(
           egress: [
             { to: [{ podSelector: {} }] },
             // By port, for the ports beside them are other tenants' Services. The gateway looks who calls as well.
-            ...(gateway.length > 0 && reach.tunnelPorts.length > 0
-              ? [{ to: gateway, ports: reach.tunnelPorts.map((port) => ({ protocol: 'TCP', port })) }]
+            ...(gateway.length > 0 && tunnelPorts.length > 0
+              ? [{ to: gateway, ports: tunnelPorts.map((port) => ({ protocol: 'TCP', port })) }]
               : []),
             {
               to: [

@@ -100,20 +100,16 @@ describe('the tenant', () => {
   const specOf = (kind: string, ...args: Parameters<typeof tenantObjects>) =>
     tenantObjects(...args).find(({ object }) => object.kind === kind)!.object.spec as Record<string, never>;
 
-  test('may have as many Services as its lease names', () => {
-    const reach = { services: 3, tunnelPorts: [] };
-    const quotas = tenantObjects(lease, { deniedCidrs: [] }, reach).filter(
-      ({ object }) => object.kind === 'ResourceQuota',
-    );
+  test('may have no Services until the gateway allows as many as the lease names', () => {
+    const quotas = tenantObjects(lease, { deniedCidrs: [] }).filter(({ object }) => object.kind === 'ResourceQuota');
     expect(quotas.map(({ object }) => (object.spec as { hard: Record<string, string> }).hard.services)).toEqual([
       undefined,
-      '3',
+      '0',
     ]);
   });
 
   test('is reached by the gateway, and reaches of it what is its own', () => {
-    const reach = { services: 1, tunnelPorts: [20_001, 20_002] };
-    const { ingress, egress } = specOf('NetworkPolicy', lease, { deniedCidrs: [], gateway }, reach);
+    const { ingress, egress } = specOf('NetworkPolicy', lease, { deniedCidrs: [], gateway }, [20_001, 20_002]);
     expect(ingress).toContainEqual({ from: peers, ports: [{ protocol: 'TCP' }] });
     expect(egress).toContainEqual({
       to: peers,

@@ -28,6 +28,8 @@ export interface GatewayLog {
 interface Common {
   /** For one answer, and for a connection. Default 10. */
   readonly timeoutSeconds?: number;
+  /** After a stream was opened, a connection is held ready for the next one. False. */
+  readonly spare?: boolean;
   readonly log?: GatewayLog;
 }
 
@@ -64,7 +66,7 @@ export function connectGateway(options: GatewayOptions): GatewayClient {
   const timeoutSeconds = options.timeoutSeconds ?? 10;
   const url = (options.dial ? options.url : options.endpoint.url).replace(/\/$/, '');
   const dial = options.dial ?? dialTls(options.endpoint, timeoutSeconds);
-  const http = createHttpClient({ host: new URL(url).host, dial, timeoutSeconds });
+  const http = createHttpClient({ host: new URL(url).host, dial, timeoutSeconds, spare: options.spare });
   const call = callJson(http, timeoutSeconds, options.log);
   return {
     url,

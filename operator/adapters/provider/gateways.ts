@@ -55,7 +55,14 @@ export function createGateways({ signAccess, now, log, timeoutSeconds = 10, ...o
     const entry = {
       endpoint,
       route,
-      client: connectGateway({ url: route.url, dial: route.dial, timeoutSeconds, log: log.child({ provider: name }) }),
+      client: connectGateway({
+        url: route.url,
+        dial: route.dial,
+        // By a link or a relay it would take up room that others may want.
+        spare: route.state().via === 'Direct',
+        timeoutSeconds,
+        log: log.child({ provider: name }),
+      }),
       leases: new Map<string, LeaseConnection>(),
     };
     clients.set(name, entry);

@@ -6,6 +6,7 @@ import { pathOnly } from '../../engine/http.ts';
 import { createSharedWatches } from '../shared-watches.ts';
 import type { Dial } from './dial.ts';
 import { IdentityMismatchError, UnknownOutcomeError } from './errors.ts';
+import { keepSpare } from './spare.ts';
 
 export interface HttpRequest {
   readonly method: string;
@@ -29,6 +30,14 @@ export interface HttpClient {
   close(): void;
 }
 
+export interface HttpClientOptions {
+  readonly host: string;
+  readonly dial: Dial;
+  readonly timeoutSeconds: number;
+  /** After a stream was opened, a connection is held ready for the next one. False. */
+  readonly spare?: boolean;
+}
+
 /** Node's own agent, with the dialling handed in. */
 class DialAgent extends http.Agent {
   readonly #dial: Dial;
@@ -45,12 +54,13 @@ class DialAgent extends http.Agent {
   }
 }
 
-export function createHttpClient(options: { host: string; dial: Dial; timeoutSeconds: number }): HttpClient {
+export function createHttpClient(options: HttpClientOptions): HttpClient {
   const { host, dial, timeoutSeconds } = options;
   // As many are kept as there may be: a handshake costs more than the call. The gateway says when it drops idle ones.
   const calls = new DialAgent(dial, { keepAlive: true, maxSockets: 32, maxFreeSockets: 32 });
   // A stream owns its connection, and takes it along when it ends.
-  const streams = new DialAgent(dial, { keepAlive: false });
+  const spare = options.spare ? keepSpare(dial) : undefined;
+  const streams = new DialAgent(spare?.dial ?? dial, { keepAlive: false });
   const watches = createSharedWatches({ host, dial, timeoutSeconds });
 
   function exchange(request: HttpRequest, agent: http.Agent, signal?: AbortSignal): Promise<Upgraded> {
@@ -140,9 +150,14 @@ export function createHttpClient(options: { host: string; dial: Dial; timeoutSec
       }
       return answer.response;
     },
-    upgrade: (request, signal) => exchange(request, streams, signal),
+    async upgrade(request, signal) {
+      const answer = await exchange(request, streams, signal);
+      if (answer.socket) spare?.opened();
+      return answer;
+    },
     close() {
       calls.destroy();
+      spare?.close();
       watches.close();
     },
   };

@@ -4,6 +4,7 @@ import type { Clock } from './clock.ts';
 import { ApiError, isRecord, statusOf, UnknownOutcomeError } from './errors.ts';
 import { readBody } from './http.ts';
 import { readLines } from './lines.ts';
+import { withoutManagedFields } from './managed-fields.ts';
 import { collectionPath, withQuery } from './paths.ts';
 import type { Cluster, KubeObject, Resource } from './types.ts';
 
@@ -31,7 +32,7 @@ export interface WatchRequest {
 const longestLineBytes = 16 * 1024 * 1024;
 
 /**
- * Calls `onEvent` for each event. Resolves when the server ended the watch (`closed`), or said nothing for too long
+ * Calls `onEvent` for each event, whose object is without managedFields. Resolves when the server ended the watch (`closed`), or said nothing for too long
  * (`quiet`); both may go on from the last resourceVersion. Throws ApiError for a refusal, ERROR events included, and
  * UnknownOutcomeError for a broken stream or a line that is not JSON.
  */
@@ -104,7 +105,7 @@ function parseEvent(line: string, resource: Resource): WatchEvent | undefined {
   if (line.trim() === '') return undefined;
   let event: unknown;
   try {
-    event = JSON.parse(line);
+    event = JSON.parse(withoutManagedFields(line));
   } catch {
     throw new UnknownOutcomeError(`watch ${resource.plural}: an event is not JSON`);
   }

@@ -57,7 +57,7 @@ export function createInformer<T extends KubeObject>(options: InformerOptions<T>
   };
 
   function trim(object: KubeObject): T {
-    // Nobody reads who manages which field, and it is a third of many objects.
+    // Of what was listed: watches leave it out before they parse (managed-fields.ts).
     if ('managedFields' in object.metadata) {
       const { managedFields: _, ...metadata } = object.metadata as KubeObject['metadata'] & { managedFields: unknown };
       object = { ...object, metadata };

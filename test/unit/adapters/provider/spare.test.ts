@@ -5,37 +5,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
 import { createHttpClient } from '../../../../operator/adapters/provider/http.ts';
 import { keepSpare } from '../../../../operator/adapters/provider/spare.ts';
-import type { Timing } from '../../../../operator/wire/timing.ts';
+import { manualClock } from '../../../support/clock.ts';
 
 const stream = () => new Duplex({ read: () => undefined, write: (_chunk, _encoding, done) => done() });
-
-/** Time that goes on when it is told to. */
-function handTiming() {
-  let now = 0;
-  const due = new Map<() => void, number>();
-  const timing: Timing = {
-    monotonicMs: () => now,
-    setTimeout: (fn, ms) => {
-      const once = () => fn();
-      due.set(once, now + ms);
-      return () => void due.delete(once);
-    },
-  };
-  return {
-    timing,
-    async pass(ms: number) {
-      now += ms;
-      for (const [fn, at] of [...due])
-        if (at <= now && due.delete(fn)) {
-          fn();
-          await sleep(0);
-        }
-    },
-    get waiting() {
-      return due.size;
-    },
-  };
-}
 
 describe('a spare connection', () => {
   const made: Duplex[] = [];
@@ -52,34 +24,34 @@ describe('a spare connection', () => {
   });
 
   test('is dialled a moment after a stream was opened, and is what the next one gets', async () => {
-    const time = handTiming();
-    const spare = keepSpare(dial, time.timing);
+    const clock = manualClock();
+    const spare = keepSpare(dial, clock);
     expect(await spare.dial()).toBe(made[0]);
     spare.opened();
     spare.opened();
-    await time.pass(24);
+    await clock.advance(24);
     expect(made).toHaveLength(1);
-    await time.pass(1);
+    await clock.advance(1);
     spare.opened();
-    await time.pass(25);
+    await clock.advance(25);
     expect(made).toHaveLength(2);
     expect(await spare.dial()).toBe(made[1]);
     expect(made[1]!.listenerCount('data')).toBe(0);
     expect(await spare.dial()).toBe(made[2]);
     // That of the one which was taken does not end it.
-    await time.pass(10_000);
+    await clock.advance(10_000);
     expect(made.some((socket) => socket.destroyed)).toBe(false);
-    expect(time.waiting).toBe(0);
+    expect(clock.pendingTimers).toBe(0);
   });
 
   test('is dropped when nobody takes it', async () => {
-    const time = handTiming();
-    const spare = keepSpare(dial, time.timing);
+    const clock = manualClock();
+    const spare = keepSpare(dial, clock);
     spare.opened();
-    await time.pass(25);
-    await time.pass(4999);
+    await clock.advance(25);
+    await clock.advance(4999);
     expect(made[0]!.destroyed).toBe(false);
-    await time.pass(1);
+    await clock.advance(1);
     expect(made[0]!.destroyed).toBe(true);
     expect(await spare.dial()).toBe(made[1]);
   });
@@ -92,46 +64,46 @@ describe('a spare connection', () => {
       (socket: Duplex) => void socket.push('HTTP/1.1 408 Request Timeout\r\n\r\n'),
     ],
   ])('is not given out when it %s', async (_, spoil) => {
-    const time = handTiming();
-    const spare = keepSpare(dial, time.timing);
+    const clock = manualClock();
+    const spare = keepSpare(dial, clock);
     spare.opened();
-    await time.pass(25);
+    await clock.advance(25);
     spoil(made[0]!);
     await sleep(5);
     expect(made[0]!.destroyed).toBe(true);
     expect(await spare.dial()).toBe(made[1]);
-    expect(time.waiting).toBe(0);
+    expect(clock.pendingTimers).toBe(0);
   });
 
   test('that cannot be made fails nobody, and is tried again after the next stream', async () => {
-    const time = handTiming();
-    const spare = keepSpare(dial, time.timing);
+    const clock = manualClock();
+    const spare = keepSpare(dial, clock);
     refused = true;
     spare.opened();
-    await time.pass(25);
+    await clock.advance(25);
     await expect(spare.dial()).rejects.toThrow('refused');
     refused = false;
     spare.opened();
-    await time.pass(25);
+    await clock.advance(25);
     expect(made).toHaveLength(1);
     expect(await spare.dial()).toBe(made[0]);
   });
 
   test('goes when its client is closed, and none is made afterwards', async () => {
-    const time = handTiming();
-    const spare = keepSpare(dial, time.timing);
+    const clock = manualClock();
+    const spare = keepSpare(dial, clock);
     spare.opened();
-    await time.pass(25);
+    await clock.advance(25);
     spare.close();
     expect(made[0]!.destroyed).toBe(true);
     spare.opened();
-    await time.pass(100);
+    await clock.advance(100);
     expect(made).toHaveLength(1);
 
-    const other = keepSpare(dial, time.timing);
+    const other = keepSpare(dial, clock);
     other.opened();
     other.close();
-    await time.pass(100);
+    await clock.advance(100);
     expect(made).toHaveLength(1);
   });
 });

@@ -21,24 +21,20 @@ export interface Spare {
 
 export function keepSpare(dial: () => Promise<Duplex>, timing: Timing = systemTiming): Spare {
   let spare: { readonly socket: Duplex; letGo(): void; drop(): void } | undefined;
+  let filling = false;
   let cancelFill: (() => void) | undefined;
-  let dialling = false;
   let closed = false;
 
   function fill(): void {
-    cancelFill = undefined;
-    dialling = true;
-    dial().then(
-      (socket) => {
-        dialling = false;
-        if (closed) socket.destroy();
-        else hold(socket);
-      },
-      () => {
+    dial()
+      .then(
+        (socket) => (closed ? void socket.destroy() : hold(socket)),
         // Nobody waits for it. The next stream dials itself, and tells what is wrong.
-        dialling = false;
-      },
-    );
+        () => undefined,
+      )
+      .finally(() => {
+        filling = false;
+      });
   }
 
   function hold(socket: Duplex): void {
@@ -67,8 +63,9 @@ export function keepSpare(dial: () => Promise<Duplex>, timing: Timing = systemTi
       return found.socket;
     },
     opened() {
-      if (closed || dialling || spare !== undefined) return;
-      cancelFill ??= timing.setTimeout(fill, afterMs);
+      if (closed || filling || spare !== undefined) return;
+      filling = true;
+      cancelFill = timing.setTimeout(fill, afterMs);
     },
     close() {
       closed = true;

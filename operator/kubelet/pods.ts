@@ -19,7 +19,6 @@ import {
   withoutClaims,
 } from '../core/node/device-claims.ts';
 import { type HostAlias, withHostAliases } from '../core/node/named-services.ts';
-import { remotePodName } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod, type PodStatus } from '../core/node/pod.ts';
 import { patchedStatus, sameStatus, statusPatch } from '../core/node/same-status.ts';
 import { type ClaimAnswer, type ClaimView, claimsOfPod, type StoredAt } from '../core/node/storage.ts';
@@ -52,6 +51,7 @@ import { createPace } from '../wire/pace.ts';
 import { createPodChanges } from './changes.ts';
 import { heldName, type ObjectCarrier, type ObjectRef } from './objects.ts';
 import type { RemoteLease } from './remote.ts';
+import { remoteNameOf } from './remote-name.ts';
 import type { TokenCarrier } from './tokens.ts';
 import type { NodeSpec } from './types.ts';
 
@@ -604,16 +604,6 @@ const saysLeaseEnded = (error: unknown): boolean =>
 const cut = (message: string): string => message.slice(0, 900);
 const uidOf = (pod: Pod): string => pod.metadata.uid ?? '';
 const keyOfPod = (pod: Pod) => ({ namespace: pod.metadata.namespace, name: pod.metadata.name });
-/** By name and UID. Asked for many times in a pod's life, and a hash each. */
-const remoteNames = boundedMap<string, string>(20_000);
-function remoteNameOf({ metadata: { name, uid = '' } }: Pod): string {
-  const key = `${name}/${uid}`;
-  const known = remoteNames.get(key);
-  if (known !== undefined) return known;
-  const remoteName = remotePodName(name, uid);
-  remoteNames.set(key, remoteName);
-  return remoteName;
-}
 const remoteOf = (pod: Pod, host: PodHost): Pod | undefined => host.remotePods.byIndex('name', remoteNameOf(pod))[0];
 const statusView = (host: PodHost) => ({
   nodeAddress: host.address,

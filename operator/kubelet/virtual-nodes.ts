@@ -7,7 +7,7 @@
  */
 import { annotations, labels, managedBy } from '../api/labels.ts';
 import type { LeaseEnd } from '../core/node/disruption.ts';
-import { remotePodName, virtualNodePrefix } from '../core/node/names.ts';
+import { virtualNodePrefix } from '../core/node/names.ts';
 import { isOfDaemonSet, isTerminal, type Pod } from '../core/node/pod.ts';
 import { familyOf, type Service } from '../core/node/service.ts';
 import { concerns, type ServiceLinks, serviceVariables } from '../core/node/service-links.ts';
@@ -44,6 +44,7 @@ import type { ObjectRef } from './objects.ts';
 import { consumerKeyOf, createPodCarrier } from './pods.ts';
 import type { RemoteLease } from './remote.ts';
 import { mirrorEvents } from './remote-events.ts';
+import { remoteNameOf } from './remote-name.ts';
 import { createEndpoints } from './services/endpoints.ts';
 import { createExposing } from './services/exposing.ts';
 import type { NodeSpec, ServingCertificates } from './types.ts';
@@ -157,7 +158,7 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     trim: (pod) => (isOnVirtualNode(pod) ? alike(pod) : onlyThatItExists(pod)),
     indexes: {
       node: (pod) => (pod.spec.nodeName ? [pod.spec.nodeName] : []),
-      remote: (pod) => (isOnVirtualNode(pod) ? [remotePodName(pod.metadata.name, pod.metadata.uid ?? '')] : []),
+      remote: (pod) => (isOnVirtualNode(pod) ? [remoteNameOf(pod)] : []),
       leased: (pod) => (isOnVirtualNode(pod) ? [pod.metadata.namespace ?? ''] : []),
       claim: (pod) =>
         isOnVirtualNode(pod) ? claimsOfPod(pod).map(({ name }) => `${pod.metadata.namespace}/${name}`) : [],

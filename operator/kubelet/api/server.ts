@@ -8,7 +8,6 @@ import net, { type AddressInfo } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { NodePage } from '../../core/allocation/node-pages.ts';
 import { configzOf } from '../../core/node/configz.ts';
-import { remotePodName } from '../../core/node/names.ts';
 import { noUsage } from '../../core/node/node-usage.ts';
 import { ownPage } from '../../core/node/own-page.ts';
 import { hasContainer, type PageOptions } from '../../core/node/page.ts';
@@ -23,6 +22,7 @@ import type { Log } from '../../engine/types.ts';
 import { switchingHead, upgradeHeaders } from '../../wire/upgrade-headers.ts';
 import { join } from '../../wire/upgraded.ts';
 import type { RemoteLease } from '../remote.ts';
+import { remoteNameOf } from '../remote-name.ts';
 import type { ServingCertificate } from '../types.ts';
 import type { Callers } from './callers.ts';
 import { tellLoss } from './loss.ts';
@@ -129,7 +129,7 @@ export async function startKubeletServer(options: KubeletServerOptions): Promise
       throw new Refusal(404, `pod "${route.pod}" is not on node ${nodeName}`);
     if (route.container !== undefined && !hasContainer(pod, route.container))
       throw new Refusal(404, `container "${route.container}" not found in pod "${route.pod}"`);
-    const name = remotePodName(pod.metadata.name, pod.metadata.uid ?? '');
+    const name = remoteNameOf(pod);
     const query = subresourceQuery(route, url.searchParams).toString();
     return {
       path: `kube/pods/${name}/${route.stream}${query === '' ? '' : `?${query}`}`,

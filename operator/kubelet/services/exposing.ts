@@ -16,7 +16,6 @@ import {
   recordedPorts,
   sliceOf,
 } from '../../core/node/endpoint-slices.ts';
-import { remotePodName } from '../../core/node/names.ts';
 import type { Pod } from '../../core/node/pod.ts';
 import { type EndpointSlice, familyOf, type Service, selects } from '../../core/node/service.ts';
 import { boundedMap } from '../../engine/bounded-map.ts';
@@ -38,6 +37,7 @@ import {
   type Result,
   resources,
 } from '../../engine/types.ts';
+import { remoteNameOf } from '../remote-name.ts';
 import type { Forward } from './forward.ts';
 import { createListeners } from './listeners.ts';
 
@@ -226,7 +226,7 @@ export function createExposing(options: ExposingOptions): Exposing {
 
   /** Whoever serves the pod's node when a connection comes. */
   function connectTo(pod: Pod, target: number) {
-    const remote = remotePodName(pod.metadata.name, pod.metadata.uid ?? '');
+    const remote = remoteNameOf(pod);
     const nodeName = pod.spec.nodeName ?? '';
     return async (signal: AbortSignal) => {
       const host = options.hostOf(nodeName);

@@ -26,6 +26,8 @@ export interface ReadyFact {
 
 /** Blocks are late by up to so long. A clock that is further from the chain's is believed no more than this. */
 const mostAheadSeconds = 30;
+/** What is said to be further ahead was said while our clock was wrong. */
+const longestLookMs = 60_000;
 /** By so much a clock that is kept in time by slewing may differ from one that is not, over a minute or two. */
 const slewedMs = 1000;
 
@@ -68,8 +70,21 @@ export function count(
   }
   if (meter.countedUntil === undefined) return meter;
   // Only if it was Ready when last counted: from False to Unknown is a transition, too, and none that was served before.
-  const served = meter.ready === false ? 0 : Math.min(passed, Math.max(0, Math.min(since, now.getTime()) - from));
-  return { servedMs: meter.servedMs + served, countedUntil, ready: false, ...seen };
+  const end = endOf(node, now);
+  const sinceThisLook = Math.max(0, end - now.getTime());
+  const served = meter.ready === false ? 0 : Math.min(passed + sinceThisLook, Math.max(0, end - from));
+  const until = new Date(Math.max(now.getTime(), end)).toISOString();
+  return { servedMs: meter.servedMs + served, countedUntil: until, ready: false, ...seen };
+}
+
+/**
+ * Up to when a node that is not Ready was, in milliseconds. False is our own word, by our clock: where it was said after this look
+ * began, which has waited for the provider since, that is told already. Others say Unknown, by theirs.
+ */
+function endOf(node: ReadyFact, now: Date): number {
+  const since = node.since.getTime();
+  const saidSince = node.ready === 'False' && since - now.getTime() <= longestLookMs;
+  return saidSince ? since : Math.min(since, now.getTime());
 }
 
 /** The most milliseconds that may have passed since the meter was stored, as blocks tell. */

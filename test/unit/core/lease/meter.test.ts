@@ -46,6 +46,22 @@ describe('the meter', () => {
     expect(servedSeconds(count(held, node(72, { ready: 'False' }), at(100)))).toBe(62);
   });
 
+  test('counts up to where we said that the node is not Ready, also after the look had begun', () => {
+    const gone = count(meter(30_000, 40, true), node(59, { ready: 'False' }), at(50), undefined, 10_000);
+    expect(gone).toMatchObject({ servedMs: 49_000, countedUntil: instant(59), ready: false });
+    expect(count(gone, node(59, { ready: 'False' }), at(60)).servedMs).toBe(49_000);
+    expect(count(gone, node(100, { ready: 'Unknown' }), at(110)).servedMs).toBe(49_000);
+    expect(count(gone, node(61), at(70)).servedMs).toBe(58_000);
+  });
+
+  test.each([
+    ['Kubernetes, by another clock', node(59, { ready: 'Unknown' })],
+    ['ours, while our clock was wrong', node(150, { ready: 'False' })],
+  ])('takes no word for what is to come: %s', (_, fact) => {
+    const counted = count(meter(30_000, 40, true), fact, at(50));
+    expect(counted).toMatchObject({ servedMs: 40_000, countedUntil: instant(50), ready: false });
+  });
+
   test('counts nothing twice when it had counted beyond the last good health', () => {
     const held = count(meter(30_000, 40, true), node(10, { healthyAt: at(35) }), at(75));
     expect(servedSeconds(count(held, node(10), at(100)))).toBe(90);

@@ -1,6 +1,7 @@
 /**
  * Keys that need work. A key is in it once, however often it was added; is worked on by one worker at a time; and when
- * it is added meanwhile, is worked on again afterwards.
+ * it is added meanwhile, is worked on again afterwards. What is added in one go is handed out at its end, so that a key of which
+ * two watches tell, or one of them twice, is worked on once.
  *
  *   add ─► ready ─take─► working ─done─► out          add while working ─► again after done
  *           ▲
@@ -50,6 +51,7 @@ export function createQueue(options: QueueOptions): Queue {
   const delayed = new Map<string, number>(); // key → due; the truth, of which the heap may hold outdated entries
   let heap: { key: string; dueMs: number }[] = [];
   let timer: { dueMs: number; cancel: () => void } | undefined;
+  let handing = false;
   let closed = false;
 
   const length = () => ready.size + delayed.size + again.size;
@@ -62,7 +64,12 @@ export function createQueue(options: QueueOptions): Queue {
     if (ready.has(key)) return;
     ready.set(key, clock.monotonicMs());
     metrics?.queueAdded?.(name, ready.size);
-    hand();
+    if (handing) return;
+    handing = true;
+    queueMicrotask(() => {
+      handing = false;
+      hand();
+    });
   }
 
   function hand() {

@@ -29,6 +29,7 @@ import { lostStatus, refusedStatus, translateStatus } from '../core/node/transla
 import { type NodeHealth, nodeCapacity } from '../core/node/virtual-node.ts';
 import { boundedMap } from '../engine/bounded-map.ts';
 import type { Clock } from '../engine/clock.ts';
+import { sameJson } from '../engine/equal.ts';
 import {
   ApiError,
   isAlreadyExists,
@@ -39,6 +40,7 @@ import {
 } from '../engine/errors.ts';
 import { keyText } from '../engine/paths.ts';
 import {
+  type Change,
   type Cluster,
   type EventRecorder,
   type Informer,
@@ -123,6 +125,13 @@ export interface PodCarrier {
   reconcile(key: ObjectKey, signal: AbortSignal): Promise<Result>;
   /** A remote pod went: what it said last is what its end looked like. */
   remember(remote: Pod): void;
+  /**
+   * This change at the provider leaves nothing to do for the pod, which is looked at again by itself: it was just sent, and there is
+   * no news of it; or it goes, as it was asked to.
+   */
+  awaits(pod: Pod, change: Change<Pod>): boolean;
+  /** This change of a pod is what was reported of it, come back, and nothing besides. */
+  isOwnReport(change: Change<Pod>): boolean;
   /** Names of all objects that pods of this node refer to, as `Kind/remote name`. */
   wantedObjects(host: PodHost): ReadonlySet<string>;
 }
@@ -347,10 +356,11 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     host: PodHost,
     signal: AbortSignal,
   ): Promise<{ pod: Pod } | { refused: Result } | undefined> {
+    // Set first: what the provider's watch says of it may come before the answer.
+    sentAtMs.set(uidOf(pod), clock.monotonicMs());
     try {
       const made = await host.remote.create<Pod>(resources.pods, atFirst(wanted), signal);
       changes.sent(pod, atFirst(wanted));
-      sentAtMs.set(uidOf(pod), clock.monotonicMs());
       return { pod: made };
     } catch (error) {
       if (isAlreadyExists(error)) {
@@ -400,8 +410,10 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   async function write(pod: Pod, status: PodStatus, signal: AbortSignal): Promise<void> {
     const stored = written.get(pod) ?? pod.status;
     if (sameStatus(stored, status)) return;
-    // Set first: a later look, at a cache that lags, must not take the end back.
+    const before = written.get(pod);
+    // Set first: a later look, at a cache that lags, must not take the end back; and it may come back before the answer.
     if (status.phase === 'Succeeded' || status.phase === 'Failed') ended.set(uidOf(pod), true);
+    written.set(pod, patchedStatus(stored, status));
     try {
       await consumer.patch(
         resources.pods,
@@ -410,8 +422,9 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
         { type: 'strategic', subresource: 'status', brief: true },
         signal,
       );
-      written.set(pod, patchedStatus(stored, status));
     } catch (error) {
+      if (before) written.set(pod, before);
+      else written.delete(pod);
       // Another pod of that name has taken its place, or none has: there is nobody to report to.
       if (isNotFound(error) || isConflict(error)) return;
       ended.delete(uidOf(pod));
@@ -445,13 +458,11 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     if (presence.is === 'unknown') return { requeueAfterSeconds: 10 };
     if (presence.is === 'there') {
       const remote = presence.pod;
-      const grace = pod.metadata.deletionGracePeriodSeconds ?? 30;
-      const given = remote.metadata.deletionTimestamp ? remote.metadata.deletionGracePeriodSeconds : undefined;
-      if (given === undefined || given > grace)
+      if (!goesAsAsked(pod, remote))
         await host.remote.delete(
           resources.pods,
           { name: remote.metadata.name },
-          { gracePeriodSeconds: grace, uid: remote.metadata.uid },
+          { gracePeriodSeconds: graceOf(pod), uid: remote.metadata.uid },
           signal,
         );
       if (!over) await report(asTold(pod), remote, host, signal);
@@ -553,6 +564,25 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
     remember(remote) {
       lastSeen.set(remote.metadata.name, remote);
     },
+    awaits(pod, { type, object, old }) {
+      if (type === 'deleted') return false;
+      if (pod.metadata.deletionTimestamp)
+        return old !== undefined && goesAsAsked(pod, object) && sameJson(old.status, object.status);
+      return object.metadata.deletionTimestamp === undefined && patienceWith(pod, object) !== undefined;
+    },
+    isOwnReport({ type, object, old }) {
+      const reported = old && written.get(old);
+      return (
+        type === 'updated' &&
+        reported !== undefined &&
+        !isTerminal(object) &&
+        // Counts changes of the spec, and says when the pod is deleted, where the API server has it.
+        object.metadata.generation !== undefined &&
+        sameJson(withoutVersion(object.metadata), withoutVersion(old!.metadata)) &&
+        sameStatus(object.status, reported) &&
+        object.status?.conditions?.length === reported.conditions?.length
+      );
+    },
     wantedObjects(host) {
       const wanted = new Set<string>();
       for (const pod of pods.byIndex('node', host.name)) {
@@ -599,6 +629,12 @@ const hasNews = ({ status }: Pod): boolean =>
   (status?.phase !== undefined && status.phase !== 'Pending') ||
   (status?.containerStatuses?.length ?? 0) > 0 ||
   (status?.conditions?.some(({ type, status }) => type === 'PodScheduled' && status === 'False') ?? false);
+const graceOf = (pod: Pod): number => pod.metadata.deletionGracePeriodSeconds ?? 30;
+/** The remote pod is being deleted, with no more grace than the consumer's has. */
+function goesAsAsked(pod: Pod, { metadata: { deletionTimestamp, deletionGracePeriodSeconds: given } }: Pod): boolean {
+  return deletionTimestamp !== undefined && given !== undefined && given <= graceOf(pod);
+}
+const withoutVersion = ({ resourceVersion: _, ...rest }: Pod['metadata']) => rest;
 const saysLeaseEnded = (error: unknown): boolean =>
   error instanceof Error && 'reason' in error && error.reason === 'LeaseEnded';
 const cut = (message: string): string => message.slice(0, 900);

@@ -252,7 +252,9 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     name: 'virtual-node-pods',
     reconcile: (key, signal) => carrier.reconcile(key, signal),
     watches: [
-      watches(pods, ({ object }) => (isOnVirtualNode(object) ? [keyOf(object)] : [])),
+      watches(pods, (change) =>
+        isOnVirtualNode(change.object) && !carrier.isOwnReport(change) ? [keyOf(change.object)] : [],
+      ),
       // No pod starts before its Services are known; a change of them is no change of the pod.
       watches(services, () => []),
     ],
@@ -369,7 +371,8 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
     else if (at >= 0) holders.set(key, held.toSpliced(at, 1));
   }
 
-  function onRemotePod(host: Host, { type, object, old }: Change<Pod>): void {
+  function onRemotePod(host: Host, change: Change<Pod>): void {
+    const { type, object, old } = change;
     const wanted = pods.byIndex('remote', object.metadata.name);
     if (type === 'deleted' && wanted.length > 0) carrier.remember(object);
     const claimed = consumerKeyOf(object);
@@ -379,8 +382,9 @@ export function createVirtualNodes(options: VirtualNodesOptions): VirtualNodes {
       if (from !== undefined) letGo(from, host);
       if (to !== undefined) holders.set(to, [...(holders.get(to) ?? []), host]);
     }
-    if (claimed) podQueue.enqueue(claimed);
-    for (const pod of wanted) podQueue.enqueue(keyOf(pod));
+    const awaited = wanted.filter((pod) => carrier.awaits(pod, change)).map((pod) => keyText(keyOf(pod)));
+    for (const key of [...(claimed ? [claimed] : []), ...wanted.map(keyOf)])
+      if (!awaited.includes(keyText(key))) podQueue.enqueue(key);
   }
 
   function enqueueAll(name: string): void {

@@ -36,6 +36,21 @@ describe('a queue', () => {
     expect(queue.length).toBe(0);
   });
 
+  it('hands out once what is added several times in one go, though somebody waits for work', async () => {
+    const { queue, clock } = start();
+    const taken: string[] = [];
+    void (async () => {
+      for (let key = await queue.take(); key !== undefined; key = await queue.take()) {
+        taken.push(key);
+        queue.done(key);
+      }
+    })();
+    await clock.settle();
+    for (const key of ['a', 'b', 'a']) queue.add(key);
+    await clock.settle();
+    expect(taken).toEqual(['a', 'b']);
+  });
+
   it('keeps the earliest of several delays, and no delay beats adding now', async () => {
     const { queue, clock } = start();
     const taken: [string | undefined, number][] = [];

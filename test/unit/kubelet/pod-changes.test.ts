@@ -134,7 +134,8 @@ describe('ConfigMaps and Secrets that are mounted', () => {
     w.objectPollSeconds = 3600;
     await w.start();
     await runs(mounts);
-    await aWhile();
+    // The watch may have told of it while it was carried: then it is read once more, within a second.
+    await aWhile(1300);
     const reads = () =>
       w.consumer.requests.filter((r) => r.method === 'GET' && r.name !== undefined && r.resource?.plural === 'secrets')
         .length;

@@ -2,7 +2,8 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { remoteObjectName } from '../../../operator/core/node/names.ts';
 import type { Pod } from '../../../operator/core/node/pod.ts';
 import { type KubeObject, resources } from '../../../operator/engine/types.ts';
-import { aWhile, eventually, nodeName, type World, world } from './world.ts';
+import type { EvictionGuard } from '../../../operator/kubelet/eviction-guard.ts';
+import { aWhile, eventually, nodeName, remoteNameOf, type World, world } from './world.ts';
 
 const running = {
   phase: 'Running',
@@ -58,6 +59,38 @@ const remoteConfig = (name = 'conf') =>
     namespace: 'tenant',
     name: remoteObjectName('ConfigMap', 'team-a', name),
   });
+
+test('a pod is looked at where there is something to do, and not for what was reported of it, or is only on its way', async () => {
+  w.evictionGuard = { holds: true, onChange: () => undefined } as unknown as EvictionGuard;
+  await w.start();
+  const pod = w.bind('web');
+  await eventually(() => expect(w.remote(pod)).toBeDefined());
+  w.say(pod, { conditions: [{ type: 'PodScheduled', status: 'True' }] });
+  await eventually(() => expect(w.looks).toBe(1));
+  w.say(pod, running);
+  await eventually(() => expect(w.pod('web')?.status?.phase).toBe('Running'));
+  await aWhile();
+  // Sent, reported; and once more when the patience with a provider that says nothing would have ended.
+  expect(w.looks).toBe(3);
+
+  w.consumer.change<Pod>(resources.pods, { namespace: 'team-a', name: 'web' }, (p) => {
+    p.metadata.labels = { a: 'b' };
+  });
+  await eventually(() => expect(w.looks).toBe(4));
+  w.consumer.change<Pod>(resources.pods, { namespace: 'team-a', name: 'web' }, (p) => {
+    p.status!.conditions!.push({ type: 'example.com/gate', status: 'True' });
+  });
+  await eventually(() => expect(w.looks).toBe(5));
+
+  await w.consumer.delete(resources.pods, { namespace: 'team-a', name: 'web' });
+  await eventually(() => expect(w.remote(pod)?.metadata.deletionTimestamp).toBeDefined());
+  await aWhile();
+  expect(w.looks).toBe(6);
+  w.say(pod, { message: 'its containers stop' });
+  await eventually(() => expect(w.pod('web')?.status?.message).toBe('its containers stop'));
+  w.provider.erase(resources.pods, { namespace: 'tenant', name: remoteNameOf(pod) });
+  await eventually(() => expect(w.pod('web')).toBeUndefined());
+});
 
 describe('a pod that is bound to the node', () => {
   beforeEach(() => w.start());

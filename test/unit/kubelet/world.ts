@@ -29,6 +29,8 @@ export interface World {
   readonly told: Told[];
   /** Providers at which a pod was ended that nobody here knows, one entry a pod. */
   readonly strays: string[];
+  /** How often a pod was looked at. */
+  readonly looks: number;
   health: { ready: boolean; reason?: string; message?: string };
   /** How often objects are read that cannot be watched. */
   objectPollSeconds: number;
@@ -58,6 +60,7 @@ export function world(): World {
   let stopping = new AbortController();
   let running: Promise<void> = Promise.resolve();
   let nodes: VirtualNodes | undefined;
+  let looks = 0;
   const connection = fakeLease(provider, tenant);
   const it: World = {
     consumer,
@@ -67,6 +70,9 @@ export function world(): World {
     strays,
     health: { ready: true },
     objectPollSeconds: 0.2,
+    get looks() {
+      return looks;
+    },
     get nodes() {
       return nodes!;
     },
@@ -92,6 +98,11 @@ export function world(): World {
         log: silentLog,
         onStrayPod: (name) => strays.push(name),
         evictionGuard: it.evictionGuard,
+        metrics: {
+          reconciled: (controller) => {
+            if (controller === 'virtual-node-pods') looks += 1;
+          },
+        },
         heartbeatSeconds: 0.2,
         firstReportSeconds: 0.2,
         objectPollSeconds: it.objectPollSeconds,

@@ -31,7 +31,7 @@ const declared = {
     'N[,N]',
   ),
   rounds: integer(
-    'burst, streams, transport: how often each alternative has its turn; of up to 100 pods, three times as often.',
+    'burst, streams, transport: how often each alternative has its turn; of up to 100 pods, seven times as often.',
     'COUNT',
     1,
     100,

@@ -104,36 +104,42 @@ export function send(server: URL, access: Access, outgoing: Outgoing, signal?: A
   });
 }
 
-/** Reads a body to its end, at most `maxBytes` of it. */
-export async function readBody(
+/** Reads a body to its end, at most `maxBytes` of it. Handlers and no iterator, as every call does it. */
+export function readBody(
   response: IncomingMessage,
   what: string,
-  limits: { maxBytes: number; timeoutSeconds: number },
+  { maxBytes, timeoutSeconds }: { maxBytes: number; timeoutSeconds: number },
 ): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  let size = 0;
-  let failure: UnknownOutcomeError | undefined;
-  const timer = setTimeout(() => {
-    failure = new UnknownOutcomeError(`${what}: the answer did not end within ${limits.timeoutSeconds} s`);
-    response.destroy();
-  }, limits.timeoutSeconds * 1000);
-  try {
-    for await (const chunk of response) {
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    let size = 0;
+    const settle = () => {
+      clearTimeout(timer);
+      response.off('data', take);
+      response.off('close', cut);
+    };
+    const fail = (why: string, cause?: unknown) => {
+      settle();
+      response.destroy();
+      reject(new UnknownOutcomeError(`${what}: the answer ${why}`, { cause }));
+    };
+    const cut = () => fail('broke off');
+    const timer = setTimeout(() => fail(`did not end within ${timeoutSeconds} s`), timeoutSeconds * 1000);
+    const take = (chunk: Buffer) => {
       size += chunk.length;
-      if (size > limits.maxBytes) {
-        failure = new UnknownOutcomeError(`${what}: the answer is longer than ${limits.maxBytes} bytes`);
-        break; // leaving the loop destroys the stream
-      }
-      chunks.push(chunk);
-    }
-  } catch (error) {
-    failure ??= new UnknownOutcomeError(`${what}: the answer broke off: ${wordsOf(error)}`, { cause: error });
-  } finally {
-    clearTimeout(timer);
-  }
-  if (!failure && !response.complete) failure = new UnknownOutcomeError(`${what}: the answer broke off`);
-  if (failure) throw failure;
-  return Buffer.concat(chunks);
+      if (size > maxBytes) fail(`is longer than ${maxBytes} bytes`);
+      else chunks.push(chunk);
+    };
+    if (response.closed) return cut();
+    response.on('data', take);
+    response.on('error', (error) => fail(`broke off: ${wordsOf(error)}`, error));
+    response.once('close', cut);
+    response.once('end', () => {
+      if (!response.complete) return cut();
+      settle();
+      resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks));
+    });
+  });
 }
 
 /** An API server may live below a path of its own. */

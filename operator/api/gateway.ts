@@ -13,6 +13,7 @@
  *   PUT  /v1/leases/{leaseId}/services     the consumer's Services that its pods may reach: an address for each
  *   POST /v1/leases/{leaseId}/forward      upgrade: connections to the tenant's pods, see below
  *   POST /v1/leases/{leaseId}/reverse      upgrade: connections from them to the consumer's Services
+ *   POST /v1/leases/{leaseId}/batch        several POST and DELETE of kube/… at once; an answer a line, as each is known
  *   *    /v1/leases/{leaseId}/kube/…       the narrow proxy to the provider's Kubernetes API, see below
  *
  * The proxy knows one namespace, the tenant's, which the caller does not name:
@@ -280,6 +281,40 @@ export const releaseReceipt = z.object({
   signature: signature.optional(),
 });
 export type ReleaseReceipt = z.infer<typeof releaseReceipt>;
+
+/** Calls in one batch. */
+export const maxBatchedCalls = 64;
+
+/** One write: what it is alone, under the lease, with its query. It is answered with the object's metadata alone. */
+const batchedCall = z.object({
+  method: z.enum(['POST', 'DELETE']),
+  path: z
+    .string()
+    .max(1024)
+    .regex(/^kube\//, 'is a path under kube/'),
+  /** The object to be made. */
+  body: z.unknown().optional(),
+});
+export type BatchedCall = z.infer<typeof batchedCall>;
+
+export const batchRequest = z.object({ calls: z.array(batchedCall).min(1).max(maxBatchedCalls) });
+export type BatchRequest = z.infer<typeof batchRequest>;
+
+/** An object of JSON a line. */
+export const batchType = 'application/x-ndjson';
+
+/** One line. A call without one was cut off: whether it was carried out is not known. */
+export const batchedAnswer = z.object({
+  call: z
+    .int32()
+    .min(0)
+    .max(maxBatchedCalls - 1)
+    .describe('Which of the calls, from 0.'),
+  status: z.int32().min(100).max(599),
+  retryAfter: z.string().max(5).optional().describe('Seconds, with a status that asks to wait.'),
+  body: z.unknown().describe('Metadata of the object, or a problem document.'),
+});
+export type BatchedAnswer = z.infer<typeof batchedAnswer>;
 
 /** What the two tunnels are called in an upgrade. */
 export const forwardProtocol = 'gpulease-forward';

@@ -22,6 +22,7 @@ import { acceptJsonOnly } from './plugins/json.ts';
 import { createRateLimit } from './plugins/limits.ts';
 import { answerWithProblems } from './plugins/problems.ts';
 import { problemOf, problemType } from './problem.ts';
+import { batchRoutes } from './routes/batch.ts';
 import { createFollowed } from './routes/follow.ts';
 import { kubeRoutes } from './routes/kube.ts';
 import { leaseRoutes } from './routes/leases.ts';
@@ -30,6 +31,7 @@ import { serviceRoutes } from './routes/services.ts';
 import { serveStreams } from './routes/streams.ts';
 import { alpnProtocols, serveWatches } from './routes/watches.ts';
 import type { GatewayLog, GatewayService, NodePages, Upstream } from './service.ts';
+import { createTenantCalls } from './tenant-calls.ts';
 import { createLeaseTokens } from './tokens.ts';
 import { createTunnels, type TunnelOptions } from './tunnels/tunnels.ts';
 
@@ -189,10 +191,12 @@ export function createGateway(options: GatewayOptions): Gateway {
   providerRoutes(app, service, callers);
   const followed = createFollowed(service);
   leaseRoutes(app, { service, followed, tokens, callers, nonces: createNonces(now), publicUrls, now });
-  kubeRoutes(app, { service, callers, upstream, nodePages: options.nodePages, podRules });
+  const calls = createTenantCalls({ service, upstream, podRules });
+  kubeRoutes(app, { service, callers, calls, nodePages: options.nodePages });
+  batchRoutes(app, { service, callers, calls, audit, log });
   serviceRoutes(app, { service, callers });
   const tunnels = createTunnels({ service, callers, upstream, log, reverse: options.reverse });
-  const streams = serveStreams(server, { service, callers, upstream, podRules, log, audit, tunnels });
+  const streams = serveStreams(server, { service, callers, upstream, log, audit, tunnels });
   const watches = options.tls
     ? serveWatches(server as HttpsServer, { service, followed, callers, upstream, log })
     : undefined;

@@ -18,6 +18,8 @@ export interface Callers {
   anybody(from: From): void;
   /** For requests with one: throws a Refusal unless it is a good one of this lease. */
   check(leaseId: Hex32, from: From): void;
+  /** One more call of a request that was checked. Throws a Refusal (429). */
+  again(leaseId: Hex32): void;
   /** A request without a token proved by signature that it is about this lease. */
   proved(leaseId: Hex32, from: From): void;
   /** It is about this lease, which anybody may have said: what is on chain is public. */
@@ -60,6 +62,7 @@ export function createCallers(options: {
       ofWallet.take(walletOf(leaseId) ?? leaseId);
       leases.set(from, leaseId);
     },
+    again: (leaseId) => ofWallet.take(walletOf(leaseId) ?? leaseId),
     proved(leaseId, from) {
       ofAddress.give(bucketOf(from));
       if (from.socket?.linkedBy !== undefined) ofPlace.give(from.socket.linkedBy);

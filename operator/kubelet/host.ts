@@ -102,7 +102,7 @@ export function openHost(options: HostOptions): Host {
   const { signal } = stopping;
   const flooded = new AbortController();
   const listening = AbortSignal.any([signal, flooded.signal]);
-  const remote = remoteCluster(`provider of ${name}`, lease);
+  const remote = remoteCluster(`provider of ${name}`, lease, clock);
   const informerOptions = { cluster: remote, log, clock, metrics: options.metrics };
   const remotePods = createInformer<Pod & KubeObject>({
     ...informerOptions,

@@ -6,12 +6,13 @@
  */
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
-import type { AllocationInfo } from '../api/gateway.ts';
-import { plainText } from '../core/plain-text.ts';
-import { ApiError, isRecord, statusOf, UnknownOutcomeError } from '../engine/errors.ts';
-import { readBody } from '../engine/http.ts';
+import type { AllocationInfo, BatchedCall } from '../api/gateway.ts';
+import type { Clock } from '../engine/clock.ts';
+import { ApiError, isRecord, UnknownOutcomeError } from '../engine/errors.ts';
 import { apiVersionOf, metadataAlone, withQuery } from '../engine/paths.ts';
 import type { Cluster, KubeObject, ObjectKey, RawRequest, Resource } from '../engine/types.ts';
+import { createBatches } from './batches.ts';
+import { type Answer, answerOf, refusalOf, timeoutSeconds } from './remote-answer.ts';
 
 /** What is needed of a connection to one lease. `raw` and `upgrade` take paths under the lease; no status is an error. */
 export interface RemoteLease {
@@ -26,44 +27,54 @@ export interface RemoteLease {
 }
 
 const pageSize = 500;
-/** One page of 500 pods of ordinary size is 5 MB. */
-const maxAnswerBytes = 32 * 1024 * 1024;
 /** More objects than any tenant may have: a list that does not end here is an attack or a bug. */
 const maxListed = 20_000;
-const timeoutSeconds = 30;
 
-export function remoteCluster(name: string, lease: RemoteLease): Cluster {
-  async function call(
+export function remoteCluster(name: string, lease: RemoteLease, clock: Clock): Cluster {
+  const batches = createBatches({
+    lease,
+    alone: ({ method, path, body }, signal) => ask(method, path, body, signal, metadataAlone),
+    clock,
+  });
+
+  async function ask(
     method: string,
     path: string,
     body?: unknown,
     signal?: AbortSignal,
     accept = 'application/json',
-  ): Promise<Record<string, unknown>> {
-    const what = `${method} ${path.split('?', 1)[0]}`;
-    const response = await sent(what, signal, () =>
-      lease.raw(
-        {
-          method,
-          path,
-          headers: {
-            Accept: accept,
-            ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
-          },
-          body: body === undefined ? undefined : JSON.stringify(body),
-          timeoutSeconds,
+  ): Promise<Answer> {
+    const response = await lease.raw(
+      {
+        method,
+        path,
+        headers: {
+          Accept: accept,
+          ...(body === undefined ? {} : { 'Content-Type': 'application/json' }),
         },
-        signal,
-      ),
+        body: body === undefined ? undefined : JSON.stringify(body),
+        timeoutSeconds,
+      },
+      signal,
     );
-    const bytes = await readBody(response, what, { maxBytes: maxAnswerBytes, timeoutSeconds });
-    const code = response.statusCode ?? 0;
-    const parsed = parse(bytes);
-    if (code >= 200 && code < 300) {
-      if (isRecord(parsed)) return parsed;
-      throw new UnknownOutcomeError(`${what}: the answer is not a JSON object`);
-    }
-    throw refusalOf(code, parsed, method, what, response.headers['retry-after']);
+    return answerOf(response, whatOf(method, path));
+  }
+
+  async function call(
+    method: BatchedCall['method'] | 'GET' | 'PUT',
+    path: string,
+    body?: unknown,
+    signal?: AbortSignal,
+  ): Promise<Record<string, unknown>> {
+    const what = whatOf(method, path);
+    const answer = await sent(what, signal, () =>
+      method === 'GET' || method === 'PUT'
+        ? ask(method, path, body, signal)
+        : batches.write({ method, path, body }, signal),
+    );
+    if (answer.code < 200 || answer.code >= 300) throw refusalOf(answer, method, what);
+    if (isRecord(answer.body)) return answer.body;
+    throw new UnknownOutcomeError(`${what}: the answer is not a JSON object`);
   }
 
   const notOffered = (what: string): never => {
@@ -118,7 +129,7 @@ export function remoteCluster(name: string, lease: RemoteLease): Cluster {
 
     /** With the metadata that the provider gave it; the rest is as it was sent, and not what the provider made of it. */
     async create<T extends KubeObject>(resource: Resource, object: T, signal?: AbortSignal) {
-      const made = await call('POST', collectionPath(resource), object, signal, metadataAlone);
+      const made = await call('POST', collectionPath(resource), object, signal);
       return { ...object, ...made, apiVersion: apiVersionOf(resource), kind: resource.kind } as T;
     },
 
@@ -129,7 +140,7 @@ export function remoteCluster(name: string, lease: RemoteLease): Cluster {
       const { gracePeriodSeconds, uid, resourceVersion } = options;
       const path = withQuery(objectPath(resource, key), { gracePeriodSeconds, uid, resourceVersion });
       try {
-        await call('DELETE', path, undefined, signal, metadataAlone);
+        await call('DELETE', path, undefined, signal);
       } catch (error) {
         if (!(error instanceof ApiError && error.reason === 'NotFound')) throw error;
       }
@@ -147,6 +158,7 @@ export function remoteCluster(name: string, lease: RemoteLease): Cluster {
   };
 }
 
+const whatOf = (method: string, path: string): string => `${method} ${path.split('?', 1)[0]}`;
 const collectionPath = (resource: Resource): string => `kube/${resource.plural}`;
 const objectPath = (resource: Resource, key: ObjectKey): string =>
   `kube/${resource.plural}/${encodeURIComponent(key.name)}`;
@@ -165,31 +177,5 @@ async function sent<T>(what: string, signal: AbortSignal | undefined, send: () =
     const message = error instanceof Error ? error.message : 'failed';
     const neverSent = error instanceof Error && 'neverSent' in error && error.neverSent === true;
     throw new UnknownOutcomeError(`${what}: ${message}`, { neverSent, cause: error });
-  }
-}
-
-/** A no is either the API server's Status, carried through, or the gateway's own problem document. */
-function refusalOf(code: number, body: unknown, method: string, what: string, retryAfter: string | undefined): Error {
-  if (isRecord(body) && body.kind !== 'Status' && (typeof body.title === 'string' || typeof body.reason === 'string')) {
-    const reason = typeof body.reason === 'string' ? body.reason : String(body.title);
-    const message = plainText(String(typeof body.detail === 'string' ? body.detail : (body.title ?? reason)));
-    return new ApiError({ ...statusOf(code, undefined, retryAfter), code, reason: reason.slice(0, 64), message }, what);
-  }
-  const said = statusOf(code, body, retryAfter);
-  const status = { ...said, message: plainText(said.message) };
-  // A page that says 404 in somebody else's words is not the API server's NotFound, by which pods are given up.
-  if (code === 404 && !(isRecord(body) && body.kind === 'Status'))
-    return new ApiError({ ...status, reason: 'Unrecognized' }, what);
-  if (method !== 'GET' && (code === 500 || code === 502 || code === 504))
-    return new UnknownOutcomeError(`${what}: ${status.message}`, { code });
-  return new ApiError(status, what);
-}
-
-function parse(bytes: Buffer): unknown {
-  const text = bytes.toString('utf8');
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text.slice(0, 2048);
   }
 }

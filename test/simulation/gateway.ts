@@ -20,7 +20,7 @@ import { runAsLeader } from '../../operator/engine/leader.ts';
 import type { Cluster, Log, RawRequest } from '../../operator/engine/types.ts';
 import { problemOfError } from '../../operator/gateway/problem.ts';
 import { replaceRunningPod } from '../../operator/gateway/replace-pod.ts';
-import { problemOfAnswer, queryOf, readAll, targetOf, withQuery } from '../../operator/gateway/routes/kube.ts';
+import { problemOfAnswer, queryOf, readAll, targetOf, withQuery } from '../../operator/gateway/tenant-calls.ts';
 import type { SimChain } from './chain.ts';
 import { linesOf } from './cluster-link.ts';
 import { addressOf } from './keys.ts';

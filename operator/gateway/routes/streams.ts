@@ -16,13 +16,17 @@ import { leaveSoon } from '../../wire/leave-soon.ts';
 import { switchingHead, upgradeHeaders } from '../../wire/upgrade-headers.ts';
 import { join } from '../../wire/upgraded.ts';
 import type { Audit } from '../audit.ts';
+import type { Callers } from '../callers.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
-import type { GatewayLog } from '../service.ts';
+import type { GatewayLog, GatewayService, Upstream } from '../service.ts';
+import { problemOfAnswer, queryOf, targetOf, withQuery } from '../tenant-calls.ts';
 import type { Tunnels } from '../tunnels/tunnels.ts';
-import { type KubeRouteOptions, problemOfAnswer, queryOf, targetOf, withQuery } from './kube.ts';
 import { leaseIdOf } from './leases.ts';
 
-export interface StreamOptions extends KubeRouteOptions {
+export interface StreamOptions {
+  readonly service: GatewayService;
+  readonly callers: Callers;
+  readonly upstream: Upstream;
   readonly log: GatewayLog;
   readonly audit: Audit;
   /** Upgrades that are no stream of a pod. */

@@ -15,14 +15,18 @@ import { tenantNamespace } from '../../core/allocation/record.ts';
 import { Refusal } from '../../core/allocation/refusal.ts';
 import { systemTiming, type Timing } from '../../wire/timing.ts';
 import { keep } from '../../wire/tunnel.ts';
+import type { Callers } from '../callers.ts';
 import { problemOf, problemOfError, problemType } from '../problem.ts';
-import type { GatewayLog } from '../service.ts';
+import type { GatewayLog, GatewayService, Upstream } from '../service.ts';
+import { problemOfAnswer, queryOf, targetOf, withQuery } from '../tenant-calls.ts';
 import { type Budget, createBudget } from '../tunnels/budget.ts';
 import { eventStream, type Followed, wantsEvents } from './follow.ts';
-import { type KubeRouteOptions, problemOfAnswer, queryOf, targetOf, withQuery } from './kube.ts';
 import { leaseIdOf } from './leases.ts';
 
-export interface WatchOptions extends KubeRouteOptions {
+export interface WatchOptions {
+  readonly service: GatewayService;
+  readonly callers: Callers;
+  readonly upstream: Upstream;
   readonly followed: Pick<Followed, 'open'>;
   readonly log: GatewayLog;
   /** Watches at a time, over all leases. */

@@ -14,8 +14,8 @@ import { dial } from '../../wire/dial.ts';
 import { join } from '../../wire/halves.ts';
 import { systemTiming } from '../../wire/timing.ts';
 import { problemOfError } from '../problem.ts';
-import { readAll } from '../routes/kube.ts';
 import type { GatewayLog, GatewayService, Upstream } from '../service.ts';
+import { readAll } from '../tenant-calls.ts';
 import type { Budget } from './budget.ts';
 
 export interface ForwardOptions {

@@ -2,7 +2,10 @@
  * A connection to a lease without a gateway between: paths under `kube/` go to one namespace of a cluster, fake or real. No
  * admission, no token; what the gateway adds is tested there.
  */
-import type { AllocationInfo } from '../../../operator/api/gateway.ts';
+import type { IncomingMessage } from 'node:http';
+import { PassThrough } from 'node:stream';
+import type { AllocationInfo, BatchRequest } from '../../../operator/api/gateway.ts';
+import { readBody } from '../../../operator/engine/http.ts';
 import type { Cluster, RawRequest } from '../../../operator/engine/types.ts';
 import type { RemoteLease } from '../../../operator/kubelet/remote.ts';
 
@@ -24,6 +27,7 @@ export interface FakeLease extends RemoteLease {
   state: AllocationInfo['state'];
   /** Nothing arrives while true. */
   cut: boolean;
+  /** Those of a batch each by itself. */
   readonly requests: { method: string; path: string; body?: unknown }[];
 }
 
@@ -52,6 +56,25 @@ export function fakeLease(cluster: Cluster, namespace = 'tenant'): FakeLease {
       body,
     };
   };
+  /** Its calls one by one, each with a line. */
+  function batch(request: RawRequest, signal?: AbortSignal): IncomingMessage {
+    const { calls } = JSON.parse(String(request.body)) as BatchRequest;
+    const lines = new PassThrough();
+    Object.assign(lines, { statusCode: 200, headers: {} });
+    const answers = calls.map(async ({ method, path, body }, call) => {
+      const response = await lease.raw(
+        { method, path, headers: request.headers, body: body === undefined ? undefined : JSON.stringify(body) },
+        signal,
+      );
+      const bytes = await readBody(response, path, { maxBytes: 1e7, timeoutSeconds: 30 });
+      lines.write(`{"call":${call},"status":${response.statusCode},"body":${bytes.toString().trimEnd()}}\n`);
+    });
+    Promise.all(answers).then(
+      () => lines.end(),
+      (error: Error) => lines.destroy(error),
+    );
+    return lines as unknown as IncomingMessage;
+  }
   const lease: FakeLease = {
     state: 'Serving',
     cut: false,
@@ -62,6 +85,7 @@ export function fakeLease(cluster: Cluster, namespace = 'tenant'): FakeLease {
     },
     async raw(request, signal) {
       if (lease.cut) throw new Error('unreachable');
+      if (request.path === 'batch') return batch(request, signal);
       lease.requests.push({
         method: request.method,
         path: request.path,

@@ -62,6 +62,7 @@ const remoteConfig = (name = 'conf') =>
 
 test('a pod is looked at where there is something to do, and not for what was reported of it, or is only on its way', async () => {
   w.evictionGuard = { holds: true, onChange: () => undefined } as unknown as EvictionGuard;
+  w.firstReportSeconds = 60;
   await w.start();
   const pod = w.bind('web');
   await eventually(() => expect(w.remote(pod)).toBeDefined());
@@ -70,22 +71,22 @@ test('a pod is looked at where there is something to do, and not for what was re
   w.say(pod, running);
   await eventually(() => expect(w.pod('web')?.status?.phase).toBe('Running'));
   await aWhile();
-  // Sent, reported; and once more when the patience with a provider that says nothing would have ended.
-  expect(w.looks).toBe(3);
+  // Sent, and reported.
+  expect(w.looks).toBe(2);
 
   w.consumer.change<Pod>(resources.pods, { namespace: 'team-a', name: 'web' }, (p) => {
     p.metadata.labels = { a: 'b' };
   });
-  await eventually(() => expect(w.looks).toBe(4));
+  await eventually(() => expect(w.looks).toBe(3));
   w.consumer.change<Pod>(resources.pods, { namespace: 'team-a', name: 'web' }, (p) => {
     p.status!.conditions!.push({ type: 'example.com/gate', status: 'True' });
   });
-  await eventually(() => expect(w.looks).toBe(5));
+  await eventually(() => expect(w.looks).toBe(4));
 
   await w.consumer.delete(resources.pods, { namespace: 'team-a', name: 'web' });
   await eventually(() => expect(w.remote(pod)?.metadata.deletionTimestamp).toBeDefined());
   await aWhile();
-  expect(w.looks).toBe(6);
+  expect(w.looks).toBe(5);
   w.say(pod, { message: 'its containers stop' });
   await eventually(() => expect(w.pod('web')?.status?.message).toBe('its containers stop'));
   w.provider.erase(resources.pods, { namespace: 'tenant', name: remoteNameOf(pod) });

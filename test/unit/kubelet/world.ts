@@ -32,6 +32,8 @@ export interface World {
   /** How often a pod was looked at. */
   readonly looks: number;
   health: { ready: boolean; reason?: string; message?: string };
+  /** How long nothing is told of a pod of which its provider says nothing. */
+  firstReportSeconds: number;
   /** How often objects are read that cannot be watched. */
   objectPollSeconds: number;
   /** This process ends; another one takes over when `start` is called. */
@@ -69,6 +71,7 @@ export function world(): World {
     told,
     strays,
     health: { ready: true },
+    firstReportSeconds: 0.2,
     objectPollSeconds: 0.2,
     get looks() {
       return looks;
@@ -104,7 +107,7 @@ export function world(): World {
           },
         },
         heartbeatSeconds: 0.2,
-        firstReportSeconds: 0.2,
+        firstReportSeconds: it.firstReportSeconds,
         objectPollSeconds: it.objectPollSeconds,
       });
       running = nodes.run(stopping.signal);

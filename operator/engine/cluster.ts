@@ -9,7 +9,7 @@ import type { Duplex } from 'node:stream';
 import { type Clock, sleep, systemClock } from './clock.ts';
 import { readCredentials } from './credentials.ts';
 import { ApiError, isExpired, isNotFound, isRecord, statusOf, UnknownOutcomeError } from './errors.ts';
-import { type Answer, type Outgoing, pathAt, pathOnly, readBody, send } from './http.ts';
+import { type Answer, jsonOrText, type Outgoing, pathAt, pathOnly, readBody, send } from './http.ts';
 import type { EngineMetrics } from './metrics.ts';
 import { apiVersionOf, collectionPath, metadataAlone, objectPath, withQuery } from './paths.ts';
 import type { Cluster, ConnectionKind, KubeObject, ListOptions, RawRequest, Resource, SharedWatches } from './types.ts';
@@ -141,7 +141,7 @@ export function clusterOver(transport: Transport, options: Omit<ConnectOptions, 
         throw error;
       }
       const code = response.statusCode ?? 0;
-      const parsed = parse(bytes);
+      const parsed = jsonOrText(bytes.toString('utf8'));
       if (code >= 200 && code < 300) {
         if (!isRecord(parsed)) throw new UnknownOutcomeError(`${what}: the answer is not a JSON object`);
         return parsed as T;
@@ -299,14 +299,4 @@ interface ListPage {
 
 function typed<T extends KubeObject>(resource: Resource, object: T): T {
   return { ...object, apiVersion: apiVersionOf(resource), kind: resource.kind };
-}
-
-/** Anything but JSON is kept as text: it may be a proxy's explanation. */
-function parse(bytes: Buffer): unknown {
-  const text = bytes.toString('utf8');
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text.slice(0, 2048);
-  }
 }

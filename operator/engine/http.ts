@@ -142,6 +142,15 @@ export function readBody(
   });
 }
 
+/** Anything but JSON is kept as text, a page of it: it may be a proxy's explanation. */
+export function jsonOrText(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text.slice(0, 2048);
+  }
+}
+
 /** An API server may live below a path of its own. */
 export const pathAt = (server: URL, path: string): string => server.pathname.replace(/\/$/, '') + path;
 

@@ -48,6 +48,7 @@ export function createCallers(options: {
     ofAddress.take(bucketOf(from));
     if (from.socket?.linkedBy !== undefined) ofPlace.take(from.socket.linkedBy);
   };
+  const again = (leaseId: Hex32): void => ofWallet.take(walletOf(leaseId) ?? leaseId);
   return {
     anybody,
     check(leaseId, from) {
@@ -59,15 +60,15 @@ export function createCallers(options: {
         throw error;
       }
       connections.prove(from);
-      ofWallet.take(walletOf(leaseId) ?? leaseId);
+      again(leaseId);
       leases.set(from, leaseId);
     },
-    again: (leaseId) => ofWallet.take(walletOf(leaseId) ?? leaseId),
+    again,
     proved(leaseId, from) {
       ofAddress.give(bucketOf(from));
       if (from.socket?.linkedBy !== undefined) ofPlace.give(from.socket.linkedBy);
       connections.prove(from);
-      ofWallet.take(walletOf(leaseId) ?? leaseId);
+      again(leaseId);
       leases.set(from, leaseId);
     },
     about: (leaseId, from) => void leases.set(from, leaseId),

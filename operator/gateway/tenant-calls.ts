@@ -103,6 +103,12 @@ export async function problemOfAnswer(response: IncomingMessage, target: KubeTar
   return problemOf(status, message, reason);
 }
 
+/** Seconds, where the API server says when to try again. */
+export function retryAfterOf({ headers }: IncomingMessage): string | undefined {
+  const given = headers['retry-after'];
+  return given !== undefined && /^\d{1,5}$/.test(given) ? given : undefined;
+}
+
 export interface Wanted {
   readonly method: string;
   readonly path: string;

@@ -6,6 +6,7 @@
 import { type BatchedCall, batchType, maxBatchedCalls, maxBodyBytes } from '../api/gateway.ts';
 import type { Clock } from '../engine/clock.ts';
 import { isRecord, UnknownOutcomeError } from '../engine/errors.ts';
+import { jsonOrText } from '../engine/http.ts';
 import { readLines } from '../engine/lines.ts';
 import { withoutManagedFields } from '../engine/managed-fields.ts';
 import type { RawRequest } from '../engine/types.ts';
@@ -45,6 +46,14 @@ export function createBatches(options: {
   /** Its gateway is from before there were batches. */
   let unknown = false;
 
+  function onItsWay<T>(request: Promise<T>): Promise<T> {
+    onTheirWay += 1;
+    return request.finally(() => {
+      onTheirWay -= 1;
+      next();
+    });
+  }
+
   function next(): void {
     if (waiting.length === 0) return;
     if (onTheirWay === 0) go();
@@ -56,11 +65,7 @@ export function createBatches(options: {
     cancelWait = undefined;
     const taken = firstOf(waiting);
     waiting = waiting.slice(taken.length);
-    onTheirWay += 1;
-    void (taken.length === 1 || unknown ? Promise.all(taken.map(byItself)) : together(taken)).finally(() => {
-      onTheirWay -= 1;
-      next();
-    });
+    void onItsWay<unknown>(taken.length === 1 || unknown ? Promise.all(taken.map(byItself)) : together(taken));
     next();
   }
 
@@ -92,9 +97,11 @@ export function createBatches(options: {
 
   return {
     write(call, signal) {
+      if (signal?.aborted) return Promise.reject(signal.reason);
       if (unknown) return alone(call, signal);
+      // Then nothing waits either.
+      if (onTheirWay === 0) return onItsWay(alone(call, signal));
       return new Promise((resolve, reject) => {
-        if (signal?.aborted) return reject(signal.reason);
         const done = () => signal?.removeEventListener('abort', onAbort);
         const one: Waiting = {
           call,
@@ -141,12 +148,7 @@ const batchOf = (all: readonly Waiting[]): RawRequest => ({
 });
 
 function told(line: string): { readonly call: number; readonly answer: Answer } {
-  let said: unknown;
-  try {
-    said = JSON.parse(withoutManagedFields(line));
-  } catch {
-    // Below.
-  }
+  const said = jsonOrText(withoutManagedFields(line));
   if (!isRecord(said) || typeof said.call !== 'number' || typeof said.status !== 'number')
     throw new UnknownOutcomeError('POST batch: a line is no answer');
   const { call, status: code, body, retryAfter } = said;

@@ -408,9 +408,9 @@ export function createPodCarrier(options: PodCarrierOptions): PodCarrier {
   }
 
   async function write(pod: Pod, status: PodStatus, signal: AbortSignal): Promise<void> {
-    const stored = written.get(pod) ?? pod.status;
-    if (sameStatus(stored, status)) return;
     const before = written.get(pod);
+    const stored = before ?? pod.status;
+    if (sameStatus(stored, status)) return;
     // Set first: a later look, at a cache that lags, must not take the end back; and it may come back before the answer.
     if (status.phase === 'Succeeded' || status.phase === 'Failed') ended.set(uidOf(pod), true);
     written.set(pod, patchedStatus(stored, status));

@@ -2,7 +2,7 @@
 import type { IncomingMessage } from 'node:http';
 import { plainText } from '../core/plain-text.ts';
 import { ApiError, isRecord, statusOf, UnknownOutcomeError } from '../engine/errors.ts';
-import { readBody } from '../engine/http.ts';
+import { jsonOrText, readBody } from '../engine/http.ts';
 
 /** One page of 500 pods of ordinary size is 5 MB. */
 const maxAnswerBytes = 32 * 1024 * 1024;
@@ -19,7 +19,11 @@ export interface Answer {
 
 export async function answerOf(response: IncomingMessage, what: string): Promise<Answer> {
   const bytes = await readBody(response, what, { maxBytes: maxAnswerBytes, timeoutSeconds });
-  return { code: response.statusCode ?? 0, body: parse(bytes), retryAfter: response.headers['retry-after'] };
+  return {
+    code: response.statusCode ?? 0,
+    body: jsonOrText(bytes.toString('utf8')),
+    retryAfter: response.headers['retry-after'],
+  };
 }
 
 /** A no is either the API server's Status, carried through, or the gateway's own problem document. */
@@ -37,13 +41,4 @@ export function refusalOf({ code, body, retryAfter }: Answer, method: string, wh
   if (method !== 'GET' && (code === 500 || code === 502 || code === 504))
     return new UnknownOutcomeError(`${what}: ${status.message}`, { code });
   return new ApiError(status, what);
-}
-
-function parse(bytes: Buffer): unknown {
-  const text = bytes.toString('utf8');
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text.slice(0, 2048);
-  }
 }

@@ -18,6 +18,7 @@ import {
   problemOfAnswer,
   queryOf,
   readAll,
+  retryAfterOf,
   type TenantCalls,
   targetOf,
 } from '../tenant-calls.ts';
@@ -66,8 +67,9 @@ export function batchRoutes(app: FastifyInstance, { service, callers, calls, aud
             const from = { method, url: `/v1/leases/${leaseId}/${path}`, ...pick(request.raw) };
             callers.about(leaseId, from);
             audit(from, answer.status, (performance.now() - startedAt) / 1000);
-            const retryAfter = answer.retryAfter === undefined ? '' : `,"retryAfter":"${answer.retryAfter}"`;
-            say(`{"call":${index},"status":${answer.status}${retryAfter},"body":${answer.body}}\n`);
+            const { status, retryAfter } = answer;
+            // The body is JSON already.
+            say(`${JSON.stringify({ call: index, status, retryAfter }).slice(0, -1)},"body":${answer.body}}\n`);
           }),
         );
         return reply;
@@ -101,19 +103,14 @@ export function batchRoutes(app: FastifyInstance, { service, callers, calls, aud
         return text === undefined ? undefined : { status, body: inOneLine(text) };
       }
       const problem = await problemOfAnswer(response, target, method);
-      const retryAfter = response.headers['retry-after'];
-      return {
-        status: problem.status,
-        ...(typeof retryAfter === 'string' && /^\d{1,5}$/.test(retryAfter) ? { retryAfter } : {}),
-        body: JSON.stringify(problem),
-      };
+      return { status: problem.status, retryAfter: retryAfterOf(response), body: JSON.stringify(problem) };
     } catch (error) {
       const { problem, ours, retryAfterSeconds } = problemOfError(error);
       if (ours && !signal.aborted)
         log.error({ error: error instanceof Error ? error.message : String(error) }, 'a call could not be served');
       return {
         status: problem.status,
-        ...(retryAfterSeconds === undefined ? {} : { retryAfter: String(retryAfterSeconds) }),
+        retryAfter: retryAfterSeconds?.toString(),
         body: JSON.stringify(problem),
       };
     }

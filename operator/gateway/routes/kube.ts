@@ -21,6 +21,7 @@ import {
   problemOfAnswer,
   queryOf,
   readAll,
+  retryAfterOf,
   type TenantCalls,
   targetOf,
   type Wanted,
@@ -116,8 +117,8 @@ export function kubeRoutes(app: FastifyInstance, options: KubeRouteOptions): voi
     const status = response.statusCode ?? 502;
     if (status < 200 || status >= 300) {
       const problem = await problemOfAnswer(response, target, wanted.method);
-      const retryAfter = response.headers['retry-after'];
-      if (typeof retryAfter === 'string' && /^\d{1,5}$/.test(retryAfter)) reply.header('retry-after', retryAfter);
+      const retryAfter = retryAfterOf(response);
+      if (retryAfter !== undefined) reply.header('retry-after', retryAfter);
       return reply.code(problem.status).type(problemType).send(JSON.stringify(problem));
     }
     const type = response.headers['content-type'] ?? 'application/json';
